@@ -1,0 +1,51 @@
+"""scikit-learn's digits, long-tailed: five tasks of two classes, no download."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """python -m gr_jax.main --config=configs/digits_lt.py"""
+  config = ml_collections.ConfigDict()
+  config.dataset = "digits"
+  config.data_dir = config_dict.placeholder(str)
+  config.image_size = 8
+  config.model = "resnet8"
+  config.method = "gr"
+  config.seed = 0
+
+  config.scenario = ml_collections.ConfigDict()
+  config.scenario.kind = "lt"
+  config.scenario.imbalance = 10.0
+  config.scenario.num_tasks = 5
+  config.scenario.first_task_classes = config_dict.placeholder(int)
+  config.scenario.order = "fixed"
+  config.scenario.seed = 0
+
+  config.memory = ml_collections.ConfigDict()
+  config.memory.per_class = 5
+  config.memory.selection = "herding"
+
+  config.reweighting = "dgr"
+  config.prior = True
+  config.distillation = "dakd"
+  config.task_ratio = "release"
+  config.distillation_weight = 0.7
+  config.attenuation_gamma = 1.0
+  config.temperature = 2.0
+
+  config.epochs = 30
+  config.milestones = (15, 25)
+  config.learning_rate = 0.1
+  config.learning_rate_decay = 0.1
+  config.momentum = 0.9
+  config.weight_decay = 5e-4
+  config.batch_size = 32
+  config.augmentation = "shift"
+  config.validation_fraction = 0.1
+
+  config.evaluation_block = 100
+  config.checkpoint_every_epochs = 10
+  config.steps_per_call = 100
+  config.stop_after_task = config_dict.placeholder(int)
+  return config.lock()

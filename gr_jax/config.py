@@ -1,0 +1,158 @@
+"""The config: every key, its type and its range, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from gr_jax import memory, scenario
+from gr_jax.data import augment, catalogue
+from gr_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+  """A config key: its type, whether it may be unset, and what values are allowed."""
+  type: type
+  optional: bool = False
+  allowed: tuple[str, ...] | None = None
+  range: str = ""
+  inside: Callable[[Any], bool] = lambda value: True
+
+
+def _at_least(low: float) -> dict:
+  return {"range": f"{low} or more", "inside": lambda value: math.isfinite(value) and value >= low}
+
+
+_POSITIVE = {"range": "above 0", "inside": lambda value: math.isfinite(value) and value > 0}
+_SHARE = {"range": "0 or more and below 1", "inside": lambda value: 0 <= value < 1}
+
+KEYS = {
+    "dataset": _Key(str),
+    "data_dir": _Key(str, optional=True),
+    "image_size": _Key(int, **_at_least(1)),
+    "model": _Key(str),
+    "method": _Key(str, allowed=("gr",)),
+    "seed": _Key(int, **_at_least(0)),
+    "epochs": _Key(int, **_at_least(1)),
+    "milestones": _Key(tuple),
+    "learning_rate": _Key(float, **_POSITIVE),
+    "learning_rate_decay": _Key(float, **_POSITIVE),
+    "momentum": _Key(float, **_SHARE),
+    "weight_decay": _Key(float, **_at_least(0)),
+    "batch_size": _Key(int, **_at_least(1)),
+    "evaluation_block": _Key(int, **_at_least(1)),
+    "augmentation": _Key(str, allowed=augment.KINDS),
+    "validation_fraction": _Key(float, **_SHARE),
+    "checkpoint_every_epochs": _Key(int, **_at_least(1)),
+    "steps_per_call": _Key(int, **_at_least(1)),
+    "stop_after_task": _Key(int, optional=True, **_at_least(1)),
+    "scenario.kind": _Key(str, allowed=scenario.KINDS),
+    "scenario.imbalance": _Key(
+        float, **(_at_least(1) | {"range": "the largest class over the smallest, so 1 or more"})),
+    "scenario.num_tasks": _Key(int, **_at_least(1)),
+    "scenario.first_task_classes": _Key(int, optional=True, **_at_least(1)),
+    "scenario.order": _Key(str),
+    "scenario.seed": _Key(int, **_at_least(0)),
+    "memory.per_class": _Key(int, **_at_least(0)),
+    "memory.selection": _Key(str, allowed=memory.SELECTIONS),
+    "reweighting": _Key(str, allowed=("dgr", "class", "none")),
+    "prior": _Key(bool),
+    "distillation": _Key(str, allowed=("dakd", "kd", "none")),
+    "task_ratio": _Key(str, allowed=("release", "symmetric")),
+    "distillation_weight": _Key(float, **_at_least(0)),
+    "attenuation_gamma": _Key(float, **_at_least(0)),
+    "temperature": _Key(float, **_POSITIVE),
+}
+
+# What may change between two starts of one run: where things are and how often they are saved or shown.
+FREE_KEYS = ("data_dir", "checkpoint_every_epochs", "steps_per_call", "stop_after_task")
+
+
+def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+  """{"scenario.kind": "lt", ...}; unset placeholders are None."""
+  flat = {}
+  for name in config:
+    value = config[name]
+    if isinstance(value, (ml_collections.ConfigDict, dict)):
+      flat.update(flatten(value, f"{prefix}{name}."))
+    else:
+      flat[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
+  return flat
+
+
+def unknown_key(key: str) -> UserError:
+  """The error for a key that does not exist; names the nearest one."""
+  near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)
+  return UserError(f"unknown config key {key!r}; did you mean {near[0]!r}?")
+
+
+def wrong_type(key: str, value: Any) -> UserError:
+  """The error for a value of the wrong type."""
+  return UserError(f"config key {key!r} is {value!r} ({type(value).__name__}); it takes "
+                   f"{_type_name(KEYS[key])}")
+
+
+def _type_name(key: _Key) -> str:
+  name = {tuple: "integers in a tuple, such as (80, 120)", int: "an integer", float: "a number",
+          bool: "True or False", str: "a text"}[key.type]
+  return name + (", or nothing" if key.optional else "")
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks every key, alone and against the others, without touching data or devices.
+
+  Raises:
+    UserError: unknown or missing key, wrong type, value out of range; with the value and the remedy.
+  """
+  flat = flatten(config)
+  for key in flat:
+    if key not in KEYS:
+      raise unknown_key(key)
+  missing = [key for key in KEYS if key not in flat]
+  if missing:
+    raise UserError(f"the config lacks {', '.join(map(repr, missing))}; each config file sets every key "
+                    f"(configs/digits_lt.py is an example)")
+  for key, value in flat.items():
+    _check(key, KEYS[key], value)
+  catalogue.check(config.dataset)
+  milestones = list(flat["milestones"])
+  if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
+    raise UserError(f"milestones are {tuple(milestones)}; they are finished epochs, ascending, 1 or more")
+  first, tasks = config.scenario.first_task_classes, config.scenario.num_tasks
+  if first is not None and tasks < 2:
+    raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a first task "
+                    f"of its own needs scenario.num_tasks of 2 or more")
+  stop = config.stop_after_task
+  if stop is not None and stop > tasks:
+    raise UserError(f"stop_after_task is {stop}, but scenario.num_tasks is {tasks}; choose {tasks} or fewer")
+
+
+def _check(name: str, key: _Key, value: Any) -> None:
+  if value is None:
+    if not key.optional:
+      raise wrong_type(name, value)
+    return
+  allowed_types = (int, float) if key.type is float else (key.type,)
+  if not isinstance(value, allowed_types) or (isinstance(value, bool) and key.type is not bool):
+    raise wrong_type(name, value)
+  if key.type is tuple and not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+    raise wrong_type(name, value)
+  if key.allowed is not None and value not in key.allowed:
+    near = difflib.get_close_matches(value, key.allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"{name} is {value!r}; it can be {', '.join(map(repr, key.allowed))}{hint}")
+  if not key.inside(value):
+    raise UserError(f"{name} is {value}; it must be {key.range}")
+
+
+def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+  """Lines "key: saved value -> wanted value" of two flat configs, free keys aside."""
+  keys = [key for key in {**saved, **wanted} if key not in FREE_KEYS]
+  return [f"{key}: {saved.get(key)!r} -> {wanted.get(key)!r}" for key in keys
+          if saved.get(key) != wanted.get(key)]

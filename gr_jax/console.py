@@ -1,0 +1,111 @@
+"""What a run says on the screen. Fractions come in, per cent go out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from gr_jax.experiment import Experiment
+from gr_jax.plan import TaskPlan
+
+
+def say(text: str) -> None:
+  """One line or several, past any bar."""
+  tqdm.tqdm.write(text, file=sys.stdout)
+  sys.stdout.flush()
+
+
+def decoding(items: Iterable, *, total: int) -> Iterable:
+  """A bar over pictures that are being decoded; silent when there are few."""
+  return tqdm.tqdm(items, total=total, desc="reading pictures", unit="img", unit_scale=True, leave=False,
+                   disable=total < 5000, dynamic_ncols=True)
+
+
+def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size: int) -> tqdm.tqdm:
+  """The bar of one task, in images; `done` epochs are behind it already."""
+  images = plan.steps_per_epoch * batch_size
+  return tqdm.tqdm(total=epochs * images, initial=done * images, unit="img", unit_scale=True, leave=False,
+                   dynamic_ncols=True, desc=f"task {plan.number + 1}/{num_tasks} epoch {done + 1}/{epochs}")
+
+
+def percent(value: float | None) -> str:
+  return "-" if value is None else f"{100 * value:.2f}"
+
+
+def scenario_lines(experiment: Experiment) -> str:
+  """Classes, counts and digest of the drawn scenario."""
+  drawn, counts = experiment.scenario, experiment.scenario.counts
+  held = sum(len(rows) for rows in drawn.holdout)
+  lines = [f"{experiment.config.dataset}: {drawn.num_classes} classes in {len(drawn.tasks)} tasks; "
+           f"{counts.sum()} images to train on, {held} held out; digest {drawn.digest[:16]}"]
+  for plan in experiment.plans:
+    own = counts[plan.task.first:plan.task.stop]
+    names = ", ".join(drawn.class_names[j] for j in list(plan.task.classes)[:6])
+    more = ", ..." if len(own) > 6 else ""
+    lines.append(f"  task {plan.number + 1}: {len(own)} classes ({names}{more}), {own.sum()} new images "
+                 f"({own.min()} to {own.max()} a class) + {plan.size - own.sum()} exemplars, "
+                 f"{plan.steps_per_epoch} steps an epoch")
+  for j, (asked, found) in drawn.capped.items():
+    lines.append(f"  capped: class {drawn.class_names[j]} has {found} images, the profile asks for {asked}")
+  return "\n".join(lines)
+
+
+def dry_run_lines(experiment: Experiment) -> str:
+  """Scenario, steps, programs and memory of a run, from shapes alone."""
+  config, state = experiment.config, experiment.abstract_state()
+  def size(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  # Test pictures have their final size; others than uniform ones are kept larger for training.
+  side = config.image_size if experiment.source.uniform else round(config.image_size * 256 / 224)
+  train_bytes = int(experiment.scenario.counts.sum()) * side**2 * len(experiment.source.mean)
+  tests = int(np.isin(experiment.source.test.labels, experiment.scenario.class_order).sum())
+  test_bytes = tests * config.image_size**2 * len(experiment.source.mean)
+  steps = experiment.plans[-1].stop_step
+  teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
+  programs = ["train (first task)", *(["train (with a teacher)"] if teacher else []), "evaluate",
+              *(["features"] if config.memory.selection == "herding" and config.memory.per_class else [])]
+  return "\n".join([
+      scenario_lines(experiment),
+      f"steps: {steps} ({', '.join(str(p.stop_step - p.first_step) for p in experiment.plans)}) of "
+      f"{config.batch_size} images on {len(experiment.devices)} {experiment.devices[0].platform} device(s)",
+      f"programs: {len(programs)}: {', '.join(programs)}",
+      f"memory on each device: pictures {_mebibytes(train_bytes + test_bytes)} (train "
+      f"{_mebibytes(train_bytes)}, test {_mebibytes(test_bytes)}), state {_mebibytes(size(state))} "
+      f"({parameters} parameters), teacher "
+      f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; activations come on top",
+      "nothing was trained (--dry_run)"])
+
+
+def _mebibytes(count: int) -> str:
+  return f"{count / 2**20:.1f} MiB"
+
+
+def task_line(number: int, results: dict[str, Any]) -> str:
+  """The line after task `number` (from 0)."""
+  def of(name: str) -> str:
+    return percent(results[name][number])
+  return (f"task {number + 1}/{len(results['task_accuracies'])}: accuracy {of('task_accuracies')} %, mean of "
+          f"tasks {of('task_mean_accuracies')} %, forgetting {of('forgetting')}, backward transfer "
+          f"{of('backward_transfer')}; by task "
+          f"[{' '.join(percent(a) for a in results['accuracy_matrix'][number][:number + 1])}], task-aware "
+          f"[{' '.join(percent(a) for a in results['accuracy_matrix_task_aware'][number][:number + 1])}]")
+
+
+def closing_table(results: dict[str, Any]) -> str:
+  """The table at the end of a run."""
+  header = f"{'task':>4}  {'accuracy':>8}  {'task mean':>9}  {'forgetting':>10}  {'backward':>8}"
+  rows = [f"{t + 1:>4}  {percent(results['task_accuracies'][t]):>8}  "
+          f"{percent(results['task_mean_accuracies'][t]):>9}  {percent(results['forgetting'][t]):>10}  "
+          f"{percent(results['backward_transfer'][t]):>8}" for t in range(results["tasks_done"])]
+  groups = [f"{name} {percent(group['accuracy'])} % ({group['classes']} classes)"
+            for name, group in results["many_medium_few"].items() if group]
+  return "\n".join([
+      header, *rows,
+      f"average incremental accuracy {percent(results['average_incremental_accuracy'])} %, last "
+      f"{percent(results['last_accuracy'])} %" + (f"; {', '.join(groups)}" if groups else "")])

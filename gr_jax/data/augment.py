@@ -1,0 +1,156 @@
+"""Augmentation on the device, inside the step (METHOD.md section 6). Boxes are drawn in the geometry of the
+original picture; the stored array may be smaller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+KINDS = ("none", "shift", "pad_resized_crop_flip", "resized_crop_flip")
+
+_AREA = (0.08, 1.0)
+_LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
+_ATTEMPTS = 10
+# Zeros around a CIFAR picture before the crop.
+_PAD = 4
+# The central crop's side over the short side (METHOD.md section 6: 224 of 256).
+_CENTRAL_SHARE = 224 / 256
+
+
+def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """[..., channels] in 0..255 -> (x / 255 - mean) / std, float32."""
+  return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """The box of a random resized crop.
+
+  Area share U(0.08, 1), log aspect ratio U(log 3/4, log 4/3), rounded to integers; the first of ten draws that
+  fits, else the largest central box within the aspect limits; offsets uniform integers.
+
+  Args:
+    key: of this image.
+    size: [2] int32, height and width of the picture.
+
+  Returns:
+    (top, left, height, width), int32 scalars.
+  """
+  for_area, for_aspect, for_top, for_left = jax.random.split(key, 4)
+  height, width = size[0], size[1]
+  area = height * width * jax.random.uniform(for_area, (_ATTEMPTS,), minval=_AREA[0], maxval=_AREA[1])
+  aspect = jnp.exp(jax.random.uniform(for_aspect, (_ATTEMPTS,), minval=_LOG_ASPECT[0],
+                                      maxval=_LOG_ASPECT[1]))
+  widths = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+  heights = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+  fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+  first = jnp.argmax(fits)
+  # No draw fits only in pictures far from square: then the long side is cut to the aspect limit.
+  narrow, wide = math.exp(_LOG_ASPECT[0]), math.exp(_LOG_ASPECT[1])
+  central_width = jnp.minimum(width, jnp.round(height * wide).astype(jnp.int32))
+  central_height = jnp.minimum(height, jnp.round(width / narrow).astype(jnp.int32))
+  found = jnp.any(fits)
+  box_height = jnp.where(found, heights[first], central_height)
+  box_width = jnp.where(found, widths[first], central_width)
+
+  def offset(key: jax.Array, room: jax.Array) -> jax.Array:
+    return jnp.where(found, jax.random.randint(key, (), 0, room + 1), room // 2)
+
+  return (offset(for_top, height - box_height), offset(for_left, width - box_width), box_height, box_width)
+
+
+def resize_weights(start: jax.Array, length: jax.Array, taps: int, out: int) -> jax.Array:
+  """One axis of crop-then-resize, antialiased bilinear, as a matrix [out, taps] float32.
+
+  Taps outside the box weigh nothing and rows are renormalised, so no pixel beyond the crop is mixed in.
+
+  Args:
+    start, length: of the box along this axis, in pixels of the stored array; may be fractions.
+    taps: pixels of the stored array along this axis.
+    out: pixels of the result.
+  """
+  scale = length / out
+  reach = jnp.maximum(scale, 1.0)
+  centres = start + (jnp.arange(out) + 0.5) * scale
+  pixels = jnp.arange(taps) + 0.5
+  weights = jnp.maximum(0.0, 1.0 - jnp.abs(pixels[None, :] - centres[:, None]) / reach)
+  weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0.0)
+  total = jnp.sum(weights, axis=1, keepdims=True)
+  # A box thinner than a stored pixel, of an extremely long picture, may hold no pixel's centre.
+  nearest = jax.nn.one_hot(jnp.clip(jnp.floor(centres), 0, taps - 1).astype(jnp.int32), taps)
+  return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), nearest)
+
+
+def crop_and_resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+  """image [height, width, channels], rows [out, height], columns [out, width] -> [out, out, channels]."""
+  return jnp.einsum("oh,hwc,pw->opc", rows, image.astype(jnp.float32), columns,
+                    precision=jax.lax.Precision.HIGHEST)
+
+
+def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tuple[float, ...],
+                 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """The training view of a picture.
+
+  Args:
+    kind: "none"; "shift": zeros of an eighth of the side around it, then a random crop of its size;
+      "pad_resized_crop_flip": CIFAR's; "resized_crop_flip": that of large pictures.
+    image_size: side of the result.
+    mean, std: of the channels.
+
+  Returns:
+    augment(keys [batch], images [batch, height, width, channels] uint8, sizes [batch, 2] int32)
+    -> [batch, image_size, image_size, channels] float32.
+  """
+  def shift(key, image, size):
+    del size
+    pad = max(1, image_size // 8)
+    top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+  def resized_crop(key, image, size, pad):
+    for_box, for_flip = jax.random.split(key)
+    top, left, height, width = draw_box(for_box, size + 2 * pad)
+    # From pixels of the original picture to those of the stored array.
+    shrink = jnp.asarray(image.shape[:2]) / size
+
+    def weights(axis, start, length):
+      taps = image.shape[axis] + 2 * pad
+      matrix = resize_weights(start * shrink[axis], length * shrink[axis], taps, image_size)
+      # The padding is black: its taps share in the weights, its pixels add nothing.
+      return matrix[:, pad:taps - pad]
+
+    rows, columns = weights(0, top, height), weights(1, left, width)
+    columns = jnp.where(jax.random.bernoulli(for_flip), columns[::-1], columns)
+    return crop_and_resize(image, rows, columns)
+
+  one = {"none": lambda key, image, size: image, "shift": shift,
+         "pad_resized_crop_flip": lambda *args: resized_crop(*args, pad=_PAD),
+         "resized_crop_flip": lambda *args: resized_crop(*args, pad=0)}[kind]
+  return lambda keys, images, sizes: normalise(jax.vmap(one)(keys, images, sizes), mean, std)
+
+
+def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ...],
+               ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """The view for features and evaluation: the picture as it is, or the central crop of a squeezed one.
+
+  Returns:
+    plain(images [batch, height, width, channels] uint8, sizes [batch, 2] int32) -> [batch, image_size,
+    image_size, channels] float32.
+  """
+  def central(image, size):
+    side = jnp.min(size) * _CENTRAL_SHARE
+    shrink = jnp.asarray(image.shape[:2]) / size
+    start = (size - side) / 2
+    rows, columns = (resize_weights(start[axis] * shrink[axis], side * shrink[axis], image.shape[axis],
+                                    image_size) for axis in (0, 1))
+    return crop_and_resize(image, rows, columns)
+
+  def plain(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    if images.shape[1:3] != (image_size, image_size):
+      images = jax.vmap(central)(images, sizes)
+    return normalise(images, mean, std)
+
+  return plain

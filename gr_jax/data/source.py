@@ -1,0 +1,51 @@
+"""What a data set is to the rest of the program: labels and stable ids at once, pictures on demand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from gr_jax.scenario import Facts
+
+
+class Split(Protocol):
+  """The images of one split.
+
+  Attributes:
+    labels: [images] int64, classes in the data set's own order.
+    ids: [images] stable ids: the same image has the same id on every machine and in every file order.
+  """
+  labels: np.ndarray
+  ids: list[str]
+
+  def image(self, row: int) -> np.ndarray:
+    """The decoded picture, [height, width, channels] uint8.
+
+    Raises:
+      UserError: the picture cannot be decoded; names it.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A data set.
+
+  Attributes:
+    name: as in the config.
+    class_names: in the data set's own order.
+    train, test: the splits.
+    facts: what METHOD.md section 2 fixes for it.
+    mean, std: of the channels, for pixel values in 0..1.
+    uniform: whether all pictures have one size and are kept as they are.
+  """
+  name: str
+  class_names: tuple[str, ...]
+  train: Split
+  test: Split
+  facts: Facts
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  uniform: bool

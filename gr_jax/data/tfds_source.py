@@ -1,0 +1,153 @@
+"""Data sets that TFDS has prepared as array_record: read at random, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from gr_jax.data.source import Source
+from gr_jax.errors import UserError
+from gr_jax.scenario import ICARL_ORDER, Facts
+
+_IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A catalogued data set.
+
+  Attributes:
+    tfds_name: of the prepared data set.
+    test_split: TFDS's name of the split that is tested on.
+    id_feature: the feature with the stable id; None: the hash of the encoded picture.
+    facts, mean, std, uniform: as in `Source`.
+    select: TFDS's label names -> the labels to keep, in the source's class order; None: all.
+    manual: what the user has to fetch by hand before preparing, and where it goes; "" for nothing.
+  """
+  tfds_name: str
+  test_split: str
+  id_feature: str | None
+  facts: Facts
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  uniform: bool = False
+  select: Callable[[list[str]], list[int]] | None = None
+  manual: str = ""
+
+
+def imagenet_subset_wnids() -> list[str]:
+  """The 100 WordNet ids of ImageNet-Subset; position = index before ordering."""
+  lines = (pathlib.Path(__file__).parent / "imagenet_subset_wnids.txt").read_text().split("\n")
+  pairs = [line.split() for line in lines if line]
+  return [wnid for wnid, _ in sorted(pairs, key=lambda pair: int(pair[1]))]
+
+
+def _select_imagenet_subset(label_names: list[str]) -> list[int]:
+  missing = [wnid for wnid in imagenet_subset_wnids() if wnid not in label_names]
+  if missing:
+    raise UserError(f"the prepared imagenet2012 lacks {len(missing)} of ImageNet-Subset's 100 classes "
+                    f"({', '.join(missing[:5])}); prepare it from the full archives")
+  return [label_names.index(wnid) for wnid in imagenet_subset_wnids()]
+
+
+CATALOGUE = {
+    "cifar100": Entry(
+        tfds_name="cifar100", test_split="test", id_feature="id", uniform=True,
+        facts=Facts(fixed_order=ICARL_ORDER, fixed_order_ltio=tuple(range(100)), profile_by_label=True,
+                    max_count=500, total=50_000),
+        mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023)),
+    "imagenet_subset": Entry(
+        tfds_name="imagenet2012", test_split="validation", id_feature="file_name",
+        facts=Facts(fixed_order=ICARL_ORDER, max_count="first"), select=_select_imagenet_subset,
+        manual="download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from the ImageNet site (an "
+               "account is needed) into {data_dir}/downloads/manual/", **_IMAGENET_STATISTICS),
+    "food101": Entry(
+        tfds_name="food101", test_split="validation", id_feature=None, facts=Facts(total=75_750),
+        **_IMAGENET_STATISTICS),
+}
+
+
+class TfdsSplit:
+  """One split of a prepared data set, restricted to some labels."""
+
+  def __init__(self, builder: Any, split: str, id_feature: str | None, labels: list[int]):
+    import tensorflow_datasets as tfds
+    self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    position = {label: j for j, label in enumerate(labels)}
+    self._rows, found, self.ids = [], [], []
+    for row, record in enumerate(self._records):
+      if int(record["label"]) in position:
+        self._rows.append(row)
+        found.append(position[int(record["label"])])
+        self.ids.append(record[id_feature].decode() if id_feature
+                        else hashlib.sha256(record["image"]).hexdigest())
+    self.labels = np.asarray(found, np.int64)
+
+  def image(self, row: int) -> np.ndarray:
+    """The decoded picture, [height, width, 3] uint8; see `source.Split`."""
+    encoded = self._records[self._rows[row]]["image"]
+    try:
+      with PIL.Image.open(io.BytesIO(encoded)) as picture:
+        return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+      raise UserError(f"image {self.ids[row]!r} cannot be decoded ({error}); its record is damaged: prepare "
+                      f"the data set again") from error
+
+
+def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
+  """The folder of the newest prepared version.
+
+  Raises:
+    UserError: not prepared, not in array_record form, or a file is missing; with the command that mends it.
+  """
+  parent = data_dir / entry.tfds_name
+  remedy = (f"prepare it once with: python -m gr_jax.prepare {entry.tfds_name} --data_dir={data_dir} (needs: "
+            f"pip install -e '.[prepare]'). Prepared elsewhere? Name that folder with --config.data_dir or "
+            f"the environment variable TFDS_DATA_DIR")
+  if entry.manual:
+    remedy = f"{entry.manual.format(data_dir=data_dir)}, then {remedy}"
+  versions = [folder for folder in parent.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
+              and (folder / "dataset_info.json").is_file()] if parent.is_dir() else []
+  if not versions:
+    raise UserError(f"{entry.tfds_name} is not prepared: no version of it under {parent}; {remedy}")
+  return max(versions, key=lambda folder: tuple(int(part) for part in folder.name.split(".")))
+
+
+def load(name: str, data_dir: pathlib.Path) -> Source:
+  """A catalogued data set, from its prepared files.
+
+  Raises:
+    UserError: see `locate`.
+  """
+  entry = CATALOGUE[name]
+  folder = locate(entry, data_dir)
+  import tensorflow_datasets as tfds
+  builder = tfds.builder_from_directory(str(folder))
+  file_format = builder.info.file_format
+  if file_format is None or file_format.value != "array_record":
+    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; prepare "
+                    f"it again: python -m gr_jax.prepare {entry.tfds_name} --data_dir={data_dir}")
+  for split in ("train", entry.test_split):
+    if split not in builder.info.splits:
+      raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; prepare it "
+                      f"again: python -m gr_jax.prepare {entry.tfds_name} --data_dir={data_dir}")
+    for path in builder.info.splits[split].filepaths:
+      if not pathlib.Path(path).is_file():
+        raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is missing; "
+                        f"copy it there or prepare the data set again: python -m gr_jax.prepare "
+                        f"{entry.tfds_name} --data_dir={data_dir}")
+  names = list(builder.info.features["label"].names)
+  labels = list(range(len(names))) if entry.select is None else entry.select(names)
+  return Source(
+      name=name, class_names=tuple(names[label] for label in labels),
+      train=TfdsSplit(builder, "train", entry.id_feature, labels),
+      test=TfdsSplit(builder, entry.test_split, entry.id_feature, labels),
+      facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)

@@ -1,0 +1,216 @@
+"""From a config to the values and programs that the task loop works with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from gr_jax import config as configuration
+from gr_jax import inference, methods, models, parallel, plan, scenario, seeding, step
+from gr_jax.data import augment, catalogue, resident
+from gr_jax.data.source import Source
+from gr_jax.errors import UserError
+from gr_jax.methods import Method
+from gr_jax.models import classifier
+from gr_jax.state import TrainState
+
+Progress = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What a config stands for, drawn and checked; no picture has been decoded, no program compiled.
+
+  Attributes:
+    config: the validated config.
+    devices: all local devices.
+    source, scenario, plans: the data set, the draw, and every task on paper.
+    model, method, tx: what is trained and how.
+    capacity: the most images that any task has present.
+  """
+  config: ml_collections.ConfigDict
+  devices: tuple[jax.Device, ...]
+  source: Source
+  scenario: scenario.Scenario
+  plans: tuple[plan.TaskPlan, ...]
+  model: Any
+  method: Method
+  tx: Any
+
+  @property
+  def capacity(self) -> int:
+    return max(p.size for p in self.plans)
+
+  @property
+  def num_classes(self) -> int:
+    return self.scenario.num_classes
+
+  @property
+  def stop_after_task(self) -> int:
+    """How many tasks this start of the run is to learn."""
+    return self.config.stop_after_task or len(self.plans)
+
+  def init_state(self, root: jax.Array) -> TrainState:
+    """The state before the first task; a function of the seed alone."""
+    image = jnp.zeros((1, self.config.image_size, self.config.image_size, len(self.source.mean)))
+    variables = self.model.init(seeding.derive(root, 0, 0, seeding.BACKBONE), image, train=False)
+    params = {"backbone": variables["params"],
+              "classifier": classifier.init(self.model.num_features, self.num_classes)}
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params,
+                      batch_stats=variables.get("batch_stats", {}), opt_state=self.tx.init(params),
+                      method=self.method.init(self.num_classes))
+
+  def abstract_state(self) -> TrainState:
+    """Shapes and types of the state; nothing is computed."""
+    return jax.eval_shape(self.init_state, jax.random.key(0))
+
+
+def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = lambda: None) -> Experiment:
+  """Validates a config, finds the data set and draws the scenario.
+
+  Args:
+    config: see configs/.
+    before_data: called after the checks of the config alone, before any file of the data set is read.
+
+  Raises:
+    UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
+  """
+  configuration.validate(config)
+  devices = tuple(jax.local_devices())
+  if config.batch_size % len(devices):
+    near = -(-config.batch_size // len(devices)) * len(devices)
+    raise UserError(f"batch_size is {config.batch_size}, which {len(devices)} devices cannot share equally; "
+                    f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
+  model = models.make_backbone(config.model, platform=devices[0].platform, axis_name=parallel.AXIS)
+  before_data()
+  source = catalogue.load(config.dataset, config.data_dir)
+  drawn = scenario.make_scenario(
+      labels=source.train.labels, ids=source.train.ids, class_names=source.class_names,
+      validation_fraction=config.validation_fraction, facts=source.facts, **config.scenario.to_dict())
+  plans = plan.make_plans(
+      drawn.counts, drawn.tasks, epochs=config.epochs, batch_size=config.batch_size,
+      per_class=config.memory.per_class, weight_scale=config.distillation_weight,
+      gamma=config.attenuation_gamma)
+  method = methods.gradient_reweighting(
+      reweighting_rule=config.reweighting, prior=config.prior, distillation=config.distillation,
+      task_ratio=config.task_ratio, temperature=config.temperature)
+  tx = step.make_optimizer(momentum=config.momentum, weight_decay=config.weight_decay)
+  return Experiment(config, devices, source, drawn, plans, model, method, tx)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPrograms:
+  """The compiled side of training.
+
+  Attributes:
+    data: the training pictures, on every device.
+    root: jax.random.key(seed), on every device.
+    init: () -> TrainState.
+    start_task: (state, facts) -> (state with new columns, fresh momentum and Phi, teacher): the teacher is a
+      copy, since the state's own arrays are donated to the next step.
+    run_epoch: see step.make_epoch.
+    features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
+  """
+  data: step.Data
+  root: jax.Array
+  init: Callable[[], TrainState]
+  start_task: Callable[[TrainState, Any], tuple[TrainState, Any]]
+  run_epoch: Callable[..., tuple[TrainState, step.StepMetrics]]
+  features: Callable[[TrainState, np.ndarray], np.ndarray]
+
+
+def train_programs(experiment: Experiment, progress: Progress) -> TrainPrograms:
+  """Decodes the training pictures onto the devices and binds the programs; each compiles at its first use."""
+  config, devices, source = experiment.config, experiment.devices, experiment.source
+  replicate = functools.partial(parallel.replicate, devices=devices)
+  data = replicate(resident.load_train(source, experiment.scenario, config.image_size, progress=progress))
+  root = replicate(jax.random.key(config.seed))
+  view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
+  train_step = step.make_train_step(
+      model=experiment.model, method=experiment.method, tx=experiment.tx, axis_name=parallel.AXIS,
+      augment=augment.make_augment(config.augmentation, **view))
+  extract = inference.make_extract(
+      model=experiment.model, prepare=augment.make_plain(**view), capacity=experiment.capacity,
+      block=config.evaluation_block, devices=devices)
+
+  def start_task(state: TrainState, facts: Any, root: jax.Array) -> tuple[TrainState, Any]:
+    teacher = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
+    key = seeding.derive(root, facts.task, 0, seeding.CLASSIFIER)
+    params = {**state.params,
+              "classifier": classifier.draw_columns(key, state.params["classifier"], facts.new)}
+    return state.replace(params=params, opt_state=experiment.tx.init(params),
+                         method=experiment.method.init(experiment.num_classes)), teacher
+
+  everywhere = jax.tree.leaves(data)[0].sharding
+  init = jax.jit(experiment.init_state, out_shardings=everywhere)
+  start = jax.jit(start_task, out_shardings=everywhere)
+
+  def features(state: TrainState, rows: np.ndarray) -> np.ndarray:
+    found = extract(state.params, state.batch_stats, data, replicate(pool(rows, experiment.capacity)))
+    return np.asarray(found)[:len(rows)]
+
+  return TrainPrograms(
+      data=data, root=root, init=lambda: init(root),
+      start_task=lambda state, facts: start(state, replicate(facts), root),
+      run_epoch=step.make_epoch(train_step, batch_size=config.batch_size, devices=devices),
+      features=features)
+
+
+def evaluator(experiment: Experiment, progress: Progress, split: str = "test",
+              ) -> Callable[[Any, Any, int], np.ndarray]:
+  """Decodes a split onto the devices; returns count(params, batch_stats, tasks done) -> int [3, classes].
+
+  The three rows: correct among all seen classes, correct among the own task's, images looked at.
+
+  Args:
+    experiment: see `load`.
+    progress: wraps the iteration over pictures.
+    split: "test" or "holdout", the held-out training images.
+  """
+  config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
+                                    experiment.scenario)
+  if split == "test":
+    host = resident.load_test(source, drawn, config.image_size, progress)
+  else:
+    host = resident.load_train(source, drawn, config.image_size, holdout=True, progress=progress)
+  data = parallel.replicate(host, devices)
+  task_of_class = parallel.replicate(drawn.task_of_class, devices)
+  evaluate = inference.make_evaluate(
+      model=experiment.model, num_classes=drawn.num_classes, block=config.evaluation_block, devices=devices,
+      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std))
+
+  def count(params: Any, batch_stats: Any, tasks_done: int) -> np.ndarray:
+    seen = drawn.task_of_class < tasks_done
+    # Pictures lie in learning order, so those of the seen classes come first.
+    stop = int(np.searchsorted(host.labels, drawn.tasks[tasks_done - 1].stop))
+    counts = np.asarray(evaluate(params, batch_stats, data, task_of_class,
+                                 *parallel.replicate((seen, np.int32(stop)), devices)))
+    expected = np.bincount(host.labels[:stop], minlength=drawn.num_classes)
+    if not np.array_equal(counts[2], expected):
+      raise AssertionError(f"evaluated {counts[2].sum()} images, expected {expected.sum()}")
+    return counts
+
+  return count
+
+
+def pool(rows: np.ndarray, capacity: int) -> step.Pool:
+  """Rows as a Pool of fixed capacity, padded with zeros."""
+  padded = np.zeros(capacity, np.int32)
+  padded[:len(rows)] = rows
+  return step.Pool(padded, np.int32(len(rows)))
+
+
+def present_rows(experiment: Experiment, task_number: int, exemplars: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """For each class seen in a task, the resident rows that are there: its exemplars, or all its images."""
+  stops = np.cumsum(experiment.scenario.counts)
+  task = experiment.plans[task_number].task
+  fresh = [np.arange(stops[j] - experiment.scenario.counts[j], stops[j], dtype=np.int32)
+           for j in task.classes]
+  return [*exemplars[:task.first], *fresh]

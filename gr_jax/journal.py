@@ -1,0 +1,61 @@
+"""The files of a run that people and scripts read: JSON, written so that a kill cannot leave half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from gr_jax.errors import UserError
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Replaces the file in one move."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(content, indent=1) + "\n")
+  os.replace(temporary, path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: it is not JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read ({error}); move it away or choose another --workdir") from error
+
+
+class Metrics:
+  """metrics.jsonl: one row an epoch and one a task, in the order of the global step."""
+
+  def __init__(self, path: pathlib.Path, *, step: int):
+    """Opens the file for appending, without the rows that a killed start wrote after `step`.
+
+    Those epochs run again from the checkpoint of that step and write their rows again.
+    """
+    rows, lines = [], path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines):
+      try:
+        rows.append(json.loads(line))
+      except ValueError as error:
+        # The kill may have cut the last line short; anything else is damage.
+        if number < len(lines) - 1:
+          raise UserError(f"line {number + 1} of {path} cannot be read ({error}); move the file away") from error
+    # Which start of the run a row comes from: after a kill the rows show what ran again, and what did not.
+    self._start = 1 + max((row["start"] for row in rows), default=0)
+    kept = [json.dumps(row) for row in rows if row["global_step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+    self._file = path.open("a")
+
+  def write(self, **row: Any) -> None:
+    self._file.write(json.dumps({**row, "start": self._start}) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()

@@ -1,0 +1,133 @@
+"""The losses of METHOD.md section 4: arrays in, scalars out.
+
+Every function masks before any arithmetic: whatever stands in a column that takes no part, -inf and NaN
+included, gives a finite value and a zero gradient there. All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Added to every count of lost images before the entropy is taken (METHOD.md section 4).
+_LOST_OFFSET = 1e-3
+
+
+def _masked_log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+  """log softmax over the columns of `mask` [classes]; 0 in the others, value and gradient."""
+  logits = jnp.where(mask, logits.astype(jnp.float32), 0.0)
+  # The largest logit only keeps exp() in range: it needs no gradient of its own.
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, where=mask, initial=-jnp.inf))
+  shifted = logits - jnp.where(jnp.isfinite(top), top, 0.0)
+  exponentials = jnp.where(mask, jnp.exp(jnp.where(mask, shifted, 0.0)), 0.0)
+  total = jnp.sum(exponentials, axis=-1, keepdims=True)
+  return jnp.where(mask, shifted - jnp.log(jnp.where(total > 0, total, 1.0)), 0.0)
+
+
+def prior_regularized_cross_entropy(
+    logits: jax.Array, labels: jax.Array, class_counts: jax.Array) -> jax.Array:
+  """Cross-entropy over the prior-regularized softmax ([P] "regularized softmax").
+
+  mean over the batch of -log softmax(z + log pi)[y], with pi_j = n'_j / sum_k n'_k.
+
+  Args:
+    logits: [batch, classes] float.
+    labels: [batch] int, classes in learning order. Each must be a class with a positive count; another
+      one gives an infinite loss, which the non-finite check of the training loop reports.
+    class_counts: [classes] int or float, n'_j: training images of class j that are present now. 0 = the
+      class takes no part: no logit, no gradient.
+
+  Returns:
+    float32 scalar.
+  """
+  counts = class_counts.astype(jnp.float32)
+  seen = counts > 0
+  log_prior = jnp.log(jnp.where(seen, counts, 1.0) / jnp.sum(jnp.where(seen, counts, 0.0)))
+  adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + jnp.where(seen, log_prior, 0.0)
+  log_probabilities = _masked_log_softmax(adjusted, seen)
+  picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+  return jnp.mean(jnp.where(seen[labels], -picked, jnp.inf))
+
+
+def distillation(
+    student: jax.Array, teacher: jax.Array, old: jax.Array, temperature: float = 2.0) -> jax.Array:
+  """Plain distillation: -mean sum_j softmax(q/T)_j log softmax(z/T)_j over the old classes.
+
+  Args:
+    student, teacher: [batch, classes] float logits z and q; no gradient reaches the teacher.
+    old: [classes] bool, may be traced; no old class gives 0.
+    temperature: T.
+
+  Returns:
+    float32 scalar, without w_kd and T^2.
+  """
+  targets = _teacher_probabilities(teacher, old, temperature)
+  return _soft_cross_entropy(targets, student.astype(jnp.float32) / temperature, old)
+
+
+def distribution_aware_distillation(
+    student: jax.Array, teacher: jax.Array, lost: jax.Array, old: jax.Array,
+    temperature: float = 2.0) -> jax.Array:
+  """Distribution-aware knowledge distillation, DAKD (METHOD.md section 4).
+
+  -mean sum_j softmax(q/T)_j (h log softmax(z/T)_j + (1-h) log softmax(z_mix/T)_j) with
+  z_mix = v z + (1-v) q: a class that lost many images follows the student's own logit and is pulled hard,
+  one that lost few is mixed with the teacher's and pulled gently.
+
+  Args:
+    student, teacher: [batch, classes] float logits z and q; no gradient reaches the teacher.
+    lost: [classes] s_j, images of the class that are gone; entries outside `old` are ignored.
+    old: [classes] bool, may be traced; no old class gives 0.
+    temperature: T.
+
+  Returns:
+    float32 scalar, without w_kd and T^2.
+  """
+  weights = lost_weights(lost, old)
+  evenness = lost_evenness(lost, old)
+  student = jnp.where(old, student.astype(jnp.float32), 0.0)
+  teacher = jax.lax.stop_gradient(jnp.where(old, teacher.astype(jnp.float32), 0.0))
+  mixed = weights * student + (1.0 - weights) * teacher
+  targets = _teacher_probabilities(teacher, old, temperature)
+  return (evenness * _soft_cross_entropy(targets, student / temperature, old)
+          + (1.0 - evenness) * _soft_cross_entropy(targets, mixed / temperature, old))
+
+
+def lost_weights(lost: jax.Array, old: jax.Array) -> jax.Array:
+  """v = s / ||s||_2 over the old classes, [classes] float32 in [0, 1]; all 0 where nothing was lost."""
+  lost = jnp.where(old, lost, 0).astype(jnp.float32)
+  # Scaled by the largest entry so that the squares of ImageNet-size counts stay exact enough.
+  top = jnp.max(lost)
+  scaled = lost / jnp.where(top > 0, top, 1.0)
+  norm = jnp.sqrt(jnp.sum(jnp.square(scaled)))
+  return scaled / jnp.where(norm > 0, norm, 1.0)
+
+
+def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
+  """h: entropy of p = (s + 0.001) / sum(s + 0.001) over log C_o; float32 in [0, 1], 1 = evenly lost.
+
+  1 with one old class, with none, and where nothing was lost ([D], METHOD.md section 4).
+  """
+  lost = jnp.where(old, lost, 0).astype(jnp.float32)
+  shifted = jnp.where(old, lost + _LOST_OFFSET, 0.0)
+  total = jnp.sum(shifted)
+  share = jnp.where(old, shifted / jnp.where(total > 0, total, 1.0), 1.0)
+  entropy = -jnp.sum(share * jnp.log(share))
+  old_classes = jnp.sum(old)
+  spread = entropy / jnp.log(jnp.maximum(old_classes, 2).astype(jnp.float32))
+  degenerate = (old_classes < 2) | (jnp.sum(lost) <= 0)
+  return jnp.where(degenerate, 1.0, jnp.clip(spread, 0.0, 1.0))
+
+
+def distillation_weight(n_old: jax.Array | float, n_new: jax.Array | float, scale: float = 0.7):
+  """w_kd = scale * sqrt(N_old / N_new), from the original image counts; float32 scalar."""
+  return scale * jnp.sqrt(jnp.asarray(n_old, jnp.float32) / jnp.asarray(n_new, jnp.float32))
+
+
+def _teacher_probabilities(teacher: jax.Array, old: jax.Array, temperature: float) -> jax.Array:
+  teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32)) / temperature
+  return jnp.where(old, jnp.exp(_masked_log_softmax(teacher, old)), 0.0)
+
+
+def _soft_cross_entropy(targets: jax.Array, logits: jax.Array, old: jax.Array) -> jax.Array:
+  return -jnp.mean(jnp.sum(targets * _masked_log_softmax(logits, old), axis=-1))

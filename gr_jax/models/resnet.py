@@ -1,0 +1,104 @@
+"""Residual networks of METHOD.md section 3: the CIFAR form (6n+2 layers) and the ImageNet form (18, 34).
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Backbones only: the classifier is apart
+(models/classifier.py), since its gradient is what the method changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# N(0, 2 / fan_out), not truncated.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut, with ReLU at the end.
+
+  Attributes:
+    filters: output channels.
+    stride: of the first convolution and the shortcut.
+    conv, norm: layer constructors with everything but the sizes bound.
+  """
+  filters: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x [batch, height, width, channels] -> [batch, height/stride, width/stride, filters]."""
+    y = _conv3x3(self.conv, self.filters, self.stride)(x)
+    y = nn.relu(self.norm()(y))
+    y = _conv3x3(self.conv, self.filters)(y)
+    y = self.norm()(y)
+    if x.shape != y.shape:
+      x = self.conv(self.filters, (1, 1), strides=(self.stride,) * 2, padding=_pad(0))(x)
+      x = self.norm()(x)
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """A backbone of stages of basic blocks.
+
+  Attributes:
+    stages: blocks in each stage.
+    filters: channels of the first stage; each further stage doubles them and halves the picture.
+    stem: "cifar": 3x3 convolution; "imagenet": 7x7 stride 2 and 3x3 stride-2 max pooling.
+    axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
+    convolution: stands in for jax.lax.conv_general_dilated (models/convolution.py).
+    dtype: of the computation; parameters and batch statistics are float32.
+  """
+  stages: tuple[int, ...]
+  filters: int
+  stem: str
+  axis_name: str | None = None
+  convolution: Callable[..., jax.Array] = jax.lax.conv_general_dilated
+  dtype: Any = jnp.float32
+
+  @property
+  def num_features(self) -> int:
+    return self.filters * 2 ** (len(self.stages) - 1)
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Features and stage maps of normalised images.
+
+    Args:
+      images: [batch, height, width, channels] float.
+      train: batch statistics of this batch, and the running ones updated; else the running ones.
+
+    Returns:
+      (features [batch, num_features], maps: one [batch, height, width, channels] a stage).
+    """
+    conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype,
+                             conv_general_dilated=self.convolution)
+    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
+                             axis_name=self.axis_name, dtype=self.dtype)
+    if self.stem == "cifar":
+      x = nn.relu(norm()(_conv3x3(conv, self.filters)(images)))
+    else:
+      x = conv(self.filters, (7, 7), strides=(2, 2), padding=_pad(3))(images)
+      x = nn.max_pool(nn.relu(norm()(x)), (3, 3), strides=(2, 2), padding=_pad(1))
+    maps = []
+    for i, blocks in enumerate(self.stages):
+      for j in range(blocks):
+        stride = 2 if i > 0 and j == 0 else 1
+        x = BasicBlock(self.filters * 2**i, stride, conv, norm)(x)
+      maps.append(x)
+    return jnp.mean(x.astype(jnp.float32), axis=(1, 2)), tuple(maps)
+
+
+def _pad(width: int) -> list[tuple[int, int]]:
+  # Explicit and symmetric: "SAME" pads the other side at stride 2.
+  return [(width, width)] * 2
+
+
+def _conv3x3(conv: Callable[..., nn.Module], filters: int, stride: int = 1) -> nn.Module:
+  return conv(filters, (3, 3), strides=(stride, stride), padding=_pad(1))

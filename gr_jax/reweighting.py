@@ -1,0 +1,211 @@
+"""Gradient reweighting of the classifier, METHOD.md section 5: Phi, alpha, r, beta.
+
+Pure functions over a classifier's gradient, a dict with `kernel` [features, classes] and perhaps `bias`
+[classes]. Gradients must be averaged over all devices before they come here: a norm of a mean is not the
+mean of the norms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+# Below this the distillation gradient is rounding noise whatever the cross-entropy's size is.
+_SMALLEST_DISTILLATION_NORM = 1e-30
+
+
+class ReweightingState(NamedTuple):
+  """What the method carries from step to step; zeros at the start of each task.
+
+  Attributes:
+    phi: [classes] float32, sum over the task's steps of ||dL_ce/dW_j||_2; 0 for unseen classes.
+    column: [classes] float32, the ratios r * alpha_j applied in the last step; 0 for unseen classes.
+  """
+  phi: jax.Array
+  column: jax.Array
+
+
+class Ratios(NamedTuple):
+  """The balance ratios of one step: alpha, column [classes]; r_old, r_new, beta scalars; float32."""
+  alpha: jax.Array
+  column: jax.Array
+  r_old: jax.Array
+  r_new: jax.Array
+  beta: jax.Array
+
+
+def init(num_classes: int) -> ReweightingState:
+  """The state at the start of a task."""
+  return ReweightingState(phi=jnp.zeros(num_classes, jnp.float32),
+                          column=jnp.zeros(num_classes, jnp.float32))
+
+
+def attenuation(n_old: jax.Array | float, n_new: jax.Array | float, gamma: float = 1.0) -> jax.Array:
+  """a = exp(-gamma N_old / (N_old + N_new)), from the original image counts; float32 scalar in (0, 1]."""
+  n_old, n_new = jnp.asarray(n_old, jnp.float32), jnp.asarray(n_new, jnp.float32)
+  return jnp.exp(-gamma * n_old / jnp.maximum(n_old + n_new, 1.0))
+
+
+def accumulate(state: ReweightingState, ce_grads: dict, seen: jax.Array) -> ReweightingState:
+  """Phi_j <- Phi_j + ||dL_ce/dW_j||_2 for the seen classes (bool [classes]), 0 for the others."""
+  norms = _column_norms(_masked(ce_grads["kernel"], seen))
+  return state._replace(phi=jnp.where(seen, state.phi + norms, 0.0))
+
+
+def update(
+    state: ReweightingState, ce_grads: dict, kd_grads: dict | None, *, old: jax.Array, new: jax.Array,
+    attenuation: jax.Array | float, task_ratio: str = "release", eps: float = 1e-6,
+) -> tuple[dict, ReweightingState, Ratios]:
+  """One step of decoupled gradient reweighting (DGR), first task included.
+
+  Args:
+    state: of the previous step; `init` at the start of a task.
+    ce_grads: dL_ce/d(kernel [features, classes], bias [classes] (optional)).
+    kd_grads: the same of L_kd = w_kd T^2 L_dakd; entries outside `old` are ignored; None: beta = 0.
+    old, new: [classes] bool, disjoint, may be traced. No old class: the first task's rule.
+    attenuation: a of this task.
+    task_ratio: "release": both task ratios from PhiBar_new / PhiBar_old, as the authors' release;
+      "symmetric": r_new from PhiBar_old / PhiBar_new.
+    eps: distillation gradients below eps times the cross-entropy's are left out.
+
+  Returns:
+    (gradient of the classifier, next state, ratios). Unseen columns are 0 in all of them.
+
+  Raises:
+    ValueError: unknown `task_ratio`.
+  """
+  if task_ratio not in ("release", "symmetric"):
+    raise ValueError(f"task_ratio is {task_ratio!r}; it can be 'release' or 'symmetric'")
+  seen = old | new
+  # Phi first: the ratios of a step contain that step's own gradient.
+  state = accumulate(state, ce_grads, seen)
+  phi = state.phi
+  alpha = jnp.where(old, _intra_phase(phi, old), jnp.where(new, _intra_phase(phi, new), 0.0))
+  r_old, r_new = _inter_phase(phi, old, new, attenuation, task_ratio)
+  column = jnp.where(old, r_old, r_new) * alpha
+  beta = _distillation_ratio(ce_grads, kd_grads, column, old, seen, eps)
+  grads = combine(ce_grads, kd_grads, column=column, beta=beta, old=old, seen=seen)
+  return grads, state._replace(column=column), Ratios(alpha, column, r_old, r_new, beta)
+
+
+def combine(
+    ce_grads: dict, kd_grads: dict | None, *, column: jax.Array, beta: jax.Array | float,
+    old: jax.Array, seen: jax.Array) -> dict:
+  """column_j dL_ce/dW_j + [j old] beta dL_kd/dW_j for kernel and bias alike; 0 in unseen columns."""
+  def rescale(ce: jax.Array, kd: jax.Array | None) -> jax.Array:
+    total = column * _masked(ce, seen)
+    if kd is not None:
+      total = total + beta * _masked(kd, old)
+    return total.astype(ce.dtype)
+  return {name: rescale(ce, None if kd_grads is None else kd_grads[name])
+          for name, ce in ce_grads.items()}
+
+
+def _masked(grad: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.where(mask, grad.astype(jnp.float32), 0.0)
+
+
+def _norm(values: jax.Array, axis: int | None = None) -> jax.Array:
+  """Euclidean norm whose squares neither overflow nor underflow float32."""
+  top = jnp.max(jnp.abs(values), axis=axis)
+  scale = jnp.where(top > 0, top, 1.0)
+  return top * jnp.sqrt(jnp.sum(jnp.square(values / scale), axis=axis))
+
+
+def _column_norms(kernel: jax.Array) -> jax.Array:
+  return _norm(kernel, axis=0)
+
+
+def _intra_phase(phi: jax.Array, group: jax.Array) -> jax.Array:
+  """alpha_j = min_k Phi_k / Phi_j inside a group; minima over Phi > 0, and 1 where Phi_j = 0."""
+  positive = group & (phi > 0)
+  smallest = jnp.min(phi, where=positive, initial=jnp.inf)
+  return jnp.where(positive, smallest / jnp.where(positive, phi, 1.0), 1.0)
+
+
+def _inter_phase(
+    phi: jax.Array, old: jax.Array, new: jax.Array, attenuation: jax.Array | float,
+    task_ratio: str) -> tuple[jax.Array, jax.Array]:
+  """The task ratios (r_old, r_new); 1 without an old class, whatever the attenuation is."""
+  mean_old, mean_new = _mean(phi, old), _mean(phi, new)
+  both = (mean_old > 0) & (mean_new > 0)
+  new_over_old = jnp.where(both, mean_new, 1.0) / jnp.where(both, mean_old, 1.0)
+  for_new = new_over_old if task_ratio == "release" else 1.0 / new_over_old
+  r_old = jnp.minimum(1.0, new_over_old)
+  r_new = jnp.minimum(1.0, for_new * attenuation)
+  first_task = ~jnp.any(old)
+  return jnp.where(first_task, 1.0, r_old), jnp.where(first_task, 1.0, r_new)
+
+
+def _mean(values: jax.Array, group: jax.Array) -> jax.Array:
+  """Mean over a group, zeros included; 0 for an empty group."""
+  return jnp.sum(jnp.where(group, values, 0.0)) / jnp.maximum(jnp.sum(group), 1)
+
+
+def _distillation_ratio(
+    ce_grads: dict, kd_grads: dict | None, column: jax.Array, old: jax.Array, seen: jax.Array,
+    eps: float) -> jax.Array:
+  """beta: the rescaled cross-entropy gradient's norm over the distillation gradient's."""
+  if kd_grads is None:
+    return jnp.zeros((), jnp.float32)
+  ce, kd = _masked(ce_grads["kernel"], seen), _masked(kd_grads["kernel"], old)
+  ce_norm, kd_norm = _norm(ce), _norm(kd)
+  # Where student and teacher agree, the ratio would blow rounding noise up to the other gradient's size.
+  counts = (kd_norm > eps * ce_norm) & (kd_norm >= _SMALLEST_DISTILLATION_NORM)
+  return jnp.where(counts, _norm(column * ce) / jnp.where(counts, kd_norm, 1.0), 0.0)
+
+
+def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:
+  """The first task's rule as an optax transformation: each classifier column times alpha_j.
+
+  It goes before weight decay and momentum, and sees gradients averaged over devices.
+
+  Args:
+    path: keys from the top of the parameter tree to the dict that holds `kernel` [features, classes] and
+      perhaps `bias` [classes]; all other leaves pass untouched.
+
+  Raises:
+    ValueError: at `init`, where no such dict stands at `path`; the message lists the candidates.
+  """
+  path = (path,) if isinstance(path, str) else tuple(path)
+
+  def init_fn(params: chex.ArrayTree) -> ReweightingState:
+    kernel = _find_classifier(params, path)["kernel"]
+    return init(kernel.shape[-1])
+
+  def update_fn(updates, state, params=None):
+    del params
+    every = jnp.ones(state.phi.shape, bool)
+    balanced, state, _ = update(
+        state, _find_classifier(updates, path), None, old=~every, new=every, attenuation=1.0)
+    return _replace(updates, path, balanced), state
+
+  return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _find_classifier(tree: chex.ArrayTree, path: tuple[str, ...]) -> dict:
+  node = tree
+  for key in path:
+    node = node[key] if hasattr(node, "keys") and key in node.keys() else None
+  if not (hasattr(node, "keys") and "kernel" in node.keys() and jnp.ndim(node["kernel"]) == 2
+          and set(node.keys()) <= {"kernel", "bias"}):
+    raise ValueError(f"no classifier (a dict with a two-dimensional `kernel` and perhaps a `bias`) at "
+                     f"{path}; candidates: {sorted(_candidates(tree, ())) or 'none'}")
+  return node
+
+
+def _candidates(node: chex.ArrayTree, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+  if not hasattr(node, "keys"):
+    return []
+  found = [path] if "kernel" in node.keys() and jnp.ndim(node["kernel"]) == 2 else []
+  return found + [c for key in node.keys() for c in _candidates(node[key], (*path, key))]
+
+
+def _replace(tree: dict, path: tuple[str, ...], value: dict) -> dict:
+  if not path:
+    return value
+  return type(tree)({**tree, path[0]: _replace(tree[path[0]], path[1:], value)})

@@ -1,0 +1,273 @@
+"""Which images of which class arrive in which task: METHOD.md section 2.
+
+Knows neither files nor devices: it works on labels and stable image ids. Every random choice is the order of
+SHA-256 hashes of (seed, purpose, id), so one `scenario.seed` draws the same scenario on every machine, with
+every library version, and whatever the order of the records in the files is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fractions
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr_jax.errors import UserError
+
+KINDS = ("lt", "ltio", "conv", "natural")
+
+# The iCaRL order (seed 1993), METHOD.md section 2: CIFAR-100's classes, and ImageNet-Subset's 100 indices.
+ICARL_ORDER = tuple(int(label) for label in (
+    "68 56 78 8 23 84 90 65 74 76 40 89 3 92 55 9 26 80 43 38 58 70 77 1 85 19 17 50 28 53 13 81 45 82 6 59 "
+    "83 16 15 44 91 41 72 60 79 52 20 10 31 54 37 95 14 71 96 98 97 2 64 66 42 22 35 86 24 34 87 21 99 0 88 "
+    "27 18 94 11 12 47 25 30 46 62 69 36 61 7 63 75 5 32 4 51 48 73 93 39 67 29 49 57 33").split())
+
+# A draw that is shorter than this share of its profile is another scenario than the one asked for.
+_LARGEST_SHORTFALL = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What METHOD.md fixes for a catalogued data set.
+
+  Attributes:
+    fixed_order: labels in learning order for order="fixed"; None where there is no such order.
+    fixed_order_ltio: the same for kind="ltio", where it differs.
+    profile_by_label: in kinds lt and ltio class label c gets n_c, instead of the class at a position.
+    max_count: n_max; "first": the size of the class at position 0; None: the largest class.
+    total: training images of the whole set, where it is known (checked for kind="conv").
+  """
+  fixed_order: tuple[int, ...] | None = None
+  fixed_order_ltio: tuple[int, ...] | None = None
+  profile_by_label: bool = False
+  max_count: int | str | None = None
+  total: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One task: its classes are the positions first..stop-1 of the learning order."""
+  first: int
+  stop: int
+
+  @property
+  def classes(self) -> range:
+    return range(self.first, self.stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+  """A drawn scenario; "class j" is the j-th class in learning order everywhere but in `class_order`.
+
+  Attributes:
+    class_order: label in the data set of each class j.
+    class_names: name of each class j.
+    tasks: the tasks in order.
+    train: for each class j the drawn rows of the training split, ascending by id, hold-out excluded.
+    holdout: the same for the held-out rows.
+    profile: n_i asked for of each class j, before capping; None for kinds without a profile.
+    digest: SHA-256 over classes, tasks and drawn ids.
+  """
+  class_order: tuple[int, ...]
+  class_names: tuple[str, ...]
+  tasks: tuple[Task, ...]
+  train: tuple[tuple[int, ...], ...]
+  holdout: tuple[tuple[int, ...], ...]
+  profile: tuple[int, ...] | None
+  digest: str
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_order)
+
+  @property
+  def counts(self) -> np.ndarray:
+    """n_j: training images of each class, hold-out excluded; int64 [classes]."""
+    return np.asarray([len(rows) for rows in self.train], np.int64)
+
+  @property
+  def task_of_class(self) -> np.ndarray:
+    """int32 [classes]."""
+    return np.concatenate([np.full(t.stop - t.first, i, np.int32) for i, t in enumerate(self.tasks)])
+
+  @property
+  def capped(self) -> dict[int, tuple[int, int]]:
+    """Classes with fewer images than their n_i: class j -> (asked, drawn)."""
+    if self.profile is None:
+      return {}
+    drawn = [len(t) + len(h) for t, h in zip(self.train, self.holdout)]
+    return {j: (n, d) for j, (n, d) in enumerate(zip(self.profile, drawn)) if d < n}
+
+
+def long_tailed_counts(num_classes: int, max_count: int, imbalance: float) -> np.ndarray:
+  """n_i = floor(n_max * rho^(-i / (K-1))), i = 0..K-1 (METHOD.md section 2).
+
+  Args:
+    num_classes: K >= 2.
+    max_count: n_max >= 1, images of the largest class.
+    imbalance: rho >= 1, the largest class over the smallest.
+
+  Returns:
+    int64 [num_classes], largest first.
+
+  Raises:
+    ValueError: an argument out of its range.
+  """
+  if num_classes < 2:
+    raise ValueError(f"num_classes is {num_classes}; a long-tailed profile needs 2 or more")
+  if max_count < 1:
+    raise ValueError(f"max_count is {max_count}; the largest class needs 1 image or more")
+  if not (imbalance >= 1 and math.isfinite(imbalance)):
+    raise ValueError(f"imbalance is {imbalance}; it is the largest class over the smallest, so 1 or more")
+  exact = max_count * float(imbalance) ** (-np.arange(num_classes) / (num_classes - 1))
+  # rho^(-1) is not exact in binary: without the nudge 500 images at rho = 100 may end in 4, not in 5.
+  return np.floor(exact * (1 + 1e-12)).astype(np.int64)
+
+
+def split_tasks(num_classes: int, num_tasks: int, first_task_classes: int | None) -> tuple[Task, ...]:
+  """Contiguous tasks over the learning order; equal ones, or a base task and equal increments.
+
+  A remainder goes one each to the first of the equal tasks.
+
+  Raises:
+    UserError: a split that leaves a task without a class.
+  """
+  if num_tasks < 1:
+    raise UserError(f"scenario.num_tasks is {num_tasks}; it counts the base task, so 1 or more")
+  if num_tasks > num_classes:
+    raise UserError(f"scenario.num_tasks is {num_tasks}, more than the {num_classes} classes there are; "
+                    f"choose {num_classes} or fewer")
+  if first_task_classes is None:
+    sizes = _equal_parts(num_classes, num_tasks)
+  else:
+    rest = num_classes - first_task_classes
+    if first_task_classes < 1 or rest < 1:
+      raise UserError(f"scenario.first_task_classes is {first_task_classes} of {num_classes} classes; "
+                      f"choose 1 to {num_classes - 1}, or leave it unset for equal tasks")
+    if num_tasks < 2 or rest < num_tasks - 1:
+      raise UserError(
+          f"scenario.first_task_classes = {first_task_classes} leaves {rest} classes for "
+          f"{num_tasks - 1} further tasks; scenario.num_tasks must be 2 to {rest + 1}")
+    sizes = [first_task_classes, *_equal_parts(rest, num_tasks - 1)]
+  stops = np.cumsum(sizes)
+  return tuple(Task(int(stop - size), int(stop)) for size, stop in zip(sizes, stops))
+
+
+def _equal_parts(total: int, parts: int) -> list[int]:
+  return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _shuffled(items: Sequence, seed: int, purpose: str, keys: Sequence[str] | None = None) -> list:
+  """Items in the order of the hashes of their keys (themselves by default); ties keep the given order."""
+  names = [str(item) for item in items] if keys is None else keys
+  hashes = [hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest() for name in names]
+  return [items[i] for i in sorted(range(len(items)), key=lambda i: (hashes[i], i))]
+
+
+def class_order(order: str, kind: str, num_classes: int, seed: int, facts: Facts) -> tuple[int, ...]:
+  """Labels in learning order, from "fixed", "seeded" or class indices joined by commas."""
+  if order == "seeded":
+    return tuple(_shuffled(range(num_classes), seed, "order"))
+  if order == "fixed":
+    fixed = facts.fixed_order_ltio if kind == "ltio" and facts.fixed_order_ltio else facts.fixed_order
+    if fixed is None:
+      raise UserError("scenario.order is 'fixed', but this data set has no fixed order; choose 'seeded' or "
+                      "give the class indices joined by commas")
+    return fixed
+  try:
+    labels = tuple(int(part) for part in order.split(","))
+  except ValueError:
+    raise UserError(f"scenario.order is {order!r}; it can be 'fixed', 'seeded' or class indices joined by "
+                    f"commas, such as '2,0,1'") from None
+  if sorted(labels) != list(range(num_classes)):
+    wrong = sorted(set(labels) ^ set(range(num_classes)))[:10]
+    raise UserError(f"scenario.order lists {len(labels)} classes; it must hold each of 0..{num_classes - 1} "
+                    f"once (missing or unknown: {wrong or 'none, but some stand twice'})")
+  return labels
+
+
+def make_scenario(
+    *, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str], kind: str, imbalance: float,
+    num_tasks: int, first_task_classes: int | None, order: str, seed: int, validation_fraction: float,
+    facts: Facts) -> Scenario:
+  """Draws a scenario from the training split's labels and stable ids.
+
+  Args:
+    labels: [images] int, each image's class in the data set.
+    ids: [images] stable ids; they, not the rows, decide which images are drawn.
+    class_names: [classes] names in the data set's own order.
+    kind, imbalance, num_tasks, first_task_classes, order, seed: the config's `scenario`.
+    validation_fraction: share of each class's drawn images to hold out, rounded half to even.
+    facts: what METHOD.md fixes for this data set.
+
+  Raises:
+    UserError: a scenario that cannot be drawn, with the numbers.
+  """
+  num_classes = len(class_names)
+  if kind not in KINDS:
+    raise UserError(f"scenario.kind is {kind!r}; it can be one of {', '.join(KINDS)}")
+  if num_classes < 2:
+    raise UserError(f"the data set has {num_classes} class; a scenario needs 2 or more")
+  tasks = split_tasks(num_classes, num_tasks, first_task_classes)
+  order_labels = class_order(order, kind, num_classes, seed, facts)
+  rows_of_class = [np.flatnonzero(labels == label) for label in order_labels]
+  available = np.asarray([len(rows) for rows in rows_of_class])
+  profile = _profile(kind, order_labels, available, imbalance, seed, facts)
+  if kind == "conv" and facts.total is not None and available.sum() != facts.total:
+    raise UserError(f"scenario.kind is 'conv', all data of every class: {facts.total} training images, but "
+                    f"the prepared data hold {available.sum()}; prepare the full data set")
+  wanted = available if profile is None else profile
+  if np.minimum(wanted, available).sum() < (1 - _LARGEST_SHORTFALL) * wanted.sum():
+    raise UserError(
+        f"the profile asks for {wanted.sum()} images, but only {np.minimum(wanted, available).sum()} can be "
+        f"drawn from the {available.sum()} prepared ones; prepare the full data set or choose another "
+        f"scenario.imbalance")
+  share = fractions.Fraction(str(validation_fraction))
+  train, holdout = [], []
+  for rows, n in zip(rows_of_class, wanted):
+    drawn = _shuffled(rows.tolist(), seed, "draw", [ids[row] for row in rows])[:n]
+    held = round(share * len(drawn))
+    drawn = _shuffled(drawn, seed, "holdout", [ids[row] for row in drawn])
+    by_id = lambda rows: tuple(sorted(rows, key=lambda row: ids[row]))
+    train.append(by_id(drawn[held:]))
+    holdout.append(by_id(drawn[:held]))
+  empty = [class_names[label] for label, rows in zip(order_labels, train) if not rows]
+  if empty:
+    raise UserError(f"{len(empty)} of {num_classes} classes have no training image after the draw "
+                    f"({', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}); lower "
+                    f"scenario.imbalance (now {imbalance}) or validation_fraction ({validation_fraction})")
+  return Scenario(
+      class_order=tuple(order_labels), class_names=tuple(class_names[label] for label in order_labels),
+      tasks=tasks, train=tuple(train), holdout=tuple(holdout),
+      profile=None if profile is None else tuple(int(n) for n in profile),
+      digest=_digest(order_labels, tasks, train, holdout, ids))
+
+
+def _profile(kind: str, order_labels: Sequence[int], available: np.ndarray, imbalance: float, seed: int,
+             facts: Facts) -> np.ndarray | None:
+  """n of each class in learning order; None for the kinds that take all there is."""
+  if kind in ("conv", "natural"):
+    return None
+  max_count = {"first": available[0], None: available.max()}.get(facts.max_count, facts.max_count)
+  try:
+    counts = long_tailed_counts(len(order_labels), int(max_count), imbalance)
+  except ValueError as error:
+    raise UserError(f"scenario: {error}") from None
+  if facts.profile_by_label and (kind == "lt" or tuple(order_labels) == facts.fixed_order_ltio):
+    return counts[list(order_labels)]
+  if kind == "ltio":
+    return counts
+  return counts[_shuffled(range(len(counts)), seed, "profile")]
+
+
+def _digest(order_labels, tasks, train, holdout, ids) -> str:
+  """Over the ids, not the rows: the same on a machine whose files hold the images in another order."""
+  text = [f"tasks {[(t.first, t.stop) for t in tasks]}"]
+  for label, rows, held in zip(order_labels, train, holdout):
+    text.append(f"class {label}")
+    text += [f"train {ids[row]}" for row in rows]
+    text += [f"holdout {ids[row]}" for row in held]
+  return hashlib.sha256("\n".join(text).encode()).hexdigest()
