@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from gr_jax import cli
 from gr_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -19,19 +19,15 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scenario, steps, programs 
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  del argv
   if _CONFIG.value is None:
-    raise app.UsageError("--config is missing; for example --config=configs/digits_lt.py")
-  if not flags.FLAGS["verbosity"].present:
-    # Orbax reports every file it moves at level INFO; --verbosity=0 shows it.
-    logging.set_verbosity(logging.WARNING)
-  # Imported here, so that a bad flag is answered at once.
-  from gr_jax import console, experiment, train
+    raise UserError("--config is missing; for example --config=configs/digits_lt.py")
   config = _CONFIG.value
   name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   workdir = _WORKDIR.value or f"runs/{name}-s{config.seed}"
   print(f"workdir: {workdir}", flush=True)
+  # Imported here, so that a bad flag is answered at once.
+  from gr_jax import console, experiment, train
   if _DRY_RUN.value:
     console.say(console.dry_run_lines(experiment.load(config)))
   else:
@@ -39,27 +35,28 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """absl's parser, with errors that name the nearest config key."""
+  """absl's parser, with errors that name the nearest key; --config.KEY=None unsets an optional key."""
   from gr_jax import config as configuration
-  given = {arg[len("--config."):].partition("=")[0]: arg for arg in argv if arg.startswith("--config.")}
-  for key in given:
+  overrides = {arg: arg.removeprefix("--config.").partition("=")[::2] for arg in argv
+               if arg.startswith("--config.")}
+  for key, _ in overrides.values():
     if key not in configuration.KEYS:
       raise configuration.unknown_key(key)
-  return app.parse_flags_with_usage(argv)
-
-
-def run() -> None:
-  """Entry point; what the user can mend ends with one message and exit code 2."""
+  unset = [key for key, value in overrides.values()
+           if value.lower() == "none" and configuration.KEYS[key].optional]
   try:
-    app.run(main, flags_parser=_parse)
-  except UserError as error:
-    sys.exit(_failure(error))
-
-
-def _failure(error: UserError) -> int:
-  print(f"error: {error}", file=sys.stderr)
-  return 2
+    rest = flags.FLAGS([arg for arg in argv if overrides.get(arg, ("",))[0] not in unset])
+  except flags.IllegalFlagValueError as error:
+    for arg, (key, value) in overrides.items():
+      if str(error).startswith(f"flag {arg}"):
+        raise configuration.wrong_type(key, value) from error
+    raise UserError(str(error)) from error
+  except flags.Error as error:
+    raise UserError(f"{error}; --help lists the flags") from error
+  for key in unset:
+    _CONFIG.value.update_from_flattened_dict({key: None})
+  return rest
 
 
 if __name__ == "__main__":
-  run()
+  cli.run(main, _parse)

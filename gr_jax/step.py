@@ -145,13 +145,15 @@ def epoch_order(pool: Pool, key: jax.Array) -> jax.Array:
 
 def make_epoch(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int,
-    devices: Sequence[jax.Device]) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    devices: Sequence[jax.Device], order: Callable[[Pool, jax.Array], jax.Array] = epoch_order,
+    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """The program that runs steps `first`..`stop`-1 of one epoch in one call, on all devices.
 
   Args:
     step: of `make_train_step` with axis_name = parallel.AXIS.
     batch_size: global; a multiple of the number of devices.
     devices: over which the batch is split.
+    order: (pool, key of the epoch) -> the pool's rows in the order in which the epoch takes them.
 
   Returns:
     run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate) -> (state, summed
@@ -161,12 +163,12 @@ def make_epoch(
   local = batch_size // len(devices)
 
   def run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate):
-    order = epoch_order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
+    rows = order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
     mine = jax.lax.axis_index(parallel.AXIS) * local + jnp.arange(local)
 
     def body(i, carry):
       state, sums = carry
-      batch = order[(i * batch_size + mine) % pool.size]
+      batch = rows[(i * batch_size + mine) % pool.size]
       key = seeding.derive(root, facts.task, state.step, seeding.AUGMENT)
       state, metrics = step(state, teacher, facts, data, batch, key, learning_rate)
       return state, jax.tree.map(jnp.add, sums, metrics)

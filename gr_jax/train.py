@@ -42,6 +42,13 @@ class Progress:
   correct_aware: tuple[tuple[int, ...], ...] = ()
   exemplars: tuple[tuple[int, ...], ...] = ()
 
+  @classmethod
+  def from_record(cls, record: dict[str, Any]) -> Progress:
+    """From the JSON record of a checkpoint."""
+    def freeze(value: Any) -> Any:
+      return tuple(map(freeze, value)) if isinstance(value, list) else value
+    return cls(**{field.name: freeze(record[field.name]) for field in dataclasses.fields(cls)})
+
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Runs a config to its end, or goes on with the run that is in `workdir`.
@@ -162,8 +169,7 @@ def _resume(experiment: Experiment, programs: TrainPrograms, checkpoints: checkp
   if not steps:
     return Progress(), programs.init(), None
   step = steps[-1]
-  fields = {field.name for field in dataclasses.fields(Progress)}
-  progress = Progress(**{name: value for name, value in checkpoints.record(step).items() if name in fields})
+  progress = Progress.from_record(checkpoints.record(step))
   abstract = experiment.abstract_state()
   inside = progress.epoch > 0 and progress.task > 0 and experiment.method.uses_teacher
   targets = _items(abstract, {"params": abstract.params, "batch_stats": abstract.batch_stats}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import pathlib
 
 from gr_jax.data import digits, tfds_source
 from gr_jax.data.source import Source
@@ -32,10 +30,5 @@ def load(name: str, data_dir: str | None) -> Source:
     UserError: unknown, not prepared, or damaged.
   """
   check(name)
-  return digits.load() if name == "digits" else tfds_source.load(name, data_folder(data_dir))
-
-
-def data_folder(data_dir: str | None) -> pathlib.Path:
-  """The folder that holds prepared data sets; TFDS's own default where nothing names one."""
-  chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return pathlib.Path(chosen).expanduser().absolute()
+  return digits.load() if name == "digits" else tfds_source.load(
+      name, tfds_source.data_folder(data_dir))

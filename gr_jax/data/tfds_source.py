@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from gr_jax.data.source import Source
 from gr_jax.errors import UserError
 from gr_jax.scenario import ICARL_ORDER, Facts
 
+_DEFAULT_FOLDER = "~/tensorflow_datasets"
 _IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -102,6 +104,17 @@ class TfdsSplit:
                       f"the data set again") from error
 
 
+def data_folder(data_dir: str | None) -> pathlib.Path:
+  """The folder that holds prepared data sets; TFDS's own default where nothing names one."""
+  return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_FOLDER).expanduser().absolute()
+
+
+def prepare_command(entry: Entry, data_dir: pathlib.Path) -> str:
+  """The command that puts a data set into `data_dir`."""
+  flag = "" if data_dir == data_folder(None) else f" --data_dir={data_dir}"
+  return f"python -m gr_jax.prepare {entry.tfds_name}{flag}"
+
+
 def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
   """The folder of the newest prepared version.
 
@@ -109,9 +122,9 @@ def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
     UserError: not prepared, not in array_record form, or a file is missing; with the command that mends it.
   """
   parent = data_dir / entry.tfds_name
-  remedy = (f"prepare it once with: python -m gr_jax.prepare {entry.tfds_name} --data_dir={data_dir} (needs: "
-            f"pip install -e '.[prepare]'). Prepared elsewhere? Name that folder with --config.data_dir or "
-            f"the environment variable TFDS_DATA_DIR")
+  remedy = (f"prepare it once with: {prepare_command(entry, data_dir)} (needs: pip install -e '.[prepare]'). "
+            f"Prepared elsewhere? Name that folder with --config.data_dir or the environment variable "
+            f"TFDS_DATA_DIR")
   if entry.manual:
     remedy = f"{entry.manual.format(data_dir=data_dir)}, then {remedy}"
   versions = [folder for folder in parent.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
@@ -131,23 +144,25 @@ def load(name: str, data_dir: pathlib.Path) -> Source:
   folder = locate(entry, data_dir)
   import tensorflow_datasets as tfds
   builder = tfds.builder_from_directory(str(folder))
+  again = f"prepare it again: {prepare_command(entry, data_dir)}"
   file_format = builder.info.file_format
   if file_format is None or file_format.value != "array_record":
-    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; prepare "
-                    f"it again: python -m gr_jax.prepare {entry.tfds_name} --data_dir={data_dir}")
+    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; {again}")
   for split in ("train", entry.test_split):
     if split not in builder.info.splits:
-      raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; prepare it "
-                      f"again: python -m gr_jax.prepare {entry.tfds_name} --data_dir={data_dir}")
+      raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; {again}")
     for path in builder.info.splits[split].filepaths:
       if not pathlib.Path(path).is_file():
         raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is missing; "
-                        f"copy it there or prepare the data set again: python -m gr_jax.prepare "
-                        f"{entry.tfds_name} --data_dir={data_dir}")
+                        f"copy it there, or {again}")
   names = list(builder.info.features["label"].names)
   labels = list(range(len(names))) if entry.select is None else entry.select(names)
+  try:
+    train = TfdsSplit(builder, "train", entry.id_feature, labels)
+    test = TfdsSplit(builder, entry.test_split, entry.id_feature, labels)
+  # What array_record raises for a file that is cut short or is something else.
+  except (RuntimeError, ValueError, IndexError) as error:
+    raise UserError(f"the files in {folder} cannot be read ({error}); {again}") from error
   return Source(
       name=name, class_names=tuple(names[label] for label in labels),
-      train=TfdsSplit(builder, "train", entry.id_feature, labels),
-      test=TfdsSplit(builder, entry.test_split, entry.id_feature, labels),
-      facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)
+      train=train, test=test, facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)

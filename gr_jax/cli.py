@@ -1,0 +1,37 @@
+"""How every command of the package starts and fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from gr_jax.errors import UserError
+
+
+def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None, *,
+        arguments: int = 0, example: str = "") -> None:
+  """Parses flags and calls `main`; what the user can mend ends with one message and exit code 2.
+
+  Args:
+    main: takes the arguments that are not flags.
+    parse: stands in for absl's flag parser.
+    arguments: how many arguments that are not flags the command takes.
+    example: of the command, for the message where they are missing.
+  """
+  def checked(argv: list[str]) -> None:
+    if len(argv) > 1 + arguments:
+      raise UserError(f"unexpected arguments: {' '.join(argv[1 + arguments:])}; flags begin with --")
+    if len(argv) < 1 + arguments:
+      raise UserError(f"{arguments} argument(s) expected, such as: {example}")
+    if not flags.FLAGS["verbosity"].present:
+      # Orbax reports every file it moves, and warns of what was asked for; --verbosity=0 shows it all.
+      logging.set_verbosity(logging.ERROR)
+    main(argv)
+
+  try:
+    app.run(checked, flags_parser=parse or app.parse_flags_with_usage)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,113 @@
+"""Evaluates a run from its checkpoints: python -m gr_jax.evaluate --workdir=... [--task=3]."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+from absl import flags
+
+from gr_jax import cli
+from gr_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_TASK = flags.DEFINE_integer("task", None, "After which task, counted from 1. Default: the last one done.")
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["test", "holdout"], "The test set, or the training images that were held out.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where the run found them.")
+
+
+def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str = "test",
+             data_dir: str | None = None) -> dict[str, Any]:
+  """Restores the model as it was after a task and counts its correct images.
+
+  Only the `model` item of the checkpoint is read; the folder may be read-only.
+
+  Args:
+    workdir: folder of the run.
+    task: after which task, from 1; None: the last one done.
+    split: "test" or "holdout".
+    data_dir: overrides the run's own.
+
+  Returns:
+    For "test" the content of results.json up to that task. For "holdout" {task, accuracy, by_task,
+    by_task_aware} of that task alone, since the run records no held-out history.
+
+  Raises:
+    UserError: no run, no such task, other data, an unreadable checkpoint.
+  """
+  # Imported here, so that a bad flag is answered at once.
+  from gr_jax import checkpoints as checkpointing
+  from gr_jax import console, experiment as experiments, journal, parallel, train
+  workdir = pathlib.Path(workdir).expanduser().absolute()
+  if not (workdir / "config.json").is_file():
+    raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
+  config = run_config(workdir)
+  if data_dir is not None:
+    config.data_dir = data_dir
+  experiment = experiments.load(config)
+  train.check_scenario(workdir, experiment)
+  with checkpointing.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    ends = {plan.stop_step: plan.number + 1 for plan in experiment.plans}
+    done = {ends[step]: step for step in checkpoints.steps() if step in ends}
+    if not done:
+      raise UserError(f"{workdir} has no checkpoint of a finished task yet; let the run go on")
+    task = max(done) if task is None else task
+    if task not in done:
+      raise UserError(f"--task is {task}; {workdir} has checkpoints after task "
+                      f"{', '.join(map(str, sorted(done)))}")
+    record = checkpoints.record(done[task])
+    state = experiment.abstract_state()
+    model = checkpoints.restore(
+        done[task], {"model": {"params": state.params, "batch_stats": state.batch_stats}})["model"]
+  model = parallel.replicate(model, experiment.devices)
+  count = experiments.evaluator(experiment, console.decoding, split)
+  counts = count(model["params"], model["batch_stats"], task)
+  if split == "holdout":
+    return _holdout_numbers(experiment, counts, task)
+  recorded = train.Progress.from_record(record)
+  # Rows of earlier tasks come from the run's own record, this task's from what was just counted.
+  progress = dataclasses.replace(
+      recorded, correct=(*recorded.correct[:-1], tuple(counts[0].tolist())),
+      correct_aware=(*recorded.correct_aware[:-1], tuple(counts[1].tolist())))
+  results = train.summarize(experiment, progress)
+  equal = progress.correct == recorded.correct and progress.correct_aware == recorded.correct_aware
+  console.say(console.task_line(task - 1, results))
+  console.say(f"correct images: {counts[0].sum()} of {counts[2].sum()}, class by class "
+              f"{'equal to' if equal else 'NOT equal to'} what the run counted")
+  return results
+
+
+def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str, Any]:
+  from gr_jax import console, metrics
+  # Only the last row is looked at: the earlier ones stand for tasks that were not evaluated.
+  correct, aware = (np.tile(row, (task, 1)) for row in counts[:2])
+  task_of_class = experiment.scenario.task_of_class
+  def by_task(rows: np.ndarray) -> list[float | None]:
+    return metrics.accuracy_matrix(rows, counts[2], task_of_class)[task - 1][:task]
+  numbers = {"task": task, "accuracy": metrics.task_accuracies(correct, counts[2], task_of_class)[task - 1],
+             "by_task": by_task(correct), "by_task_aware": by_task(aware)}
+  console.say(f"task {task}, held-out images: accuracy {console.percent(numbers['accuracy'])} % of "
+              f"{counts[2].sum()}; by task [{' '.join(map(console.percent, numbers['by_task']))}], task-aware "
+              f"[{' '.join(map(console.percent, numbers['by_task_aware']))}]")
+  return numbers
+
+
+def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config that was saved with a run."""
+  from gr_jax import journal
+  config = ml_collections.ConfigDict(journal.read_json(workdir / "config.json"))
+  config.milestones = tuple(config.milestones)
+  return config
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  evaluate(_WORKDIR.value, _TASK.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
+
+
+if __name__ == "__main__":
+  cli.run(main)

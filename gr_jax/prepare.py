@@ -1,0 +1,64 @@
+"""Downloads and prepares a data set once: python -m gr_jax.prepare cifar100 [--data_dir=...].
+
+Only this command needs TensorFlow (extra `prepare`); training reads the prepared files without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+from absl import flags
+
+from gr_jax import cli
+from gr_jax.data import tfds_source
+from gr_jax.errors import UserError
+
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where the prepared data go. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+
+
+def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+  """Prepares a data set as array_record; does nothing where that has been done.
+
+  Args:
+    name: of a catalogued data set, or of TFDS's that it comes from (imagenet_subset, imagenet2012).
+    data_dir: where the prepared data go.
+
+  Returns:
+    The folder of the prepared version.
+
+  Raises:
+    UserError: unknown name, TensorFlow missing, archives missing, download or disk failed.
+  """
+  entries = {known: entry for entry_name, entry in tfds_source.CATALOGUE.items()
+             for known in (entry_name, entry.tfds_name)}
+  if name == "digits":
+    raise UserError("digits need no preparation: they come with scikit-learn")
+  if name not in entries:
+    raise UserError(f"data set is {name!r}; known are {', '.join(entries)}")
+  entry = entries[name]
+  try:
+    return tfds_source.locate(entry, data_dir)
+  except UserError:
+    pass  # Not there yet, which is what this command is for.
+  if importlib.util.find_spec("tensorflow") is None:
+    raise UserError("preparing needs TensorFlow, which is not installed; pip install -e '.[prepare]'")
+  import tensorflow_datasets as tfds
+  builder = tfds.builder(entry.tfds_name, data_dir=str(data_dir), file_format="array_record")
+  try:
+    builder.download_and_prepare()
+  # TFDS passes on whatever the network, the archive or the disk raised.
+  except Exception as error:
+    manual = f"; {entry.manual.format(data_dir=data_dir)}" if entry.manual else ""
+    raise UserError(f"{entry.tfds_name} could not be prepared in {data_dir} "
+                    f"({type(error).__name__}: {str(error).strip()[:500]}){manual}") from error
+  return pathlib.Path(builder.data_dir)
+
+
+def main(argv: list[str]) -> None:
+  print(f"prepared: {prepare(argv[1], tfds_source.data_folder(_DATA_DIR.value))}")
+
+
+if __name__ == "__main__":
+  cli.run(main, arguments=1, example="python -m gr_jax.prepare cifar100")

@@ -1,0 +1,27 @@
+"""Small things that several tests build."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class TinyBackbone(nn.Module):
+  """relu(x @ kernel + bias), the backbone of the recorded trajectory."""
+  num_features: int
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    """x [batch, inputs] -> (features [batch, num_features], no maps)."""
+    del train
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_features))
+    bias = self.param("bias", nn.initializers.zeros, (self.num_features,))
+    # The recording is exact to 1e-5, so the products must be too.
+    return nn.relu(jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias), ()
+
+
+def pictures(rng, count, side, channels=3):
+  """[count, side, side, channels] uint8, smooth blobs: neighbouring pixels are alike, as in photographs."""
+  coarse = rng.uniform(0, 255, (count, 4, 4, channels))
+  repeat = -(-side // 4)
+  return np.kron(coarse, np.ones((1, repeat, repeat, 1)))[:, :side, :side].astype(np.uint8)
