@@ -48,7 +48,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   config = run_config(workdir)
   if data_dir is not None:
     config.data_dir = data_dir
-  experiment = experiments.load(config)
+  experiment = experiments.load(config, training=False)
   train.check_scenario(workdir, experiment)
   with checkpointing.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
     ends = {plan.stop_step: plan.number + 1 for plan in experiment.plans}

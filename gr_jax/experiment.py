@@ -72,19 +72,21 @@ class Experiment:
     return jax.eval_shape(self.init_state, jax.random.key(0))
 
 
-def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = lambda: None) -> Experiment:
+def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = lambda: None, *,
+         training: bool = True) -> Experiment:
   """Validates a config, finds the data set and draws the scenario.
 
   Args:
     config: see configs/.
     before_data: called after the checks of the config alone, before any file of the data set is read.
+    training: whether the devices must be able to share a batch; evaluation does not need that.
 
   Raises:
     UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
   """
   configuration.validate(config)
   devices = tuple(jax.local_devices())
-  if config.batch_size % len(devices):
+  if training and config.batch_size % len(devices):
     near = -(-config.batch_size // len(devices)) * len(devices)
     raise UserError(f"batch_size is {config.batch_size}, which {len(devices)} devices cannot share equally; "
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")

@@ -30,7 +30,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 class Metrics:
-  """metrics.jsonl: one row an epoch and one a task, in the order of the global step."""
+  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager."""
 
   def __init__(self, path: pathlib.Path, *, step: int):
     """Opens the file for appending, without the rows that a killed start wrote after `step`.
@@ -57,5 +57,8 @@ class Metrics:
     self._file.write(json.dumps({**row, "start": self._start}) + "\n")
     self._file.flush()
 
-  def close(self) -> None:
+  def __enter__(self) -> Metrics:
+    return self
+
+  def __exit__(self, *exc_info: Any) -> None:
     self._file.close()

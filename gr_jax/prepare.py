@@ -29,7 +29,8 @@ def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     The folder of the prepared version.
 
   Raises:
-    UserError: unknown name, TensorFlow missing, archives missing, download or disk failed.
+    UserError: unknown name, TensorFlow missing, archives missing, download or disk failed; a folder that is
+      there but damaged.
   """
   entries = {known: entry for entry_name, entry in tfds_source.CATALOGUE.items()
              for known in (entry_name, entry.tfds_name)}
@@ -39,13 +40,20 @@ def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     raise UserError(f"data set is {name!r}; known are {', '.join(entries)}")
   entry = entries[name]
   try:
-    return tfds_source.locate(entry, data_dir)
+    folder = tfds_source.locate(entry, data_dir)
   except UserError:
     pass  # Not there yet, which is what this command is for.
+  else:
+    tfds_source.open_prepared(entry, data_dir)
+    return folder
   if importlib.util.find_spec("tensorflow") is None:
     raise UserError("preparing needs TensorFlow, which is not installed; pip install -e '.[prepare]'")
   import tensorflow_datasets as tfds
   builder = tfds.builder(entry.tfds_name, data_dir=str(data_dir), file_format="array_record")
+  if pathlib.Path(builder.data_dir).exists():
+    # TFDS would take it for a finished one and do nothing.
+    raise UserError(f"{builder.data_dir} is there, but without dataset_info.json; remove that folder and "
+                    f"repeat the command")
   try:
     builder.download_and_prepare()
   # TFDS passes on whatever the network, the archive or the disk raised.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -78,10 +79,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
   programs = experiments.train_programs(experiment, console.decoding)
   count_correct = experiments.evaluator(experiment, console.decoding)
   stops = [plan.stop_step for plan in experiment.plans]
-  with checkpointing.Checkpoints(workdir / "checkpoints", keep=stops) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(checkpointing.Checkpoints(workdir / "checkpoints", keep=stops))
     progress, state, teacher = _resume(experiment, programs, checkpoints)
     started -= progress.seconds
-    log = journal.Metrics(workdir / "metrics.jsonl", step=int(state.step))
+    log = stack.enter_context(journal.Metrics(workdir / "metrics.jsonl", step=int(state.step)))
     for plan in experiment.plans[progress.task:experiment.stop_after_task]:
       rows = experiments.present_rows(
           experiment, plan.number, [np.asarray(kept, np.int32) for kept in progress.exemplars])
@@ -102,7 +104,6 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
       log.write(**_task_row(experiment, plan, state, alpha, results, progress))
       checkpoints.save(plan.stop_step, _items(state, None), dataclasses.asdict(progress))
       console.say(console.task_line(plan.number, results))
-    log.close()
   journal.write_json(workdir / "results.json", results)
   console.say(console.closing_table(results))
   return results

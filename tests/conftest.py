@@ -1,8 +1,19 @@
-"""Four CPU devices for every test, chosen before JAX starts."""
+"""Four CPU devices for every test, chosen before JAX starts; programs compiled once for the whole suite."""
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-# Two test processes share two cores: more threads than that only get in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_CACHE = "GR_JAX_TESTS_CACHE"
+
+
+def pytest_configure(config):
+  """The first process makes the folder; its workers and the commands under test inherit it."""
+  if _CACHE not in os.environ:
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="gr_jax-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True))
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

@@ -31,8 +31,8 @@ def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
   """Short side to side * 256 / 224, then the central [side, side, channels] uint8 (METHOD.md section 6)."""
   height, width = picture.shape[:2]
   short = round(side * _RESIZE_OVER_CROP)
-  scale = short / min(height, width)
-  size = tuple(short if n == min(height, width) else int(n * scale) for n in (width, height))
+  # In whole numbers: 98 x (256 / 49) is 511.99... in floating point.
+  size = tuple(short * n // min(height, width) for n in (width, height))
   resized = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR)
   left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
   return np.asarray(resized.crop((left, top, left + side, top + side)))
@@ -48,7 +48,7 @@ def load_train(source: Source, scenario: Scenario, image_size: int, *, holdout: 
   """
   rows_of_class = scenario.holdout if holdout else scenario.train
   fit = None if source.uniform else lambda picture: squeeze(picture, round(image_size * _RESIZE_OVER_CROP))
-  return _load(source.train, rows_of_class, fit, image_size, progress, source.uniform)
+  return _load(source.train, rows_of_class, fit, image_size, progress, source.uniform, len(source.mean))
 
 
 def load_test(source: Source, scenario: Scenario, image_size: int,
@@ -60,11 +60,11 @@ def load_test(source: Source, scenario: Scenario, image_size: int,
     raise UserError(f"{len(missing)} classes have no test image ({', '.join(missing[:5])}); prepare the full "
                     f"test split")
   fit = None if source.uniform else lambda picture: central_crop(picture, image_size)
-  return _load(source.test, rows_of_class, fit, image_size, progress, source.uniform)
+  return _load(source.test, rows_of_class, fit, image_size, progress, source.uniform, len(source.mean))
 
 
 def _load(split: Split, rows_of_class: Sequence, fit: Callable | None, image_size: int, progress: Callable,
-          uniform: bool) -> Data:
+          uniform: bool, channels: int) -> Data:
   rows = [int(row) for rows in rows_of_class for row in rows]
   labels = np.repeat(np.arange(len(rows_of_class)), [len(rows) for rows in rows_of_class])
 
@@ -79,7 +79,7 @@ def _load(split: Split, rows_of_class: Sequence, fit: Callable | None, image_siz
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     read_all = list(progress(pool.map(read, rows), total=len(rows)))
   if not rows:
-    return Data(np.zeros((0, image_size, image_size, 3), np.uint8), np.zeros((0, 2), np.int32),
+    return Data(np.zeros((0, image_size, image_size, channels), np.uint8), np.zeros((0, 2), np.int32),
                 np.zeros(0, np.int32))
   return Data(images=np.stack([picture for picture, _ in read_all]),
               sizes=np.asarray([size for _, size in read_all], np.int32), labels=labels.astype(np.int32))

@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -99,9 +100,10 @@ class TfdsSplit:
     try:
       with PIL.Image.open(io.BytesIO(encoded)) as picture:
         return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-      raise UserError(f"image {self.ids[row]!r} cannot be decoded ({error}); its record is damaged: prepare "
-                      f"the data set again") from error
+    # The last one is raised for a damaged header that tells of a giant picture.
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+      raise UserError(f"image {self.ids[row]!r} cannot be decoded ({error}); its record is damaged: "
+                      f"remove the folder of the data set and prepare it again") from error
 
 
 def data_folder(data_dir: str | None) -> pathlib.Path:
@@ -111,7 +113,7 @@ def data_folder(data_dir: str | None) -> pathlib.Path:
 
 def prepare_command(entry: Entry, data_dir: pathlib.Path) -> str:
   """The command that puts a data set into `data_dir`."""
-  flag = "" if data_dir == data_folder(None) else f" --data_dir={data_dir}"
+  flag = "" if data_dir == data_folder(None) else f" --data_dir={shlex.quote(str(data_dir))}"
   return f"python -m gr_jax.prepare {entry.tfds_name}{flag}"
 
 
@@ -119,7 +121,7 @@ def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
   """The folder of the newest prepared version.
 
   Raises:
-    UserError: not prepared, not in array_record form, or a file is missing; with the command that mends it.
+    UserError: not prepared; with the command that mends it.
   """
   parent = data_dir / entry.tfds_name
   remedy = (f"prepare it once with: {prepare_command(entry, data_dir)} (needs: pip install -e '.[prepare]'). "
@@ -134,20 +136,31 @@ def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
   return max(versions, key=lambda folder: tuple(int(part) for part in folder.name.split(".")))
 
 
-def load(name: str, data_dir: pathlib.Path) -> Source:
-  """A catalogued data set, from its prepared files.
+def _again(entry: Entry, data_dir: pathlib.Path, folder: pathlib.Path) -> str:
+  # TFDS takes a folder that is there for a finished one, so it has to go first.
+  return f"remove the folder {folder} and prepare it again: {prepare_command(entry, data_dir)}"
+
+
+def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
+  """TFDS's builder of the newest prepared version: everything is checked but the records themselves.
 
   Raises:
-    UserError: see `locate`.
+    UserError: see `locate`; also not array_record, unreadable or older metadata, a missing split or file.
   """
-  entry = CATALOGUE[name]
   folder = locate(entry, data_dir)
+  again = _again(entry, data_dir, folder)
   import tensorflow_datasets as tfds
-  builder = tfds.builder_from_directory(str(folder))
-  again = f"prepare it again: {prepare_command(entry, data_dir)}"
+  try:
+    builder = tfds.builder_from_directory(str(folder))
+  # JSON, protobuf and TFDS each have errors of their own for files that are cut short or missing.
+  except Exception as error:
+    raise UserError(f"the description of the data in {folder} cannot be read ({error}); {again}") from error
   file_format = builder.info.file_format
   if file_format is None or file_format.value != "array_record":
     raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; {again}")
+  for feature in filter(None, ("image", "label", entry.id_feature)):
+    if feature not in builder.info.features:
+      raise UserError(f"{folder} has no feature {feature!r}, only {', '.join(builder.info.features)}; {again}")
   for split in ("train", entry.test_split):
     if split not in builder.info.splits:
       raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; {again}")
@@ -155,6 +168,17 @@ def load(name: str, data_dir: pathlib.Path) -> Source:
       if not pathlib.Path(path).is_file():
         raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is missing; "
                         f"copy it there, or {again}")
+  return builder
+
+
+def load(name: str, data_dir: pathlib.Path) -> Source:
+  """A catalogued data set, from its prepared files.
+
+  Raises:
+    UserError: see `open_prepared`; or the records cannot be read.
+  """
+  entry = CATALOGUE[name]
+  builder = open_prepared(entry, data_dir)
   names = list(builder.info.features["label"].names)
   labels = list(range(len(names))) if entry.select is None else entry.select(names)
   try:
@@ -162,7 +186,9 @@ def load(name: str, data_dir: pathlib.Path) -> Source:
     test = TfdsSplit(builder, entry.test_split, entry.id_feature, labels)
   # What array_record raises for a file that is cut short or is something else.
   except (RuntimeError, ValueError, IndexError) as error:
-    raise UserError(f"the files in {folder} cannot be read ({error}); {again}") from error
+    folder = pathlib.Path(builder.data_dir)
+    raise UserError(f"the files in {folder} cannot be read ({error}); "
+                    f"{_again(entry, data_dir, folder)}") from error
   return Source(
       name=name, class_names=tuple(names[label] for label in labels),
       train=train, test=test, facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)

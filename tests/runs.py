@@ -1,0 +1,64 @@
+"""Short digits runs for tests: configs, subprocesses, and what two runs must share to the bit."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# What depends on the clock or on how often a run was started.
+_OF_THE_MOMENT = ("seconds", "start")
+
+
+def get_config(name, **changes):
+  """The config of configs/<name>.py with keys changed; nested keys with dots."""
+  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def short(**changes):
+  """Digits: three tasks, three epochs each, a few seconds."""
+  return get_config("digits_lt", **{"epochs": 3, "milestones": (2,), "scenario.num_tasks": 3,
+                                    "checkpoint_every_epochs": 1, "evaluation_block": 50, **changes})
+
+
+def command(module, *flags):
+  return [sys.executable, "-m", f"gr_jax.{module}", *flags]
+
+
+def environment(**changes):
+  return {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **changes}
+
+
+def run(module, *flags, **environment_changes):
+  """Runs a command of the package to its end; returns the finished process with its output as text."""
+  return subprocess.run(command(module, *flags), env=environment(**environment_changes), cwd=ROOT, text=True,
+                        capture_output=True, timeout=300, check=False)
+
+
+def rows(workdir, kind=None):
+  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  return [row for row in map(json.loads, lines) if kind in (None, row["kind"])]
+
+
+def timeless(content):
+  """A result or row without what depends on the clock."""
+  return {key: value for key, value in content.items() if key not in _OF_THE_MOMENT}
+
+
+def results(workdir):
+  return json.loads((pathlib.Path(workdir) / "results.json").read_text())
+
+
+def records(workdir):
+  """Global step -> the JSON record of each checkpoint, array digests and exemplars included."""
+  from gr_jax.checkpoints import Checkpoints
+  with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+    return {step: timeless(checkpoints.record(step)) for step in checkpoints.steps()}

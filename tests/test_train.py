@@ -1,0 +1,304 @@
+"""Whole runs on the digits: what they write, resuming, evaluating, compiling, refusing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import runs
+from gr_jax import console, evaluate, experiment, train
+from gr_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run of three short tasks: (workdir, what train returned)."""
+  workdir = tmp_path_factory.mktemp("finished") / "run"
+  return workdir, train.train(runs.short(), workdir)
+
+
+def test_results_have_every_part(finished):
+  workdir, returned = finished
+  found = runs.results(workdir)
+  assert found == json.loads(json.dumps(returned))
+  assert found["method"] == "gr" and found["seed"] == 0 and found["tasks_done"] == 3
+  assert found["scenario_digest"] == json.loads((workdir / "scenario.json").read_text())["digest"]
+  assert {"jax", "flax", "optax", "gr_jax"} <= set(found["versions"])
+  for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
+    matrix = found[name]
+    assert [len(row) for row in matrix] == [3, 3, 3]
+    assert all((matrix[t][u] is None) == (u > t) for t in range(3) for u in range(3))
+  for name in ("task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer"):
+    assert len(found[name]) == 3
+  assert found["forgetting"][0] is None and found["backward_transfer"][0] is None
+  # Tasks of 4, 3 and 3 classes with 50 test images each: ACC_t weighs by images, the task mean does not.
+  matrix = np.asarray([[np.nan if a is None else a for a in row] for row in found["accuracy_matrix"]])
+  assert found["task_accuracies"][2] == pytest.approx((4 * matrix[2, 0] + 3 * matrix[2, 1:].sum()) / 10)
+  assert found["task_mean_accuracies"][2] == pytest.approx(matrix[2].mean())
+  assert found["average_incremental_accuracy"] == pytest.approx(np.mean(found["task_accuracies"]))
+  assert found["last_accuracy"] == found["task_accuracies"][2]
+  groups = [group for group in found["many_medium_few"].values() if group]
+  assert sum(group["classes"] for group in groups) == 10 and sum(g["images"] for g in groups) == 500
+
+
+def test_learning_happens(finished):
+  _, found = finished
+  # Four classes, and three passes over them: far above the 25 % of guessing.
+  assert found["task_accuracies"][0] > 0.4
+  assert found["accuracy_matrix_task_aware"][2][2] > 0.4
+
+
+def test_metrics_rows(finished):
+  workdir, found = finished
+  epochs, tasks = runs.rows(workdir, "epoch"), runs.rows(workdir, "task")
+  assert [(row["task"], row["epoch"]) for row in epochs] == [(t, e) for t in (1, 2, 3) for e in (1, 2, 3)]
+  steps = [row["global_step"] for row in epochs]
+  assert steps == sorted(steps) and [row["global_step"] for row in tasks] == steps[2::3]
+  for row in epochs:
+    assert row["loss"] == pytest.approx(row["cross_entropy"] + row["distillation"])
+    assert row["learning_rate"] == pytest.approx(0.01 if row["epoch"] == 3 else 0.1)
+    assert 0 < row["alpha"] <= 1 and 0 < row["r_old"] <= 1 and 0 < row["r_new"] <= 1
+    assert (row["beta"] == 0 and row["distillation"] == 0) == (row["task"] == 1)
+  for number, row in enumerate(tasks):
+    seen = (4, 7, 10)[number]
+    for name in ("gradient_norms", "phi", "alpha", "column", "classifier_norms", "correct", "exemplars"):
+      assert len(row[name]) == seen, name
+    assert row["exemplars"] == [5] * seen
+    assert row["task_accuracies"] == found["task_accuracies"][number] == sum(row["correct"]) / (50 * seen)
+
+
+def test_config_and_scenario_are_saved(finished):
+  workdir, _ = finished
+  saved = json.loads((workdir / "config.json").read_text())
+  assert saved == json.loads(json.dumps(runs.short().to_dict()))
+  drawn = json.loads((workdir / "scenario.json").read_text())
+  assert sum(drawn["counts"]) == 438 and sum(drawn["holdout_counts"]) == 48
+  assert [len(ids) for ids in drawn["train_ids"]] == drawn["counts"]
+  assert [task["images_present"] for task in drawn["tasks"]][1] == drawn["tasks"][1]["new_images"] + 20
+
+
+def test_exemplars_are_training_images_of_their_class_without_repetition(finished):
+  workdir, _ = finished
+  counts = json.loads((workdir / "scenario.json").read_text())["counts"]
+  stops = np.cumsum(counts)
+  record = max(runs.records(workdir).items())[1]
+  for j, rows in enumerate(record["exemplars"]):
+    assert len(set(rows)) == 5 and all(stops[j] - counts[j] <= row < stops[j] for row in rows)
+
+
+def test_phi_and_column_are_in_the_checkpoint(finished):
+  workdir, _ = finished
+  digests = max(runs.records(workdir).items())[1]["digests"]["training"]
+  assert any("phi" in path for path in digests) and any("column" in path for path in digests)
+  assert any("trace" in path for path in digests)
+
+
+def test_a_finished_run_is_not_trained_again(finished, capsys):
+  workdir, returned = finished
+  before = (workdir / "metrics.jsonl").read_bytes()
+  assert train.train(runs.short(), workdir) == json.loads(json.dumps(returned))
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+  assert "nothing to train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", [None, 1, 2])
+def test_evaluation_equals_the_run(finished, task, capsys):
+  workdir, found = finished
+  numbers = evaluate.evaluate(workdir, task)
+  number = (task or 3) - 1
+  for name in ("task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer", "accuracy_matrix",
+               "accuracy_matrix_task_aware"):
+    assert numbers[name][number] == found[name][number], name
+  out = capsys.readouterr().out
+  assert console.task_line(number, found) in out and " equal to what the run counted" in out
+
+
+@pytest.mark.parametrize("devices", ["1", "2", "3"])
+def test_evaluation_counts_are_equal_on_any_number_of_devices(finished, devices):
+  workdir, found = finished
+  # Three devices cannot share the batch of training; evaluating does not need it.
+  done = runs.run("evaluate", f"--workdir={workdir}", "--task=3", JAX_NUM_CPU_DEVICES=devices)
+  assert done.returncode == 0, done.stderr
+  assert console.task_line(2, found) in done.stdout and " equal to what the run counted" in done.stdout
+
+
+def test_evaluation_of_the_held_out_images(finished):
+  workdir, _ = finished
+  numbers = evaluate.evaluate(workdir, split="holdout")
+  held = json.loads((workdir / "scenario.json").read_text())["holdout_counts"]
+  assert numbers["task"] == 3 and (numbers["accuracy"] * sum(held)) == pytest.approx(
+      round(numbers["accuracy"] * sum(held)))
+  assert len(numbers["by_task"]) == len(numbers["by_task_aware"]) == 3
+
+
+@pytest.mark.parametrize("task", [0, 4])
+def test_evaluation_of_a_task_that_is_not_there(finished, task):
+  with pytest.raises(UserError, match=f"--task is {task}; .* after task 1, 2, 3"):
+    evaluate.evaluate(finished[0], task)
+
+
+def test_evaluation_of_a_folder_without_a_run(tmp_path):
+  with pytest.raises(UserError, match="holds no run"):
+    evaluate.evaluate(tmp_path)
+
+
+def test_stopping_after_a_task_and_going_on_equals_an_unbroken_run(finished, tmp_path):
+  workdir, unbroken = finished
+  part = train.train(runs.short(stop_after_task=1), tmp_path / "run")
+  assert part["tasks_done"] == 1 and part["task_accuracies"][1:] == [None, None]
+  assert part["task_accuracies"][0] == unbroken["task_accuracies"][0]
+  whole = train.train(runs.short(), tmp_path / "run")
+  assert runs.timeless(whole) == runs.timeless(unbroken)
+  assert_equal_runs(workdir, tmp_path / "run")
+
+
+def assert_equal_runs(workdir, other):
+  """Bit-equal: accuracies, every row, and by digest parameters, statistics, momentum, Phi and exemplars."""
+  assert runs.timeless(runs.results(workdir)) == runs.timeless(runs.results(other))
+  assert list(map(runs.timeless, runs.rows(workdir))) == list(map(runs.timeless, runs.rows(other)))
+  ours, theirs = runs.records(workdir), runs.records(other)
+  assert ours.keys() == theirs.keys()
+  for step in ours:
+    assert ours[step] == theirs[step]
+
+
+def test_killed_inside_a_task_with_a_teacher(tmp_path):
+  """SIGKILL after a checkpoint inside task 2; the same command goes on and ends bit-equal."""
+  flags = ("--config=configs/digits_lt.py", "--config.epochs=16", "--config.milestones=(8,)",
+           "--config.scenario.num_tasks=3", "--config.checkpoint_every_epochs=4", "--config.steps_per_call=1")
+  unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+  done = runs.run("main", *flags, f"--workdir={unbroken}")
+  assert done.returncode == 0, done.stderr
+  process = subprocess.Popen(
+      runs.command("main", *flags, f"--workdir={broken}"), env=runs.environment(), cwd=runs.ROOT,
+      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    if (broken / "metrics.jsonl").exists() and any(
+        '"task": 2, "epoch": 6,' in line for line in (broken / "metrics.jsonl").read_text().splitlines()):
+      break
+    time.sleep(0.005)
+  os.kill(process.pid, signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+  record = max(runs.records(broken).items())
+  assert record[1]["task"] == 1 and record[1]["epoch"] in (4, 8, 12), "not inside task 2"
+  with open(broken / "metrics.jsonl", "a") as file:
+    file.write('{"kind": "epoch", "ta')  # What a kill inside a write leaves behind.
+  again = runs.run("main", *flags, f"--workdir={broken}")
+  assert again.returncode == 0, again.stderr
+  assert f"going on after step {record[0]}" in again.stdout
+  for row in runs.rows(broken):
+    assert row["start"] == (1 if row["global_step"] <= record[0] else 2)
+  assert_equal_runs(unbroken, broken)
+
+
+_COUNT = """
+import jax, sys
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: compiled.append(name) if name.endswith("backend_compile_duration") else None)
+import runs
+from gr_jax import train
+train.train(runs.short(**{"scenario.num_tasks": int(sys.argv[1]), "epochs": 2, "milestones": ()}), sys.argv[2])
+print("compiled", len(compiled))
+"""
+
+
+def test_ten_tasks_compile_no_more_than_two(tmp_path):
+  counts = {}
+  for tasks in (2, 10):
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT, str(tasks), str(tmp_path / str(tasks))], text=True, capture_output=True,
+        # Without the suite's cache: what is fetched from it might not be counted.
+        env=runs.environment(PYTHONPATH=f"{runs.ROOT}:{runs.ROOT / 'tests'}", JAX_COMPILATION_CACHE_DIR=""),
+        timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    counts[tasks] = int(done.stdout.split()[-1])
+  assert counts[10] <= counts[2], counts
+
+
+def test_another_config_is_refused_with_the_difference(finished):
+  with pytest.raises(UserError, match=r"another config:\n  epochs: 3 -> 4\n  memory.per_class: 5 -> 6\n"):
+    train.train(runs.short(epochs=4, **{"memory.per_class": 6}), finished[0])
+
+
+def test_where_things_are_may_change(finished):
+  train.train(runs.short(checkpoint_every_epochs=2, steps_per_call=7), finished[0])
+
+
+def test_other_images_are_refused(finished, tmp_path):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  for name in ("config.json", "scenario.json"):
+    (workdir / name).write_text((finished[0] / name).read_text())
+  drawn = json.loads((workdir / "scenario.json").read_text())
+  (workdir / "scenario.json").write_text(json.dumps({**drawn, "digest": "0" * 64}))
+  with pytest.raises(UserError, match="a run on other images"):
+    train.train(runs.short(), workdir)
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="cannot be written"):
+    train.train(runs.short(), tmp_path / "file" / "run")
+
+
+def test_a_checkpoint_that_cannot_be_read(tmp_path):
+  workdir = tmp_path / "run"
+  train.train(runs.short(epochs=1, milestones=(), stop_after_task=1), workdir)
+  newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+  for file in newest.rglob("*"):
+    if file.is_file() and "model" in file.parts and file.stat().st_size > 1000:
+      file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(UserError, match=f"checkpoint .*{newest.name} cannot be read"):
+    train.train(runs.short(epochs=1, milestones=()), workdir)
+  with pytest.raises(UserError, match="cannot be read"):
+    evaluate.evaluate(workdir)
+
+
+def test_diverging_training_stops_and_names_the_place(tmp_path):
+  with pytest.raises(FloatingPointError, match="task 1, epoch 1, before step"):
+    train.train(runs.short(learning_rate=1e30), tmp_path / "run")
+
+
+@pytest.mark.parametrize("changes", [
+    {"memory.per_class": 0}, {"memory.selection": "random"}, {"reweighting": "none", "prior": False,
+                                                               "distillation": "none"},
+    {"scenario.num_tasks": 1}, {"scenario.kind": "natural", "scenario.order": "seeded"}])
+def test_other_settings_run_to_their_end(tmp_path, changes):
+  found = train.train(runs.short(**{"epochs": 1, "milestones": (), "scenario.num_tasks": 2, **changes}),
+                      tmp_path / "run")
+  assert found["tasks_done"] == changes.get("scenario.num_tasks", 2)
+  assert found["task_accuracies"][-1] is not None
+
+
+def test_seed_changes_the_run_but_not_the_scenario(finished, tmp_path):
+  other = train.train(runs.short(seed=1, stop_after_task=1), tmp_path / "run")
+  assert other["scenario_digest"] == finished[1]["scenario_digest"]
+  rows, others = runs.rows(finished[0], "epoch"), runs.rows(tmp_path / "run", "epoch")
+  assert rows[0]["loss"] != others[0]["loss"]
+
+
+def test_the_teacher_is_a_copy_of_the_previous_model():
+  found = experiment.load(runs.short())
+  programs = experiment.train_programs(found, lambda it, **_: it)
+  state = programs.init()
+  after, teacher = programs.start_task(state, found.plans[1].facts)
+  jax.tree.map(np.testing.assert_array_equal, teacher["params"], state.params)
+  for ours, theirs in zip(jax.tree.leaves(after.params["backbone"]),
+                          jax.tree.leaves(teacher["params"]["backbone"])):
+    assert _buffers(ours).isdisjoint(_buffers(theirs))
+  new = found.plans[1].facts.new
+  kernel = np.asarray(after.params["classifier"]["kernel"])
+  assert (kernel[:, ~new] == 0).all() and (np.abs(kernel[:, new]) <= 64 ** -0.5).all()
+  assert (kernel[:, new] != 0).all()
+
+
+def _buffers(array):
+  return {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
