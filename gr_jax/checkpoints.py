@@ -96,7 +96,15 @@ class Checkpoints:
       bad = [path for path, digest in _digests(tree).items() if digests[name].get(path) != digest]
       if bad:
         raise self._unreadable(step, f"{len(bad)} arrays are not what was saved, such as {name}{bad[0]}")
+      # Orbax hands out arrays of other shapes than were asked for.
+      jax.tree.map_with_path(
+          lambda path, array, wanted: self._check_shape(step, name, path, array, wanted), tree, targets[name])
     return trees
+
+  def _check_shape(self, step: int, item: str, path: Any, array: np.ndarray, wanted: Any) -> None:
+    if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+      raise self._unreadable(step, f"{item}{jax.tree_util.keystr(path)} is {array.dtype}{array.shape}, the "
+                                   f"model takes {wanted.dtype}{wanted.shape}")
 
   def _restore(self, step: int, **args) -> Any:
     try:

@@ -1,0 +1,78 @@
+"""The command line: errors in one message within ten seconds, overrides, dry run, default workdir."""
+
+import os
+import time
+
+import pytest
+
+import runs
+
+DIGITS = "--config=configs/digits_lt.py"
+
+
+def fails(*flags, module="main", **environment):
+  """The one message of a command that ends with code 2, in under ten seconds."""
+  started = time.monotonic()
+  done = runs.run(module, *flags, **environment)
+  seconds = time.monotonic() - started
+  assert done.returncode == 2, (done.stdout, done.stderr)
+  assert "Traceback" not in done.stderr
+  # Errors come early: a wait on the machine aside, nothing heavier than imports lies before them.
+  assert seconds < 10 or os.getloadavg()[0] > 3, seconds
+  return done.stderr
+
+
+@pytest.mark.parametrize("flags, words", [
+    ((DIGITS, "--config.scenrio.num_tasks=3"), "'scenrio.num_tasks'; did you mean 'scenario.num_tasks'"),
+    ((DIGITS, "--config.epochs=many"), "'epochs' is 'many' (str); it takes an integer"),
+    ((DIGITS, "--config.dataset=digit"), "did you mean 'digits'"),
+    ((DIGITS, "--config.scenario.imbalance=0.5"), "imbalance is 0.5"),
+    ((DIGITS, "--config.scenario.num_tasks=11"), "num_tasks is 11, more than the 10 classes"),
+    ((DIGITS, "--config.scenario.first_task_classes=10"), "first_task_classes is 10 of 10 classes"),
+    ((DIGITS, "--config.memory.per_class=-1"), "memory.per_class is -1"),
+    ((DIGITS, "--config.scenario.imbalance=500"), "no training image after the draw (4, 7, 8)"),
+    ((DIGITS, "--confg.epochs=1"), "'confg.epochs'"),
+    ((DIGITS, "extra"), "unexpected arguments: extra"),
+    ((), "--config is missing")])
+def test_bad_input(tmp_path, flags, words):
+  assert words in fails(*flags, f"--workdir={tmp_path / 'run'}")
+
+
+def test_batch_that_the_devices_cannot_share(tmp_path):
+  message = fails(DIGITS, f"--workdir={tmp_path}", JAX_NUM_CPU_DEVICES="3")
+  assert "batch_size is 32" in message and "--config.batch_size=33" in message
+
+
+@pytest.mark.parametrize("config, words", [
+    ("cifar100_lt", "python -m gr_jax.prepare cifar100"), ("food101_lt", "python -m gr_jax.prepare food101"),
+    ("imagenetsubset_lt", "ILSVRC2012_img_train.tar")])
+def test_data_that_are_not_prepared(tmp_path, config, words):
+  message = fails(f"--config=configs/{config}.py", f"--workdir={tmp_path / 'run'}",
+                  TFDS_DATA_DIR=str(tmp_path / "nothing"))
+  assert words in message and "not prepared" in message and "--config.data_dir" in message
+
+
+def test_workdir_of_another_config(tmp_path):
+  (tmp_path / "config.json").write_text('{"epochs": 7}')
+  assert "epochs: 7 -> 30" in fails(DIGITS, f"--workdir={tmp_path}")
+
+
+def test_dry_run_trains_nothing(tmp_path):
+  done = runs.run("main", DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}",
+                  "--config.scenario.first_task_classes=4")
+  assert done.returncode == 0, done.stderr
+  for words in ("digest", "task 1: 4 classes", "steps: ", "programs: 4", "memory on each device", "nothing was"):
+    assert words in done.stdout
+  assert not (tmp_path / "run").exists()
+
+
+def test_default_workdir_and_unset(tmp_path):
+  """Printed first; --config.KEY=None unsets an optional key again."""
+  done = runs.run("main", "--config=configs/cifar100_lt.py", "--config.scenario.first_task_classes=None",
+                  "--config.seed=3", "--dry_run", TFDS_DATA_DIR=str(tmp_path))
+  assert done.stdout.splitlines()[0] == "workdir: runs/cifar100_lt-s3"
+  assert "not prepared" in done.stderr
+
+
+def test_evaluate_bad_input(tmp_path):
+  assert "holds no run" in fails(f"--workdir={tmp_path}", module="evaluate")
