@@ -1,0 +1,15 @@
+"""What each part of the method brings, on the digits: the full method, and with one part or all left out."""
+
+
+def get_sweep() -> dict:
+  """python -m gr_jax.sweep --sweep=configs/sweeps/digits_parts.py"""
+  return {
+      "config": "configs/digits_lt.py",
+      "seeds": (0, 1, 2),
+      "rows": {
+          "full": {},
+          "no_reweighting": {"reweighting": "none"},
+          "no_prior": {"prior": False},
+          "plain_distillation": {"distillation": "kd"},
+          "none_of_the_three": {"reweighting": "none", "prior": False, "distillation": "kd"},
+      }}

@@ -1,0 +1,184 @@
+"""Runs a list of settings over several seeds and writes a table:
+
+  python -m gr_jax.sweep --sweep=configs/sweeps/digits_parts.py [--root=runs/digits_parts]
+
+Each run is a process of its own, one at a time on each GPU (or one in all on a CPU). Runs that are finished are
+skipped, one that was cut short goes on: the same command again completes the list.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from gr_jax import cli, journal
+from gr_jax.errors import UserError
+
+_SWEEP = flags.DEFINE_string("sweep", None, "File that defines get_sweep() -> {config, seeds, rows}.")
+_ROOT = flags.DEFINE_string("root", None, "Folder of the runs and the table. Default: runs/<sweep's name>.")
+_ONLY = flags.DEFINE_list("only", [], "Names of rows to run; all by default.")
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --set=epochs=2.")
+_JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU.", lower_bound=1)
+
+
+class Sweep(NamedTuple):
+  """A list of settings; a sweep file's get_sweep() returns these as a dict.
+
+  Attributes:
+    config: path of the config that all runs start from.
+    seeds: values of `seed`; every row runs with each.
+    rows: name of the row -> {config key: value}; the name is part of a folder's name.
+  """
+  config: str
+  seeds: Sequence[int]
+  rows: Mapping[str, Mapping[str, Any]]
+
+
+class Run(NamedTuple):
+  """One run of a sweep."""
+  row: str
+  seed: int
+  workdir: pathlib.Path
+  command: tuple[str, ...]
+
+
+def load(path: str) -> Sweep:
+  """The sweep that a file defines.
+
+  Raises:
+    UserError: no such file, it has no get_sweep, or that returns something else.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"--sweep is {path}; there is no such file")
+  spec = importlib.util.spec_from_file_location("sweep_file", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_sweep"):
+    raise UserError(f"{path} defines no get_sweep()")
+  found = module.get_sweep()
+  if set(found) != set(Sweep._fields):
+    raise UserError(f"get_sweep() of {path} returns {sorted(found)}; it must be {sorted(Sweep._fields)}")
+  return Sweep(**found)
+
+
+def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: Sequence[str]) -> list[Run]:
+  """Every row with every seed; seeds outermost, so that a list that is cut short has whole seeds.
+
+  Raises:
+    UserError: an unknown row, or a setting that is not KEY=VALUE.
+  """
+  unknown = [name for name in only if name not in sweep.rows]
+  if unknown:
+    raise UserError(f"--only names {', '.join(unknown)}; rows are {', '.join(sweep.rows)}")
+  wrong = [setting for setting in settings if "=" not in setting]
+  if wrong:
+    raise UserError(f"--set is {wrong[0]!r}; it takes KEY=VALUE")
+  runs = []
+  for seed in sweep.seeds:
+    for row, changes in sweep.rows.items():
+      if only and row not in only:
+        continue
+      workdir = root / f"{row}-s{seed}"
+      overrides = [f"{key}={value}" for key, value in changes.items()]
+      runs.append(Run(row, seed, workdir, (
+          sys.executable, "-m", "gr_jax.main", f"--config={sweep.config}", f"--workdir={workdir}",
+          *[f"--config.{setting}" for setting in (*overrides, *settings, f"seed={seed}")])))
+  return runs
+
+
+def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
+  """Runs a list, one process at a time on each device; returns the runs that failed.
+
+  Args:
+    runs: in the order in which they begin.
+    devices: CUDA_VISIBLE_DEVICES of each worker; None leaves the environment as it is.
+  """
+  waiting, failed = queue.SimpleQueue(), []
+  for run in runs:
+    waiting.put(run)
+
+  def work(device: str | None) -> None:
+    environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+    while not waiting.empty():
+      try:
+        run = waiting.get_nowait()
+      except queue.Empty:
+        return
+      run.workdir.parent.mkdir(parents=True, exist_ok=True)
+      with open(f"{run.workdir}.log", "a") as log:
+        code = subprocess.run(run.command, env=environment, stdout=log, stderr=log, check=False).returncode
+      print(f"{run.row} seed {run.seed}: " + (
+          "done" if code == 0 else f"FAILED with code {code}, see {run.workdir}.log"), flush=True)
+      if code:
+        failed.append(run)
+
+  workers = [threading.Thread(target=work, args=(device,)) for device in devices]
+  for worker in workers:
+    worker.start()
+  for worker in workers:
+    worker.join()
+  return failed
+
+
+def table(runs: Sequence[Run]) -> str:
+  """Markdown: mean and standard deviation over the seeds whose run is finished, per cent."""
+  lines = ["| | seeds | average incremental | last | forgetting | minutes a run |", "|---|---|---|---|---|---|"]
+  for row in dict.fromkeys(run.row for run in runs):
+    paths = [run.workdir / "results.json" for run in runs if run.row == row]
+    found = [journal.read_json(path) for path in paths if path.exists()]
+    if not found:
+      lines.append(f"| {row} | 0 of {len(paths)} | not run | | | |")
+      continue
+    cells = [_spread([100 * r["average_incremental_accuracy"] for r in found]),
+             _spread([100 * r["last_accuracy"] for r in found]),
+             _spread([100 * lost for r in found if (lost := r["forgetting"][-1]) is not None]),
+             f"{np.mean([r['seconds'] for r in found]) / 60:.1f}"]
+    seeds = str(len(found)) if len(found) == len(paths) else f"{len(found)} of {len(paths)}"
+    lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+  """Mean, and with two values or more the standard deviation of a sample."""
+  if not values:
+    return "-"
+  return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def _devices(jobs: int) -> list[str | None]:
+  """CUDA_VISIBLE_DEVICES of each worker. Asked in a process of its own: this one must not hold a GPU."""
+  code = "import jax; print([d.platform for d in jax.local_devices()].count('gpu'))"
+  count = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                             check=True).stdout.split()[-1])
+  given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+  names = given.split(",") if given else [str(i) for i in range(count)]
+  return [name for name in names[:count] for _ in range(jobs)] or [None]
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if _SWEEP.value is None:
+    raise UserError("--sweep is missing; for example --sweep=configs/sweeps/digits_parts.py")
+  sweep = load(_SWEEP.value)
+  root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}")
+  runs = make_runs(sweep, root, _ONLY.value, _SET.value)
+  failed = run_all(runs, _devices(_JOBS.value))
+  text = table(runs)
+  (root / "table.md").write_text(text + "\n")
+  print(text)
+  if failed:
+    raise UserError(f"{len(failed)} of {len(runs)} runs failed; their logs are in {root}")
+
+
+if __name__ == "__main__":
+  cli.run(main)
