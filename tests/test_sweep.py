@@ -5,6 +5,7 @@ import json
 import pytest
 
 import runs
+from gr_jax import config as configuration
 from gr_jax import sweep
 from gr_jax.errors import UserError
 
@@ -43,14 +44,24 @@ def test_table_of_known_results(tmp_path):
 
 
 def test_the_command_completes_skips_and_reports(tmp_path):
-  flags = ("--sweep=configs/sweeps/digits_parts.py", f"--root={tmp_path}", "--only=full", "--set=epochs=1",
-           "--set=milestones=()", "--set=scenario.num_tasks=2")
-  done = runs.run("sweep", *flags)
+  file = tmp_path / "short.py"
+  file.write_text('def get_sweep():\n  return {"config": "configs/digits_lt.py", "seeds": (0,), "rows": {"full": {}}}')
+  flags = (f"--sweep={file}", f"--root={tmp_path}", "--set=epochs=1", "--set=milestones=()")
+  done = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert done.returncode == 0, done.stderr
-  assert done.stdout.splitlines()[-1].startswith("| full | 3 |")
+  assert done.stdout.splitlines()[-1].startswith("| full | 1 |")
   assert (tmp_path / "table.md").read_text() in done.stdout
-  stamps = [(tmp_path / f"full-s{seed}" / "metrics.jsonl").stat().st_mtime for seed in range(3)]
-  assert runs.run("sweep", *flags).returncode == 0
-  assert stamps == [(tmp_path / f"full-s{seed}" / "metrics.jsonl").stat().st_mtime for seed in range(3)]
-  failing = runs.run("sweep", *flags[:-1], "--set=scenario.num_tasks=20")
-  assert failing.returncode == 2 and "3 of 3 runs failed" in failing.stderr
+  stamp = (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
+  assert runs.run("sweep", *flags, "--set=scenario.num_tasks=2").returncode == 0
+  assert stamp == (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
+  # The folder holds a run of another config by now.
+  failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=3")
+  assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr
+
+
+@pytest.mark.parametrize("path", sorted((runs.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda p: p.stem)
+def test_sweep_files_set_known_keys(path):
+  found = sweep.load(str(path))
+  assert (runs.ROOT / found.config).is_file()
+  for changes in found.rows.values():
+    assert set(changes) <= set(configuration.KEYS)
