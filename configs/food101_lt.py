@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data_dir = config_dict.placeholder(str)
   config.image_size = 224
   config.model = "resnet18"
+  config.precision = "auto"
   config.method = "gr"
   config.seed = 0
 

@@ -7,7 +7,12 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from gr_jax import compilation_cache
 from gr_jax.errors import UserError
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", None, "Folder in which compiled programs are kept for the next start; 'off' for none. "
+    "Default: JAX_COMPILATION_CACHE_DIR, else a folder of this user's.")
 
 
 def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None, *,
@@ -28,6 +33,7 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
     if not flags.FLAGS["verbosity"].present:
       # Orbax reports every file it moves, and warns of what was asked for; --verbosity=0 shows it all.
       logging.set_verbosity(logging.ERROR)
+    compilation_cache.enable(_CACHE.value)
     main(argv)
 
   try:

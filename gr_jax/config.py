@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from gr_jax import memory, scenario
+from gr_jax import memory, models, scenario
 from gr_jax.data import augment, catalogue
 from gr_jax.errors import UserError
 
@@ -37,6 +37,7 @@ KEYS = {
     "data_dir": _Key(str, optional=True),
     "image_size": _Key(int, **_at_least(1)),
     "model": _Key(str),
+    "precision": _Key(str, allowed=models.PRECISIONS),
     "method": _Key(str, allowed=("gr",)),
     "seed": _Key(int, **_at_least(0)),
     "epochs": _Key(int, **_at_least(1)),

@@ -23,14 +23,24 @@ def say(text: str) -> None:
 def decoding(items: Iterable, *, total: int) -> Iterable:
   """A bar over pictures that are being decoded; silent when there are few."""
   return tqdm.tqdm(items, total=total, desc="reading pictures", unit="img", unit_scale=True, leave=False,
-                   disable=total < 5000, dynamic_ncols=True)
+                   disable=total < 5000 or not sys.stderr.isatty(), dynamic_ncols=True)
 
 
 def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size: int) -> tqdm.tqdm:
   """The bar of one task, in images; `done` epochs are behind it already."""
   images = plan.steps_per_epoch * batch_size
+  # Into a file, such as a batch system's log, a line every half minute is enough.
+  interval = 0.1 if sys.stderr.isatty() else 30.0
   return tqdm.tqdm(total=epochs * images, initial=done * images, unit="img", unit_scale=True, leave=False,
-                   dynamic_ncols=True, desc=f"task {plan.number + 1}/{num_tasks} epoch {done + 1}/{epochs}")
+                   dynamic_ncols=True, mininterval=interval, desc=f"task {plan.number + 1}/{num_tasks} epoch {done + 1}/{epochs}")
+
+
+def move_bar(bar: tqdm.tqdm, plan: TaskPlan, num_tasks: int, epoch: int, epochs: int, *, images: int,
+             loss: float) -> None:
+  """Moves a task's bar on by the images of one call; `loss` is the epoch's mean so far."""
+  bar.set_description(f"task {plan.number + 1}/{num_tasks} epoch {epoch + 1}/{epochs}", refresh=False)
+  bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+  bar.update(images)
 
 
 def percent(value: float | None) -> str:

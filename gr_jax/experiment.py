@@ -49,6 +49,11 @@ class Experiment:
     return max(p.size for p in self.plans)
 
   @property
+  def precision(self) -> str:
+    """What the config's precision stands for on these devices."""
+    return models.resolve_precision(self.config.precision, self.devices[0].platform)
+
+  @property
   def num_classes(self) -> int:
     return self.scenario.num_classes
 
@@ -90,7 +95,8 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
     near = -(-config.batch_size // len(devices)) * len(devices)
     raise UserError(f"batch_size is {config.batch_size}, which {len(devices)} devices cannot share equally; "
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
-  model = models.make_backbone(config.model, platform=devices[0].platform, axis_name=parallel.AXIS)
+  model = models.make_backbone(config.model, platform=devices[0].platform, precision=config.precision,
+                               axis_name=parallel.AXIS)
   before_data()
   source = catalogue.load(config.dataset, config.data_dir)
   drawn = scenario.make_scenario(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import math
 import pathlib
 import time
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from gr_jax import checkpoints as checkpointing
 from gr_jax import config as configuration
-from gr_jax import console, experiment as experiments, journal, memory, metrics, parallel
+from gr_jax import console, experiment as experiments, journal, memory, meter, metrics, parallel
 from gr_jax.errors import UserError
 from gr_jax.experiment import Experiment, TrainPrograms
 from gr_jax.plan import TaskPlan, learning_rate
@@ -120,40 +119,25 @@ def _train_task(
   pool = everywhere(experiments.pool(np.concatenate(rows), experiment.capacity))
   if plan.number == 0 or not experiment.method.uses_teacher:
     teacher = None
-  bar = console.task_bar(plan, len(experiment.plans), config.epochs, progress.epoch, config.batch_size)
-  for epoch in range(progress.epoch, config.epochs):
-    rate = learning_rate(epoch, base=config.learning_rate, milestones=config.milestones,
-                         decay=config.learning_rate_decay)
-    sums = None
-    for first in range(0, plan.steps_per_epoch, config.steps_per_call):
-      stop = min(first + config.steps_per_call, plan.steps_per_epoch)
-      state, part = programs.run_epoch(
-          state, teacher, facts, programs.data, pool, programs.root,
-          *everywhere((np.int32(epoch), np.int32(first), np.int32(stop), np.float32(rate))))
-      part = jax.device_get(part)
-      sums = part if sums is None else jax.tree.map(np.add, sums, part)
-      bar.set_description(f"task {plan.number + 1}/{len(experiment.plans)} epoch {epoch + 1}/{config.epochs}")
-      bar.set_postfix_str(f"loss {(sums.cross_entropy + sums.distillation) / sums.steps:.4f}", refresh=False)
-      bar.update((stop - first) * config.batch_size)
-    means = jax.tree.map(lambda total: (total / sums.steps).tolist(), sums)
-    step = plan.first_step + (epoch + 1) * plan.steps_per_epoch
-    if not math.isfinite(means.cross_entropy + means.distillation):
-      bar.close()
-      raise FloatingPointError(
-          f"the loss is not finite in task {plan.number + 1}, epoch {epoch + 1}, before step {step} "
-          f"(cross-entropy {means.cross_entropy}, distillation {means.distillation}); the last checkpoint is "
-          f"kept: lower learning_rate (now {config.learning_rate}) or look at the data")
-    log.write(kind="epoch", task=plan.number + 1, epoch=epoch + 1, global_step=step,
-              loss=means.cross_entropy + means.distillation, cross_entropy=means.cross_entropy,
-              distillation=means.distillation, learning_rate=rate,
-              alpha=float(np.mean(means.alpha[:plan.task.stop])), r_old=means.r_old, r_new=means.r_new,
-              beta=means.beta, seconds=time.monotonic() - started)
-    done = epoch + 1
-    if done % config.checkpoint_every_epochs == 0 and done < config.epochs:
-      now = dataclasses.replace(progress, epoch=done, seconds=time.monotonic() - started)
-      checkpoints.save(step, _items(state, teacher), dataclasses.asdict(now))
-  bar.close()
-  return state, means.alpha
+  with meter.Meter(plan, num_tasks=len(experiment.plans), epochs=config.epochs, done=progress.epoch,
+                   batch_size=config.batch_size, log=log, started=started) as measured:
+    for epoch in range(progress.epoch, config.epochs):
+      rate = learning_rate(epoch, base=config.learning_rate, milestones=config.milestones,
+                           decay=config.learning_rate_decay)
+      for first in range(0, plan.steps_per_epoch, config.steps_per_call):
+        stop = min(first + config.steps_per_call, plan.steps_per_epoch)
+        state, metrics_of_call = programs.run_epoch(
+            state, teacher, facts, programs.data, pool, programs.root,
+            *everywhere((np.int32(epoch), np.int32(first), np.int32(stop), np.float32(rate))))
+        measured.add(epoch, stop, rate, metrics_of_call)
+      done = epoch + 1
+      if done % config.checkpoint_every_epochs == 0 and done < config.epochs:
+        measured.settle()
+        now = dataclasses.replace(progress, epoch=done, seconds=time.monotonic() - started)
+        step = plan.first_step + done * plan.steps_per_epoch
+        checkpoints.save(step, _items(state, teacher), dataclasses.asdict(now))
+    measured.settle()
+  return state, measured.alpha
 
 
 def _items(state: TrainState, teacher: Any) -> dict[str, Any]:
@@ -193,6 +177,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
       "method": config.method, "seed": config.seed, "scenario_digest": drawn.digest,
       "tasks_done": progress.task, "seconds": progress.seconds, "versions": _versions(),
       "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
+      "precision": experiment.precision,
       "accuracy_matrix": matrix,
       "accuracy_matrix_task_aware": metrics.accuracy_matrix(progress.correct_aware, total, task_of_class),
       "task_accuracies": accuracies, "task_mean_accuracies": task_means,

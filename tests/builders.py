@@ -8,7 +8,6 @@ import functools
 import io
 import pathlib
 
-
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds

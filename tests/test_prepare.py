@@ -1,12 +1,11 @@
 """What the preparing command does where TensorFlow is missing, and where nothing or little is left to do."""
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
 
 import builders
+import runs
 from gr_jax import prepare
 from gr_jax.errors import UserError
 
@@ -56,14 +55,9 @@ def test_damaged_folder_is_not_called_prepared(tmp_path):
   assert f"remove the folder {folder} and prepare it again: python -m gr_jax.prepare cifar100" in message
 
 
-def command(*arguments):
-  return subprocess.run([sys.executable, "-m", "gr_jax.prepare", *arguments], capture_output=True, text=True,
-                        timeout=120)
-
-
 def test_command_prints_the_folder(tmp_path):
   folder = builders.cifar100(tmp_path, per_class=1)
-  done = command("cifar100", f"--data_dir={tmp_path}")
+  done = runs.run("prepare", "cifar100", f"--data_dir={tmp_path}")
   assert (done.returncode, done.stdout) == (0, f"prepared: {folder}\n")
 
 
@@ -72,5 +66,5 @@ def test_command_prints_the_folder(tmp_path):
     (("cifar100", "food101"), "error: unexpected arguments: food101; flags begin with --\n"),
     (("digits",), "error: digits need no preparation: they come with scikit-learn\n")])
 def test_command_refuses_in_one_line(arguments, message):
-  done = command(*arguments)
+  done = runs.run("prepare", *arguments)
   assert (done.returncode, done.stdout, done.stderr) == (2, "", message)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from gr_jax.errors import UserError
+
 KINDS = ("none", "shift", "pad_resized_crop_flip", "resized_crop_flip")
 
 _AREA = (0.08, 1.0)
@@ -101,7 +103,8 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
 
   Returns:
     augment(keys [batch], images [batch, height, width, channels] uint8, sizes [batch, 2] int32)
-    -> [batch, image_size, image_size, channels] float32.
+    -> [batch, image_size, image_size, channels] float32; raises UserError where the kind cannot take the
+    images' size.
   """
   def shift(key, image, size):
     del size
@@ -129,7 +132,16 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
   one = {"none": lambda key, image, size: image, "shift": shift,
          "pad_resized_crop_flip": lambda *args: resized_crop(*args, pad=_PAD),
          "resized_crop_flip": lambda *args: resized_crop(*args, pad=0)}[kind]
-  return lambda keys, images, sizes: normalise(jax.vmap(one)(keys, images, sizes), mean, std)
+
+  def augment(keys: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
+    # The others know one size only: squeezed pictures would reach the model squeezed and too large.
+    if kind != "resized_crop_flip" and images.shape[1:3] != (image_size, image_size):
+      raise UserError(f"augmentation is {kind!r}, which takes pictures of {image_size}x{image_size} pixels; "
+                      f"these are kept at {images.shape[1]}x{images.shape[2]}, so set "
+                      f"--config.augmentation=resized_crop_flip")
+    return normalise(jax.vmap(one)(keys, images, sizes), mean, std)
+
+  return augment
 
 
 def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ...],

@@ -157,7 +157,8 @@ def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
     raise UserError(f"the description of the data in {folder} cannot be read ({error}); {again}") from error
   file_format = builder.info.file_format
   if file_format is None or file_format.value != "array_record":
-    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; {again}")
+    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; "
+                    f"{again}")
   for feature in filter(None, ("image", "label", entry.id_feature)):
     if feature not in builder.info.features:
       raise UserError(f"{folder} has no feature {feature!r}, only {', '.join(builder.info.features)}; {again}")
@@ -166,8 +167,8 @@ def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
       raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; {again}")
     for path in builder.info.splits[split].filepaths:
       if not pathlib.Path(path).is_file():
-        raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is missing; "
-                        f"copy it there, or {again}")
+        raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is "
+                        f"missing; copy it there, or {again}")
   return builder
 
 

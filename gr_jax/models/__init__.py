@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+import jax
+import jax.numpy as jnp
+
 from gr_jax.errors import UserError
 from gr_jax.models import convolution
 from gr_jax.models.resnet import ResNet
@@ -12,22 +15,48 @@ from gr_jax.models.resnet import ResNet
 _CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)
 _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
+# What "auto" stands for: float32-quality results at the best speed. On a GPU, TF32 rounds the factors of products
+# to 10 bits and adds in float32; everything that is not a convolution stays float32.
+AUTO_PRECISION = {"cpu": "float32", "gpu": "tf32", "tpu": "float32"}
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
-def make_backbone(name: str, *, platform: str, axis_name: str | None = None) -> ResNet:
+
+def resolve_precision(precision: str, platform: str) -> str:
+  """The precision that "auto" stands for on a platform; the others stand for themselves.
+
+  Raises:
+    UserError: TF32 anywhere but on a GPU.
+  """
+  if precision == "auto":
+    return AUTO_PRECISION[platform]
+  if precision == "tf32" and platform != "gpu":
+    raise UserError(f"precision is 'tf32', which only NVIDIA GPUs know, but the devices are {platform}; choose "
+                    f"'auto', 'float32' or 'bfloat16'")
+  return precision
+
+
+def make_backbone(
+    name: str, *, platform: str, precision: str = "float32", axis_name: str | None = None) -> ResNet:
   """The backbone called `name`: "resnet18", "resnet34" (ImageNet form), "resnet8", "resnet20", "resnet32",
   ... (CIFAR form).
 
   Args:
     name: as above.
     platform: "cpu", "gpu" or "tpu": which form of the convolution's gradient runs well there.
+    precision: "float32": exact products; "tf32"; "bfloat16": activations and products in bfloat16, parameters,
+      batch statistics and features in float32; "auto": see AUTO_PRECISION.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
 
   Raises:
-    UserError: no such backbone.
+    UserError: no such backbone, or a precision that the platform does not have.
   """
   match = re.fullmatch(r"resnet(\d+)", name)
   depth = int(match[1]) if match else 0
-  shared = {"axis_name": axis_name, "convolution": convolution.for_platform(platform)}
+  precision = resolve_precision(precision, platform)
+  shared = {"axis_name": axis_name, "convolution": convolution.for_platform(platform),
+            "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
+            # XLA's default on a GPU is TF32 and on a TPU bfloat16: float32 has to be asked for.
+            "precision": jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT}
   if depth in _IMAGENET_STAGES:
     return ResNet(stages=_IMAGENET_STAGES[depth], filters=64, stem="imagenet", **shared)
   if depth in _CIFAR_DEPTHS:

@@ -53,7 +53,8 @@ class ResNet(nn.Module):
     stem: "cifar": 3x3 convolution; "imagenet": 7x7 stride 2 and 3x3 stride-2 max pooling.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
     convolution: stands in for jax.lax.conv_general_dilated (models/convolution.py).
-    dtype: of the computation; parameters and batch statistics are float32.
+    dtype: of the computation; parameters, batch statistics and features are float32.
+    precision: of the convolutions' products, as in jax.lax.
   """
   stages: tuple[int, ...]
   filters: int
@@ -61,6 +62,7 @@ class ResNet(nn.Module):
   axis_name: str | None = None
   convolution: Callable[..., jax.Array] = jax.lax.conv_general_dilated
   dtype: Any = jnp.float32
+  precision: jax.lax.Precision | None = None
 
   @property
   def num_features(self) -> int:
@@ -78,7 +80,7 @@ class ResNet(nn.Module):
       (features [batch, num_features], maps: one [batch, height, width, channels] a stage).
     """
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype,
-                             conv_general_dilated=self.convolution)
+                             precision=self.precision, conv_general_dilated=self.convolution)
     norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
                              axis_name=self.axis_name, dtype=self.dtype)
     if self.stem == "cifar":
