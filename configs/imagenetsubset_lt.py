@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.precision = "auto"
   config.method = "gr"
   config.seed = 0
+  config.replicas = 1
 
   config.scenario = ml_collections.ConfigDict()
   config.scenario.kind = "lt"

@@ -33,8 +33,8 @@ def enable(folder: str | None) -> pathlib.Path | None:
     probe.touch()
     probe.unlink()
   except OSError as error:
-    warnings.warn(f"no compilation cache: {chosen} cannot be written ({error}); every start compiles anew. Choose "
-                  f"a folder with --compilation_cache, or 'off'", stacklevel=2)
+    warnings.warn(f"no compilation cache: {chosen} cannot be written ({error}); every start compiles anew. "
+                  f"Choose a folder with --compilation_cache, or 'off'", stacklevel=2)
     return None
   jax.config.update("jax_compilation_cache_dir", str(chosen))
   return chosen

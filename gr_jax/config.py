@@ -40,6 +40,7 @@ KEYS = {
     "precision": _Key(str, allowed=models.PRECISIONS),
     "method": _Key(str, allowed=("gr",)),
     "seed": _Key(int, **_at_least(0)),
+    "replicas": _Key(int, **_at_least(1)),
     "epochs": _Key(int, **_at_least(1)),
     "milestones": _Key(tuple),
     "learning_rate": _Key(float, **_POSITIVE),

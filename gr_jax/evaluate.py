@@ -13,13 +13,6 @@ from absl import flags
 from gr_jax import cli
 from gr_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_TASK = flags.DEFINE_integer("task", None, "After which task, counted from 1. Default: the last one done.")
-_SPLIT = flags.DEFINE_enum(
-    "split", "test", ["test", "holdout"], "The test set, or the training images that were held out.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where the run found them.")
-
-
 def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str = "test",
              data_dir: str | None = None) -> dict[str, Any]:
   """Restores the model as it was after a task and counts its correct images.
@@ -41,7 +34,10 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   """
   # Imported here, so that a bad flag is answered at once.
   from gr_jax import checkpoints as checkpointing
-  from gr_jax import console, experiment as experiments, journal, parallel, train
+  from gr_jax import console, parallel
+  from gr_jax import experiment as experiments
+  from gr_jax import results as measured
+  from gr_jax import workdir as workdirs
   workdir = pathlib.Path(workdir).expanduser().absolute()
   if not (workdir / "config.json").is_file():
     raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
@@ -49,7 +45,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   if data_dir is not None:
     config.data_dir = data_dir
   experiment = experiments.load(config, training=False)
-  train.check_scenario(workdir, experiment)
+  workdirs.check_scenario(workdir, experiment)
   with checkpointing.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
     ends = {plan.stop_step: plan.number + 1 for plan in experiment.plans}
     done = {ends[step]: step for step in checkpoints.steps() if step in ends}
@@ -64,16 +60,16 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
     model = checkpoints.restore(
         done[task], {"model": {"params": state.params, "batch_stats": state.batch_stats}})["model"]
   model = parallel.replicate(model, experiment.devices)
-  count = experiments.evaluator(experiment, console.decoding, split)
+  count = experiments.evaluator(experiment, experiments.load_pictures(experiment, split, console.decoding))
   counts = count(model["params"], model["batch_stats"], task)
   if split == "holdout":
     return _holdout_numbers(experiment, counts, task)
-  recorded = train.Progress.from_record(record)
+  recorded = measured.Progress.from_record(record)
   # Rows of earlier tasks come from the run's own record, this task's from what was just counted.
   progress = dataclasses.replace(
       recorded, correct=(*recorded.correct[:-1], tuple(counts[0].tolist())),
       correct_aware=(*recorded.correct_aware[:-1], tuple(counts[1].tolist())))
-  results = train.summarize(experiment, progress)
+  results = measured.summarize(experiment, progress)
   equal = progress.correct == recorded.correct and progress.correct_aware == recorded.correct_aware
   console.say(console.task_line(task - 1, results))
   console.say(f"correct images: {counts[0].sum()} of {counts[2].sum()}, class by class "
@@ -104,10 +100,21 @@ def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   return config
 
 
+def _define_flags() -> None:
+  """Here and not at import, which tests and notebooks do beside other commands of the package."""
+  flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+  flags.DEFINE_integer("task", None, "After which task, counted from 1. Default: the last one done.")
+  flags.DEFINE_enum(
+      "split", "test", ["test", "holdout"], "The test set, or the training images that were held out.")
+  flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where the run found them.")
+
+
 def main(argv: list[str]) -> None:
   del argv
-  evaluate(_WORKDIR.value, _TASK.value, split=_SPLIT.value, data_dir=_DATA_DIR.value)
+  given = flags.FLAGS
+  evaluate(given.workdir, given.task, split=given.split, data_dir=given.data_dir)
 
 
 if __name__ == "__main__":
+  _define_flags()
   cli.run(main)

@@ -62,6 +62,11 @@ class Experiment:
     """How many tasks this start of the run is to learn."""
     return self.config.stop_after_task or len(self.plans)
 
+  @property
+  def root(self) -> jax.Array:
+    """jax.random.key(seed), on every device."""
+    return parallel.replicate(jax.random.key(self.config.seed), self.devices)
+
   def init_state(self, root: jax.Array) -> TrainState:
     """The state before the first task; a function of the seed alone."""
     image = jnp.zeros((1, self.config.image_size, self.config.image_size, len(self.source.mean)))
@@ -91,7 +96,8 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   """
   configuration.validate(config)
   devices = tuple(jax.local_devices())
-  if training and config.batch_size % len(devices):
+  # Replicas have a device each, so nothing is shared.
+  if training and config.replicas == 1 and config.batch_size % len(devices):
     near = -(-config.batch_size // len(devices)) * len(devices)
     raise UserError(f"batch_size is {config.batch_size}, which {len(devices)} devices cannot share equally; "
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
@@ -99,6 +105,9 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
                                axis_name=parallel.AXIS)
   before_data()
   source = catalogue.load(config.dataset, config.data_dir)
+  if not source.uniform and config.augmentation != "resized_crop_flip":
+    raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
+                    f"set --config.augmentation=resized_crop_flip")
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names,
       validation_fraction=config.validation_fraction, facts=source.facts, **config.scenario.to_dict())
@@ -115,31 +124,42 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
 
 @dataclasses.dataclass(frozen=True)
 class TrainPrograms:
-  """The compiled side of training.
+  """The compiled side of training. The seed comes in as an argument: replicas share the programs.
 
   Attributes:
     data: the training pictures, on every device.
-    root: jax.random.key(seed), on every device.
-    init: () -> TrainState.
-    start_task: (state, facts) -> (state with new columns, fresh momentum and Phi, teacher): the teacher is a
+    init: root -> TrainState, with root = jax.random.key(seed) on every device.
+    start_task: (state, facts, root) -> (state with new columns, fresh momentum and Phi, teacher): the teacher is a
       copy, since the state's own arrays are donated to the next step.
     run_epoch: see step.make_epoch.
     features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
   """
   data: step.Data
-  root: jax.Array
-  init: Callable[[], TrainState]
-  start_task: Callable[[TrainState, Any], tuple[TrainState, Any]]
+  init: Callable[[jax.Array], TrainState]
+  start_task: Callable[[TrainState, Any, jax.Array], tuple[TrainState, Any]]
   run_epoch: Callable[..., tuple[TrainState, step.StepMetrics]]
   features: Callable[[TrainState, np.ndarray], np.ndarray]
 
 
-def train_programs(experiment: Experiment, progress: Progress) -> TrainPrograms:
-  """Decodes the training pictures onto the devices and binds the programs; each compiles at its first use."""
+def load_pictures(experiment: Experiment, split: str, progress: Progress) -> step.Data:
+  """Decodes a split, class after class in learning order; NumPy arrays (see data.resident).
+
+  Args:
+    experiment: see `load`.
+    split: "train", "test", or "holdout", the held-out training images.
+    progress: wraps the iteration over pictures.
+  """
+  source, drawn, size = experiment.source, experiment.scenario, experiment.config.image_size
+  if split == "test":
+    return resident.load_test(source, drawn, size, progress)
+  return resident.load_train(source, drawn, size, holdout=split == "holdout", progress=progress)
+
+
+def train_programs(experiment: Experiment, pictures: step.Data) -> TrainPrograms:
+  """Puts the training pictures onto the devices and binds the programs; each compiles at its first use."""
   config, devices, source = experiment.config, experiment.devices, experiment.source
   replicate = functools.partial(parallel.replicate, devices=devices)
-  data = replicate(resident.load_train(source, experiment.scenario, config.image_size, progress=progress))
-  root = replicate(jax.random.key(config.seed))
+  data = replicate(pictures)
   view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
   train_step = step.make_train_step(
       model=experiment.model, method=experiment.method, tx=experiment.tx, axis_name=parallel.AXIS,
@@ -165,30 +185,20 @@ def train_programs(experiment: Experiment, progress: Progress) -> TrainPrograms:
     return np.asarray(found)[:len(rows)]
 
   return TrainPrograms(
-      data=data, root=root, init=lambda: init(root),
-      start_task=lambda state, facts: start(state, replicate(facts), root),
+      data=data, init=init,
+      start_task=lambda state, facts, root: start(state, replicate(facts), root),
       run_epoch=step.make_epoch(train_step, batch_size=config.batch_size, devices=devices),
       features=features)
 
 
-def evaluator(experiment: Experiment, progress: Progress, split: str = "test",
-              ) -> Callable[[Any, Any, int], np.ndarray]:
-  """Decodes a split onto the devices; returns count(params, batch_stats, tasks done) -> int [3, classes].
+def evaluator(experiment: Experiment, pictures: step.Data) -> Callable[[Any, Any, int], np.ndarray]:
+  """Puts a split onto the devices; returns count(params, batch_stats, tasks done) -> int [3, classes].
 
   The three rows: correct among all seen classes, correct among the own task's, images looked at.
-
-  Args:
-    experiment: see `load`.
-    progress: wraps the iteration over pictures.
-    split: "test" or "holdout", the held-out training images.
   """
   config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
                                     experiment.scenario)
-  if split == "test":
-    host = resident.load_test(source, drawn, config.image_size, progress)
-  else:
-    host = resident.load_train(source, drawn, config.image_size, holdout=True, progress=progress)
-  data = parallel.replicate(host, devices)
+  data = parallel.replicate(pictures, devices)
   task_of_class = parallel.replicate(drawn.task_of_class, devices)
   evaluate = inference.make_evaluate(
       model=experiment.model, num_classes=drawn.num_classes, block=config.evaluation_block, devices=devices,
@@ -197,10 +207,10 @@ def evaluator(experiment: Experiment, progress: Progress, split: str = "test",
   def count(params: Any, batch_stats: Any, tasks_done: int) -> np.ndarray:
     seen = drawn.task_of_class < tasks_done
     # Pictures lie in learning order, so those of the seen classes come first.
-    stop = int(np.searchsorted(host.labels, drawn.tasks[tasks_done - 1].stop))
+    stop = int(np.searchsorted(pictures.labels, drawn.tasks[tasks_done - 1].stop))
     counts = np.asarray(evaluate(params, batch_stats, data, task_of_class,
                                  *parallel.replicate((seen, np.int32(stop)), devices)))
-    expected = np.bincount(host.labels[:stop], minlength=drawn.num_classes)
+    expected = np.bincount(pictures.labels[:stop], minlength=drawn.num_classes)
     if not np.array_equal(counts[2], expected):
       raise AssertionError(f"evaluated {counts[2].sum()} images, expected {expected.sum()}")
     return counts

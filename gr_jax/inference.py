@@ -7,7 +7,6 @@ devices, the same rows meet in the same block, so counts and features are equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax

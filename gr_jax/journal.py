@@ -60,5 +60,5 @@ class Metrics:
   def __enter__(self) -> Metrics:
     return self
 
-  def __exit__(self, *exc_info: Any) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self._file.close()

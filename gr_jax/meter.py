@@ -40,7 +40,7 @@ class Meter:
   def __enter__(self) -> Meter:
     return self
 
-  def __exit__(self, *exc_info: Any) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self._bar.close()
 
   def add(self, epoch: int, stop: int, learning_rate: float, metrics: StepMetrics) -> None:

@@ -14,9 +14,6 @@ from gr_jax import cli
 from gr_jax.data import tfds_source
 from gr_jax.errors import UserError
 
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where the prepared data go. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
-
 
 def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   """Prepares a data set as array_record; does nothing where that has been done.
@@ -65,8 +62,11 @@ def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> None:
-  print(f"prepared: {prepare(argv[1], tfds_source.data_folder(_DATA_DIR.value))}")
+  print(f"prepared: {prepare(argv[1], tfds_source.data_folder(flags.FLAGS.data_dir))}")
 
 
 if __name__ == "__main__":
+  # Not where an import would define it: gr_jax.evaluate has a flag of this name.
+  flags.DEFINE_string(
+      "data_dir", None, "Where the prepared data go. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
   cli.run(main, arguments=1, example="python -m gr_jax.prepare cifar100")

@@ -7,6 +7,7 @@ mean of the norms.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import chex
@@ -190,19 +191,23 @@ def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:
 def _find_classifier(tree: chex.ArrayTree, path: tuple[str, ...]) -> dict:
   node = tree
   for key in path:
-    node = node[key] if hasattr(node, "keys") and key in node.keys() else None
-  if not (hasattr(node, "keys") and "kernel" in node.keys() and jnp.ndim(node["kernel"]) == 2
-          and set(node.keys()) <= {"kernel", "bias"}):
+    node = node[key] if isinstance(node, Mapping) and key in node else None
+  if not _is_classifier(node):
     raise ValueError(f"no classifier (a dict with a two-dimensional `kernel` and perhaps a `bias`) at "
                      f"{path}; candidates: {sorted(_candidates(tree, ())) or 'none'}")
   return node
 
 
+def _is_classifier(node: chex.ArrayTree) -> bool:
+  return (isinstance(node, Mapping) and "kernel" in node and set(node) <= {"kernel", "bias"}
+          and jnp.ndim(node["kernel"]) == 2)
+
+
 def _candidates(node: chex.ArrayTree, path: tuple[str, ...]) -> list[tuple[str, ...]]:
-  if not hasattr(node, "keys"):
+  if not isinstance(node, Mapping):
     return []
-  found = [path] if "kernel" in node.keys() and jnp.ndim(node["kernel"]) == 2 else []
-  return found + [c for key in node.keys() for c in _candidates(node[key], (*path, key))]
+  found = [path] if _is_classifier(node) else []
+  return found + [c for key in node for c in _candidates(node[key], (*path, key))]
 
 
 def _replace(tree: dict, path: tuple[str, ...], value: dict) -> dict:

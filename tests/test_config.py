@@ -2,8 +2,8 @@
 
 import ml_collections
 import pytest
-
 import runs
+
 from gr_jax import config as configuration
 from gr_jax.errors import UserError
 

@@ -2,11 +2,11 @@
 
 import json
 
+import builders
 import numpy as np
 import pytest
-
-import builders
 import runs
+
 from gr_jax import console, evaluate, experiment, train
 from gr_jax.errors import UserError
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 import runs
 
 SCRIPTS = sorted((runs.ROOT / "launch").glob("*.sh"))

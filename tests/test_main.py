@@ -4,7 +4,6 @@ import os
 import time
 
 import pytest
-
 import runs
 
 DIGITS = "--config=configs/digits_lt.py"

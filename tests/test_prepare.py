@@ -2,10 +2,10 @@
 
 import importlib.util
 
-import pytest
-
 import builders
+import pytest
 import runs
+
 from gr_jax import prepare
 from gr_jax.errors import UserError
 

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-
 import oracle
+import pytest
 import tiny
 import trajectory
+
 from gr_jax import methods, models, parallel, plan, scenario, seeding, step
 from gr_jax.data import augment
 from gr_jax.models import classifier

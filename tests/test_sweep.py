@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 import runs
+
 from gr_jax import config as configuration
 from gr_jax import sweep
 from gr_jax.errors import UserError

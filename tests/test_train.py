@@ -10,8 +10,8 @@ import time
 import jax
 import numpy as np
 import pytest
-
 import runs
+
 from gr_jax import console, evaluate, experiment, train
 from gr_jax.errors import UserError
 
@@ -287,9 +287,9 @@ def test_seed_changes_the_run_but_not_the_scenario(finished, tmp_path):
 
 def test_the_teacher_is_a_copy_of_the_previous_model():
   found = experiment.load(runs.short())
-  programs = experiment.train_programs(found, lambda it, **_: it)
-  state = programs.init()
-  after, teacher = programs.start_task(state, found.plans[1].facts)
+  programs = experiment.train_programs(found, experiment.load_pictures(found, "train", lambda it, **_: it))
+  state = programs.init(found.root)
+  after, teacher = programs.start_task(state, found.plans[1].facts, found.root)
   jax.tree.map(np.testing.assert_array_equal, teacher["params"], state.params)
   for ours, theirs in zip(jax.tree.leaves(after.params["backbone"]),
                           jax.tree.leaves(teacher["params"]["backbone"])):
@@ -302,3 +302,32 @@ def test_the_teacher_is_a_copy_of_the_previous_model():
 
 def _buffers(array):
   return {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+
+
+def test_replicas_equal_the_same_seeds_alone(tmp_path):
+  settings = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2}
+  both = train.train(runs.short(replicas=2, seed=3, **settings), tmp_path / "both")
+  assert both["seeds"] == [3, 4] and len(both["replicas"]) == 2
+  for number, seed in enumerate((3, 4)):
+    # Replicas take a device each, so the run alone has one device too.
+    done = runs.run("main", "--config=configs/digits_lt.py", f"--workdir={tmp_path / str(seed)}",
+                    f"--config.seed={seed}", "--config.epochs=2", "--config.milestones=()",
+                    "--config.scenario.num_tasks=2", "--config.evaluation_block=50")
+    assert done.returncode == 0, done.stderr
+    alone, replica = runs.rows(tmp_path / str(seed), "epoch"), runs.rows(tmp_path / f"both/seed-{seed}", "epoch")
+    for ours, theirs in zip(alone, replica, strict=True):
+      for name in ("loss", "alpha", "r_old", "r_new", "beta"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    assert both["replicas"][number]["task_accuracies"] == pytest.approx(
+        runs.results(tmp_path / str(seed))["task_accuracies"], abs=0.01)
+  values = [one["last_accuracy"] for one in both["replicas"]]
+  assert both["last_accuracy"] == pytest.approx(np.mean(values))
+  assert both["standard_deviation"]["last_accuracy"] == pytest.approx(np.std(values, ddof=1))
+  assert both["standard_deviation"]["accuracy_matrix"][0][1] is None
+  # Each is a run of its own: it can be evaluated, and goes on alone.
+  numbers = evaluate.evaluate(tmp_path / "both" / "seed-4")
+  assert numbers["last_accuracy"] == values[1]
+  (tmp_path / "both" / "results.json").unlink()
+  (tmp_path / "both" / "seed-4" / "results.json").unlink()
+  again = train.train(runs.short(replicas=2, seed=3, **settings), tmp_path / "both")
+  assert again["standard_deviation"]["last_accuracy"] == both["standard_deviation"]["last_accuracy"]

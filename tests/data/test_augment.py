@@ -3,6 +3,7 @@
 import functools
 import math
 
+import builders
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import builders
 from gr_jax.data import augment, resident
 from gr_jax.errors import UserError
 
@@ -194,9 +194,16 @@ def test_elongated_picture_gives_the_largest_central_box(size, box):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_offsets_reach_both_ends():
-  top, left, height, width = draw((12, 16), count=4000)
-  assert (top == 0).any() and (top + height == 12).any() and (left == 0).any() and (left + width == 16).any()
+def test_offsets_are_uniform_from_end_to_end_and_drawn_apart():
+  top, left, height, width = draw((24, 24), count=20_000)
+  for offset, side in ((top, height), (left, width)):
+    for room in (1, 2, 5, 8):
+      shares = np.bincount(offset[side == 24 - room], minlength=room + 1) / (side == 24 - room).sum()
+      # Each of the room + 1 places, the two ends too.
+      assert len(shares) == room + 1 and np.abs(shares - 1 / (room + 1)).max() < 0.06
+  square = (height == width) & (height <= 16)
+  # Two offsets from one key would be equal in every square box.
+  assert square.sum() > 500 and (top == left)[square].mean() < 0.2
 
 
 def test_box_is_mapped_from_the_original_geometry_to_the_stored_one():

@@ -1,12 +1,12 @@
 """The resident pictures: order, labels, sizes, squeezing and cropping, refusals."""
 
+import builders
 import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import builders
 from gr_jax import scenario
 from gr_jax.data import catalogue, digits, resident, tfds_source
 from gr_jax.errors import UserError

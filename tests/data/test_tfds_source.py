@@ -6,10 +6,10 @@ import pathlib
 import re
 import shutil
 
+import builders
 import numpy as np
 import pytest
 
-import builders
 from gr_jax import scenario
 from gr_jax.data import catalogue, tfds_source
 from gr_jax.errors import UserError
