@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
   return jax.device_put(tree, jax.NamedSharding(mesh, jax.P()))
 
 
-def spread(function: Callable, devices: Sequence[jax.Device], num_args: int, donate: Sequence[int] = ()):
+def spread(function: Callable, devices: Sequence[jax.Device], num_args: int, donate: Sequence[int] = ()
+           ) -> functools.partial:
   """pmaps a function whose arguments and results are all replicated.
 
   Each device takes its share of the work by its place on the axis; results must have been averaged, summed
@@ -35,4 +37,4 @@ def spread(function: Callable, devices: Sequence[jax.Device], num_args: int, don
   # pmap wants one mapped argument; nothing else differs from device to device.
   mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
   places = jax.device_put(np.arange(len(devices), dtype=np.int32), jax.NamedSharding(mesh, jax.P(AXIS)))
-  return lambda *args: mapped(places, *args)
+  return functools.partial(mapped, places)

@@ -143,24 +143,23 @@ def epoch_order(pool: Pool, key: jax.Array) -> jax.Array:
   return pool.rows[jnp.argsort(draws)]
 
 
-def make_epoch(
-    step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int,
-    devices: Sequence[jax.Device], order: Callable[[Pool, jax.Array], jax.Array] = epoch_order,
-    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """The program that runs steps `first`..`stop`-1 of one epoch in one call, on all devices.
+def make_run(
+    step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int, num_devices: int,
+    order: Callable[[Pool, jax.Array], jax.Array] = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """The function that runs steps `first`..`stop`-1 of one epoch on one of `num_devices` devices.
 
   Args:
     step: of `make_train_step` with axis_name = parallel.AXIS.
     batch_size: global; a multiple of the number of devices.
-    devices: over which the batch is split.
+    num_devices: that share the batch.
     order: (pool, key of the epoch) -> the pool's rows in the order in which the epoch takes them.
 
   Returns:
     run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate) -> (state, summed
-    metrics). `state` is donated. A batch beyond the pool's size goes on with the first images of the same
-    epoch's order, so every image is used at least once an epoch (METHOD.md section 6).
+    metrics). A batch beyond the pool's size goes on with the first images of the same epoch's order, so every
+    image is used at least once an epoch (METHOD.md section 6).
   """
-  local = batch_size // len(devices)
+  local = batch_size // num_devices
 
   def run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate):
     rows = order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
@@ -177,4 +176,12 @@ def make_epoch(
     nothing = StepMetrics(scalar, scalar, scalar, jnp.zeros(facts.new.shape), scalar, scalar, scalar)
     return jax.lax.fori_loop(first, stop, body, (state, nothing))
 
+  return run
+
+
+def make_epoch(
+    step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int, devices: Sequence[jax.Device],
+    order: Callable[[Pool, jax.Array], jax.Array] = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """`make_run` as one pmapped program over `devices`; the state is donated."""
+  run = make_run(step, batch_size=batch_size, num_devices=len(devices), order=order)
   return parallel.spread(run, devices, num_args=10, donate=(0,))

@@ -1,0 +1,44 @@
+"""The benchmark runs to its end and its figures hang together; how fast anything is, no test says."""
+
+import json
+
+import pytest
+
+import runs
+from gr_jax import benchmark
+
+
+@pytest.fixture(scope="module")
+def report():
+  return benchmark.measure(runs.get_config(
+      "digits_lt", **{"scenario.num_tasks": 3, "evaluation_block": 50}), calls=1, steps=1, replicas=2)
+
+
+def test_every_figure_is_there(report):
+  assert set(report["programs"]) == {"base task", "task 2", "task 3"}
+  for row in report["programs"].values():
+    assert row["compile_seconds"] > 0 and row["step"]["fastest"] <= row["step"]["median"] <= row["step"]["slowest"]
+    assert row["images_per_second"] == pytest.approx(32 / row["step"]["median"])
+    assert row["flops_per_step"] > 0 and row["bytes_per_step"] > 0
+  assert {"augmentation", "teacher", "reweighting", "distillation and teacher"} < set(report["without"])
+  assert set(report["shares"]) == set(report["without"])
+  assert set(report["replicas"]) == {"count", "one after another", "threads", "vectorised", "branches"}
+  for name in ("evaluation_images_per_second", "feature_images_per_second", "herding_images_per_second",
+               "import_seconds", "first_step_seconds", "peak_host_bytes"):
+    assert report[name] > 0
+  json.dumps(report)
+
+
+def test_the_teacher_and_the_distillation_are_really_left_out(report):
+  flops = {name: row["flops_per_step"] for name, row in report["programs"].items()}
+  # A third of a forward and backward pass: the teacher's own forward pass.
+  assert 1.15 < flops["task 2"] / flops["base task"] < 1.5
+  # Nothing grows from task to task.
+  assert flops["task 3"] == flops["task 2"]
+
+
+def test_table_and_file(report, tmp_path, capsys):
+  benchmark.write(report, str(tmp_path / "report.json"))
+  out = capsys.readouterr().out
+  assert "| base task |" in out and "the method's own cost" in out and "2 replicas on one device" in out
+  assert json.loads((tmp_path / "report.json").read_text())["programs"].keys() == report["programs"].keys()

@@ -1,0 +1,48 @@
+"""Precisions: what they are on each platform, and that only the backbone computes in bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+from gr_jax import models, train
+from gr_jax.errors import UserError
+
+
+def test_auto_by_platform():
+  assert models.resolve_precision("auto", "cpu") == "float32"
+  assert models.resolve_precision("auto", "gpu") == "tf32"
+  for precision in ("float32", "bfloat16"):
+    assert models.resolve_precision(precision, "cpu") == precision
+  with pytest.raises(UserError, match="only NVIDIA GPUs know, but the devices are cpu"):
+    models.make_backbone("resnet8", platform="cpu", precision="tf32")
+
+
+def test_what_the_model_asks_of_xla():
+  asked = {p: models.make_backbone("resnet8", platform="gpu", precision=p) for p in ("float32", "tf32", "bfloat16")}
+  assert asked["float32"].precision == jax.lax.Precision.HIGHEST
+  assert asked["tf32"].precision == jax.lax.Precision.DEFAULT
+  assert [asked[p].dtype for p in asked] == [jnp.float32, jnp.float32, jnp.bfloat16]
+
+
+def test_bfloat16_keeps_parameters_statistics_and_features_in_float32():
+  x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
+  outputs = {}
+  for precision in ("float32", "bfloat16"):
+    model = models.make_backbone("resnet8", platform="cpu", precision=precision)
+    variables = model.init(jax.random.key(1), x, train=False)
+    (features, maps), updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, updated))} == {jnp.dtype("float32")}
+    assert features.dtype == jnp.float32
+    assert maps[0].dtype == (jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    outputs[precision] = np.asarray(features)
+  error = np.linalg.norm(outputs["float32"] - outputs["bfloat16"]) / np.linalg.norm(outputs["float32"])
+  assert 1e-4 < error < 5e-2
+
+
+def test_a_bfloat16_run_is_saved_and_learns(tmp_path):
+  found = train.train(runs.short(precision="bfloat16", stop_after_task=1), tmp_path / "run")
+  assert found["precision"] == "bfloat16" and found["task_accuracies"][0] > 0.4
+  digests = max(runs.records(tmp_path / "run").items())[1]["digests"]
+  assert digests["model"]
