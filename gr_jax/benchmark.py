@@ -25,10 +25,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from gr_jax import console, experiment as experiments, inference, memory, methods, parallel, step
+from gr_jax import console, inference, memory, methods, parallel, step
+from gr_jax import experiment as experiments
 from gr_jax.data import augment
 from gr_jax.experiment import Experiment
-from gr_jax.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ A checkpoint is one folder, named by the global step, of several items: evaluati
 from __future__ import annotations
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -58,6 +59,7 @@ class Checkpoints:
     """
     host = jax.tree.map(np.asarray, items)
     record = {**record, "format": FORMAT, "digests": {name: _digests(tree) for name, tree in host.items()}}
+    record["digest"] = _record_digest(record)
     args = {name: ocp.args.StandardSave(tree) for name, tree in host.items()}
     if not self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(record), **args)):
       raise OSError(f"Orbax refused to save step {step} in {self._folder} (newest there: "
@@ -72,7 +74,9 @@ class Checkpoints:
     record = self._restore(step, record=ocp.args.JsonRestore())["record"]
     if record.get("format") != FORMAT:
       raise UserError(f"checkpoint {self._folder / str(step)} has format {record.get('format')}, this version "
-                      f"of gr_jax reads {FORMAT}; use the version that wrote it (config.json names it)")
+                      f"of gr_jax reads {FORMAT}; use the version that wrote it")
+    if record["digest"] != _record_digest(record):
+      raise self._unreadable(step, "its record is not what was saved")
     return record
 
   def restore(self, step: int, targets: dict[str, Any]) -> dict[str, Any]:
@@ -96,15 +100,15 @@ class Checkpoints:
       bad = [path for path, digest in _digests(tree).items() if digests[name].get(path) != digest]
       if bad:
         raise self._unreadable(step, f"{len(bad)} arrays are not what was saved, such as {name}{bad[0]}")
-      # Orbax hands out arrays of other shapes than were asked for.
-      jax.tree.map_with_path(
-          lambda path, array, wanted: self._check_shape(step, name, path, array, wanted), tree, targets[name])
+      self._check_shapes(step, name, tree, targets[name])
     return trees
 
-  def _check_shape(self, step: int, item: str, path: Any, array: np.ndarray, wanted: Any) -> None:
-    if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
-      raise self._unreadable(step, f"{item}{jax.tree_util.keystr(path)} is {array.dtype}{array.shape}, the "
-                                   f"model takes {wanted.dtype}{wanted.shape}")
+  def _check_shapes(self, step: int, item: str, tree: Any, target: Any) -> None:
+    """Orbax hands out arrays of other shapes and types than were asked for."""
+    for (path, array), wanted in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(target)):
+      if (array.shape, array.dtype) != (wanted.shape, wanted.dtype):
+        raise self._unreadable(step, f"{item}{jax.tree_util.keystr(path)} is {array.dtype}{array.shape}, the "
+                                     f"model takes {wanted.dtype}{wanted.shape}")
 
   def _restore(self, step: int, **args) -> Any:
     try:
@@ -116,6 +120,12 @@ class Checkpoints:
   def _unreadable(self, step: int, reason: str) -> UserError:
     return UserError(f"checkpoint {self._folder / str(step)} cannot be read: {reason}; move that folder away, "
                      f"and the run goes on from the checkpoint before it, or start anew in another --workdir")
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+  """SHA-256 of a JSON record without its own digest."""
+  rest = {key: value for key, value in record.items() if key != "digest"}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(tree: Any) -> dict[str, str]:

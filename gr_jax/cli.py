@@ -17,7 +17,8 @@ _CACHE = flags.DEFINE_string(
 
 def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None, *,
         arguments: int = 0, example: str = "") -> None:
-  """Parses flags and calls `main`; what the user can mend ends with one message and exit code 2.
+  """Parses flags and calls `main`; what the user can mend ends with one message and exit code 2, a
+  loss that is not finite with code 3.
 
   Args:
     main: takes the arguments that are not flags.
@@ -41,3 +42,6 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+  except FloatingPointError as error:
+    print(f"diverged: {error}", file=sys.stderr)
+    sys.exit(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,8 +32,9 @@ def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size:
   images = plan.steps_per_epoch * batch_size
   # Into a file, such as a batch system's log, a line every half minute is enough.
   interval = 0.1 if sys.stderr.isatty() else 30.0
-  return tqdm.tqdm(total=epochs * images, initial=done * images, unit="img", unit_scale=True, leave=False,
-                   dynamic_ncols=True, mininterval=interval, desc=f"task {plan.number + 1}/{num_tasks} epoch {done + 1}/{epochs}")
+  return tqdm.tqdm(
+      total=epochs * images, initial=done * images, unit="img", unit_scale=True, leave=False, dynamic_ncols=True,
+      mininterval=interval, desc=f"task {plan.number + 1}/{num_tasks} epoch {done + 1}/{epochs}")
 
 
 def move_bar(bar: tqdm.tqdm, plan: TaskPlan, num_tasks: int, epoch: int, epochs: int, *, images: int,
@@ -60,6 +62,8 @@ def scenario_lines(experiment: Experiment) -> str:
     lines.append(f"  task {plan.number + 1}: {len(own)} classes ({names}{more}), {own.sum()} new images "
                  f"({own.min()} to {own.max()} a class) + {plan.size - own.sum()} exemplars, "
                  f"{plan.steps_per_epoch} steps an epoch")
+    lines.append(textwrap.fill(" ".join(map(str, own)), width=110, initial_indent="    images of each: ",
+                               subsequent_indent="      "))
   for j, (asked, found) in drawn.capped.items():
     lines.append(f"  capped: class {drawn.class_names[j]} has {found} images, the profile asks for {asked}")
   return "\n".join(lines)
@@ -89,6 +93,8 @@ def dry_run_lines(experiment: Experiment) -> str:
       f"{_mebibytes(train_bytes)}, test {_mebibytes(test_bytes)}), state {_mebibytes(size(state))} "
       f"({parameters} parameters), teacher "
       f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; activations come on top",
+      *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps are of each"]
+        if config.replicas > 1 else []),
       "nothing was trained (--dry_run)"])
 
 

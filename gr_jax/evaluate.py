@@ -6,12 +6,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import ml_collections
 import numpy as np
 from absl import flags
 
 from gr_jax import cli
 from gr_jax.errors import UserError
+
 
 def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str = "test",
              data_dir: str | None = None) -> dict[str, Any]:
@@ -34,16 +34,20 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   """
   # Imported here, so that a bad flag is answered at once.
   from gr_jax import checkpoints as checkpointing
-  from gr_jax import console, parallel
+  from gr_jax import console, parallel, replicas
   from gr_jax import experiment as experiments
   from gr_jax import results as measured
   from gr_jax import workdir as workdirs
   workdir = pathlib.Path(workdir).expanduser().absolute()
   if not (workdir / "config.json").is_file():
     raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
-  config = run_config(workdir)
+  config = workdirs.read_config(workdir)
   if data_dir is not None:
     config.data_dir = data_dir
+  if config.replicas > 1:
+    folders = [replicas.member_folder(workdir, config, number) for number in range(config.replicas)]
+    raise UserError(f"{workdir} holds {config.replicas} replicas; evaluate one of them: --workdir={folders[0]}, ..., "
+                    f"{folders[-1].name}")
   experiment = experiments.load(config, training=False)
   workdirs.check_scenario(workdir, experiment)
   with checkpointing.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
@@ -72,6 +76,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   results = measured.summarize(experiment, progress)
   equal = progress.correct == recorded.correct and progress.correct_aware == recorded.correct_aware
   console.say(console.task_line(task - 1, results))
+  console.say(console.closing_table(results))
   console.say(f"correct images: {counts[0].sum()} of {counts[2].sum()}, class by class "
               f"{'equal to' if equal else 'NOT equal to'} what the run counted")
   return results
@@ -90,14 +95,6 @@ def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str
               f"{counts[2].sum()}; by task [{' '.join(map(console.percent, numbers['by_task']))}], task-aware "
               f"[{' '.join(map(console.percent, numbers['by_task_aware']))}]")
   return numbers
-
-
-def run_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config that was saved with a run."""
-  from gr_jax import journal
-  config = ml_collections.ConfigDict(journal.read_json(workdir / "config.json"))
-  config.milestones = tuple(config.milestones)
-  return config
 
 
 def _define_flags() -> None:

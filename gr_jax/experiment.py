@@ -108,9 +108,18 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")
+  # Before the records are read, which takes seconds.
+  num_classes, wanted = len(source.class_names), config.scenario
+  scenario.split_tasks(num_classes, wanted.num_tasks, wanted.first_task_classes)
+  scenario.class_order(wanted.order, wanted.kind, num_classes, wanted.seed, source.facts)
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names,
       validation_fraction=config.validation_fraction, facts=source.facts, **config.scenario.to_dict())
+  if source.uniform:
+    side = source.train.image(drawn.train[0][0]).shape[0]
+    if side != config.image_size:
+      raise UserError(f"image_size is {config.image_size}, but the pictures of {source.name} have {side} pixels "
+                      f"a side; set --config.image_size={side}")
   plans = plan.make_plans(
       drawn.counts, drawn.tasks, epochs=config.epochs, batch_size=config.batch_size,
       per_class=config.memory.per_class, weight_scale=config.distillation_weight,
@@ -150,6 +159,9 @@ def load_pictures(experiment: Experiment, split: str, progress: Progress) -> ste
     progress: wraps the iteration over pictures.
   """
   source, drawn, size = experiment.source, experiment.scenario, experiment.config.image_size
+  if split == "holdout" and not any(drawn.holdout):
+    raise UserError(f"the run held no image out (validation_fraction is "
+                    f"{experiment.config.validation_fraction}); evaluate the test split")
   if split == "test":
     return resident.load_test(source, drawn, size, progress)
   return resident.load_train(source, drawn, size, holdout=split == "holdout", progress=progress)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from gr_jax import parallel
 from gr_jax.models import classifier
-from gr_jax.step import Data, Pool
+from gr_jax.state import Data, Pool
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 

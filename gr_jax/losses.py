@@ -40,7 +40,7 @@ def prior_regularized_cross_entropy(
   Returns:
     float32 scalar.
   """
-  counts = class_counts.astype(jnp.float32)
+  counts, labels = jnp.asarray(class_counts, jnp.float32), jnp.asarray(labels)
   seen = counts > 0
   log_prior = jnp.log(jnp.where(seen, counts, 1.0) / jnp.sum(jnp.where(seen, counts, 0.0)))
   adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + jnp.where(seen, log_prior, 0.0)
@@ -83,6 +83,7 @@ def distribution_aware_distillation(
   Returns:
     float32 scalar, without w_kd and T^2.
   """
+  lost, old = jnp.asarray(lost), jnp.asarray(old)
   weights = lost_weights(lost, old)
   evenness = lost_evenness(lost, old)
   student = jnp.where(old, student.astype(jnp.float32), 0.0)

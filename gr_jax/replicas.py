@@ -20,7 +20,7 @@ import ml_collections
 from gr_jax import console, results, workdir
 from gr_jax import experiment as experiments
 from gr_jax.experiment import Experiment
-from gr_jax.step import Data
+from gr_jax.state import Data
 
 
 def member_config(config: ml_collections.ConfigDict, number: int) -> ml_collections.ConfigDict:
@@ -79,10 +79,10 @@ class _Group:
     member = dataclasses.replace(self._experiment, config=config)
     workdir.check_config(folder, config)
     workdir.check_scenario(folder, member)
-    workdir.write_scenario(folder, member)
     finished = workdir.finished(folder, member)
     if finished is not None:
       return finished
+    workdir.write_start(folder, member)
     console.say(f"seed {config.seed} on {self._experiment.devices[0]}: {folder}")
     found = learn(member, self._programs, self._count_correct, folder)
     workdir.write_results(folder, found)

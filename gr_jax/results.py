@@ -128,4 +128,5 @@ def _elementwise(function: Any, trees: Sequence[Any]) -> Any:
     return {key: _elementwise(function, [tree[key] for tree in trees]) for key in first}
   if isinstance(first, list):
     return [_elementwise(function, list(items)) for items in zip(*trees)]
-  return None if first is None else float(function(trees))
+  # What is the same in all, such as the number of classes in a group, stays what it is.
+  return first if first is None or isinstance(first, int) else float(function(trees))

@@ -81,13 +81,14 @@ def update(
   """
   if task_ratio not in ("release", "symmetric"):
     raise ValueError(f"task_ratio is {task_ratio!r}; it can be 'release' or 'symmetric'")
+  old, new = jnp.asarray(old), jnp.asarray(new)
   seen = old | new
   # Phi first: the ratios of a step contain that step's own gradient.
   state = accumulate(state, ce_grads, seen)
   phi = state.phi
   alpha = jnp.where(old, _intra_phase(phi, old), jnp.where(new, _intra_phase(phi, new), 0.0))
   r_old, r_new = _inter_phase(phi, old, new, attenuation, task_ratio)
-  column = jnp.where(old, r_old, r_new) * alpha
+  column = jnp.where(seen, jnp.where(old, r_old, r_new) * alpha, 0.0)
   beta = _distillation_ratio(ce_grads, kd_grads, column, old, seen, eps)
   grads = combine(ce_grads, kd_grads, column=column, beta=beta, old=old, seen=seen)
   return grads, state._replace(column=column), Ratios(alpha, column, r_old, r_new, beta)
@@ -102,7 +103,7 @@ def combine(
     if kd is not None:
       total = total + beta * _masked(kd, old)
     return total.astype(ce.dtype)
-  return {name: rescale(ce, None if kd_grads is None else kd_grads[name])
+  return {name: rescale(ce, None if kd_grads is None else kd_grads.get(name))
           for name, ce in ce_grads.items()}
 
 

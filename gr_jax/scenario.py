@@ -232,9 +232,8 @@ def make_scenario(
     drawn = _shuffled(rows.tolist(), seed, "draw", [ids[row] for row in rows])[:n]
     held = round(share * len(drawn))
     drawn = _shuffled(drawn, seed, "holdout", [ids[row] for row in drawn])
-    by_id = lambda rows: tuple(sorted(rows, key=lambda row: ids[row]))
-    train.append(by_id(drawn[held:]))
-    holdout.append(by_id(drawn[:held]))
+    train.append(tuple(sorted(drawn[held:], key=ids.__getitem__)))
+    holdout.append(tuple(sorted(drawn[:held], key=ids.__getitem__)))
   empty = [class_names[label] for label, rows in zip(order_labels, train) if not rows]
   if empty:
     raise UserError(f"{len(empty)} of {num_classes} classes have no training image after the draw "

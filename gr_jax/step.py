@@ -13,26 +13,7 @@ import optax
 from gr_jax import parallel, seeding
 from gr_jax.methods import Method
 from gr_jax.models import classifier
-from gr_jax.state import Outputs, TaskFacts, TrainState
-
-
-class Data(NamedTuple):
-  """What stays on the device for the whole run.
-
-  Attributes:
-    images: [images, height, width, channels] uint8, or whatever the model takes where nothing augments.
-    sizes: [images, 2] int32, height and width of the original picture, in whose geometry boxes are drawn.
-    labels: [images] int32, classes in learning order.
-  """
-  images: jax.Array
-  sizes: jax.Array
-  labels: jax.Array
-
-
-class Pool(NamedTuple):
-  """The rows of `Data` that are present in a task: rows [capacity] int32, of which the first `size` count."""
-  rows: jax.Array
-  size: jax.Array
+from gr_jax.state import Data, Outputs, Pool, TaskFacts, TrainState
 
 
 class StepMetrics(NamedTuple):

@@ -170,10 +170,11 @@ def main(argv: list[str]) -> None:
   if _SWEEP.value is None:
     raise UserError("--sweep is missing; for example --sweep=configs/sweeps/digits_parts.py")
   sweep = load(_SWEEP.value)
-  root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}")
+  root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}").expanduser()
   runs = make_runs(sweep, root, _ONLY.value, _SET.value)
   failed = run_all(runs, _devices(_JOBS.value))
-  text = table(runs)
+  # A folder whose run was refused may hold the results of another config.
+  text = table([run._replace(workdir=pathlib.Path("refused")) if run in failed else run for run in runs])
   (root / "table.md").write_text(text + "\n")
   print(text)
   if failed:

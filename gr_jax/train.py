@@ -40,20 +40,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
   """
   folder = pathlib.Path(workdir).expanduser().absolute()
   experiment = experiments.load(config, before_data=lambda: workdirs.check_config(folder, config))
-  workdirs.check_scenario(folder, experiment)
-  finished = workdirs.finished(folder, experiment)
-  if finished is not None:
-    console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
-    return finished
-  console.say(console.scenario_lines(experiment))
-  workdirs.write_scenario(folder, experiment)
-  pictures, tests = (experiments.load_pictures(experiment, split, console.decoding) for split in ("train", "test"))
-  if config.replicas > 1:
-    found = replicas.run_side_by_side(experiment, folder, pictures, tests, learn)
-  else:
-    programs = experiments.train_programs(experiment, pictures)
-    found = learn(experiment, programs, experiments.evaluator(experiment, tests), folder)
-  workdirs.write_results(folder, found)
+  with workdirs.locked(folder):
+    workdirs.check_scenario(folder, experiment)
+    finished = workdirs.finished(folder, experiment)
+    if finished is not None:
+      console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
+      return finished
+    console.say(console.scenario_lines(experiment))
+    pictures, tests = (experiments.load_pictures(experiment, split, console.decoding)
+                       for split in ("train", "test"))
+    workdirs.write_start(folder, experiment)
+    if config.replicas > 1:
+      found = replicas.run_side_by_side(experiment, folder, pictures, tests, learn)
+    else:
+      programs = experiments.train_programs(experiment, pictures)
+      found = learn(experiment, programs, experiments.evaluator(experiment, tests), folder)
+    workdirs.write_results(folder, found)
   console.say(console.closing_table(found))
   return found
 
@@ -147,5 +149,3 @@ def _resume(experiment: Experiment, programs: TrainPrograms, checkpoints: checkp
   found = parallel.replicate(checkpoints.restore(step, targets), experiment.devices)
   console.say(f"going on after step {step}: {progress.task} tasks and {progress.epoch} epochs are done")
   return progress, TrainState(**found["model"], **found["training"]), found.get("teacher")
-
-

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -14,28 +19,63 @@ from gr_jax.experiment import Experiment
 
 
 def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Refuses a folder with a run of another config, and takes a new one for this config.
+  """Refuses a folder that cannot be used, or that holds a run of another config. Writes nothing into it.
 
   Raises:
-    UserError: the folder's config differs (the message shows how), or the folder cannot be used.
+    UserError: the folder's config differs (the message shows how), or the folder cannot be written.
   """
-  wanted = configuration.flatten(config)
   path = folder / "config.json"
-  if path.exists():
-    saved = configuration.flatten(journal.read_json(path))
-    lines = configuration.difference(saved, wanted)
+  if path.exists() and _has_begun(folder):
+    lines = configuration.difference(configuration.flatten(read_config(folder)), configuration.flatten(config))
     if lines:
       raise UserError(f"{folder} holds a run of another config:\n  " + "\n  ".join(lines) +
                       "\nchoose another --workdir, or give the config of that run")
-    return
-  if (folder / "checkpoints").exists():
-    raise UserError(f"{folder} has checkpoints but no config.json, so whose they are is not known; choose "
-                    f"another --workdir")
+  elif _has_begun(folder):
+    raise UserError(f"{folder} holds a run but no config.json, so whose it is is not known; choose another "
+                    f"--workdir")
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    journal.write_json(path, config.to_dict())
+    with tempfile.TemporaryFile(dir=folder):
+      pass
   except OSError as error:
     raise UserError(f"--workdir {folder} cannot be written ({error}); choose another") from error
+
+
+def _has_begun(folder: pathlib.Path) -> bool:
+  """Whether anything has been trained there; what a refused or interrupted start leaves does not count."""
+  checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
+  return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (rows.exists() and rows.stat().st_size > 0)
+
+
+def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config that was saved with a run.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  path = folder / "config.json"
+  try:
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config.milestones = tuple(config.milestones)
+  except (ValueError, TypeError, AttributeError) as error:
+    raise UserError(f"{path} cannot be read ({error}); without it the run cannot be used: put it back, or choose "
+                    f"another --workdir") from error
+  return config
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps a second job out of the folder; a kill of this one lets go of it.
+
+  Raises:
+    UserError: another job is at work there.
+  """
+  with open(folder / ".lock", "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"another job is at work in {folder}; wait for it, or choose another --workdir") from error
+    yield
 
 
 def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
@@ -45,12 +85,14 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
     UserError: scenario.json holds another digest.
   """
   path = folder / "scenario.json"
-  if path.exists() and (saved := journal.read_json(path)["digest"]) != experiment.scenario.digest:
+  if path.exists() and (saved := journal.read_json(path).get("digest", "none")) != experiment.scenario.digest:
     raise UserError(f"{folder} holds a run on other images (digest {saved[:16]}, now "
                     f"{experiment.scenario.digest[:16]}): the data set has changed; choose another --workdir")
 
 
-def write_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
+def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
+  """config.json and scenario.json: from here on the folder belongs to this run."""
+  journal.write_json(folder / "config.json", experiment.config.to_dict())
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
       "digest": drawn.digest, "dataset": source.name, "class_order": list(drawn.class_order),

@@ -23,5 +23,5 @@ if [[ $# -lt 1 || ! -f $1 ]]; then
 fi
 config=$1
 shift
-# One process drives all GPUs of the node.
-exec srun --ntasks=1 "${PYTHON:-python}" -m gr_jax.main --config="$config" "$@"
+# One process drives all GPUs of the node. srun does not take over the number of cores by itself.
+exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" "${PYTHON:-python}" -m gr_jax.main --config="$config" "$@"

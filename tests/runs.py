@@ -9,8 +9,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# What depends on the clock or on how often a run was started.
-_OF_THE_MOMENT = ("seconds", "start")
+# What depends on the clock or on how often a run was started; a record's own digest covers its seconds.
+_OF_THE_MOMENT = ("seconds", "start", "digest")
 
 
 def get_config(name, **changes):

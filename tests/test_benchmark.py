@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 import runs
+
 from gr_jax import benchmark
 
 

@@ -5,8 +5,8 @@ import warnings
 
 import jax
 import pytest
-
 import runs
+
 from gr_jax import compilation_cache
 
 

@@ -452,3 +452,15 @@ def test_distillation_weight_of_the_recording():
     n_new = int(recorded.counts_original[task.new].sum())
     weight = losses.distillation_weight(n_old, n_new)
     assert float(weight) == pytest.approx(task.distillation_weight, rel=1e-6)
+
+
+def test_numpy_arrays_and_lists_under_jit():
+  """Counts and masks that are not traced while logits are: how a notebook calls it."""
+  z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
+  y = jnp.asarray([0, 1, 2, 0])
+  counts, old, lost = np.asarray([5, 3, 1, 0, 0]), np.arange(5) < 2, np.asarray([9, 1, 0, 0, 0])
+  for kind in (np.asarray, list):
+    ce = jax.jit(lambda z, y, kind=kind: losses.prior_regularized_cross_entropy(z, y, kind(counts)))(z, y)
+    np.testing.assert_allclose(ce, losses.prior_regularized_cross_entropy(z, y, jnp.asarray(counts)), rtol=1e-6)
+    kd = jax.jit(lambda z, kind=kind: losses.distribution_aware_distillation(z, z + 1, kind(lost), kind(old)))(z)
+    assert np.isfinite(kd)

@@ -1,5 +1,6 @@
 """The command line: errors in one message within ten seconds, overrides, dry run, default workdir."""
 
+import json
 import os
 import time
 
@@ -52,7 +53,9 @@ def test_data_that_are_not_prepared(tmp_path, config, words):
 
 
 def test_workdir_of_another_config(tmp_path):
-  (tmp_path / "config.json").write_text('{"epochs": 7}')
+  saved = {**runs.get_config("digits_lt").to_dict(), "epochs": 7}
+  (tmp_path / "config.json").write_text(json.dumps(saved))
+  (tmp_path / "metrics.jsonl").write_text('{"global_step": 1, "start": 1}\n')
   assert "epochs: 7 -> 30" in fails(DIGITS, f"--workdir={tmp_path}")
 
 
@@ -75,3 +78,39 @@ def test_default_workdir_and_unset(tmp_path):
 
 def test_evaluate_bad_input(tmp_path):
   assert "holds no run" in fails(f"--workdir={tmp_path}", module="evaluate")
+
+
+def test_a_refused_start_leaves_the_workdir_free(tmp_path):
+  """The remedy that a message gives works in the same workdir."""
+  flags = (DIGITS, f"--workdir={tmp_path / 'run'}", "--config.epochs=1", "--config.milestones=()",
+           "--config.stop_after_task=1")
+  fails(*flags, "--config.scenario.num_tasks=11")
+  assert "set --config.image_size=8" in fails(*flags, "--config.image_size=16")
+  done = runs.run("main", *flags)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "there is no such file"), ("x = 1\n", "cannot be used"),
+    ("def get_config():\n  return {}\n", "returns a dict; it must be a ConfigDict"),
+    ("import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({'sede': 0})\n",
+     "'sede'; did you mean 'seed'")])
+def test_config_files_that_cannot_be_used(tmp_path, content, words):
+  if content is not None:
+    (tmp_path / "mine.py").write_text(content)
+  assert words in fails(f"--config={tmp_path / 'mine.py'}")
+
+
+def test_the_last_flag_of_a_key_counts(tmp_path):
+  for flags, words in ((("--config.data_dir=None", f"--config.data_dir={tmp_path}"), str(tmp_path)),
+                       ((f"--config.data_dir={tmp_path}", "--config.data_dir=None"), "elsewhere")):
+    message = fails("--config=configs/cifar100_lt.py", "--dry_run", *flags,
+                    TFDS_DATA_DIR=str(tmp_path.parent / "elsewhere"))
+    assert f"under {tmp_path.parent if words == 'elsewhere' else tmp_path}" in message and words in message
+
+
+def test_divergence_is_one_message(tmp_path):
+  done = runs.run("main", DIGITS, f"--workdir={tmp_path}", "--config.learning_rate=1e30", "--config.epochs=1",
+                  "--config.milestones=()")
+  assert done.returncode == 3 and "diverged: the loss is not finite in task 1" in done.stderr
+  assert "Traceback" not in done.stderr

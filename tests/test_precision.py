@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import runs
+
 from gr_jax import models, train
 from gr_jax.errors import UserError
 

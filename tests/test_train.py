@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import runs
 
 from gr_jax import console, evaluate, experiment, train
+from gr_jax import workdir as workdirs
 from gr_jax.errors import UserError
 
 
@@ -331,3 +333,38 @@ def test_replicas_equal_the_same_seeds_alone(tmp_path):
   (tmp_path / "both" / "seed-4" / "results.json").unlink()
   again = train.train(runs.short(replicas=2, seed=3, **settings), tmp_path / "both")
   assert again["standard_deviation"]["last_accuracy"] == both["standard_deviation"]["last_accuracy"]
+
+
+def test_killed_before_the_summary(finished, tmp_path):
+  """All checkpoints are there, results.json is not: nothing is trained, the summary is written."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  (workdir / "results.json").unlink()
+  before = (workdir / "metrics.jsonl").read_text()
+  assert runs.timeless(train.train(runs.short(), workdir)) == runs.timeless(finished[1])
+  assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_second_job_is_refused(finished):
+  with workdirs.locked(finished[0]), pytest.raises(UserError, match="another job is at work"):
+    train.train(runs.short(), finished[0])
+
+
+def test_holdout_of_a_run_without_one(tmp_path):
+  train.train(runs.short(validation_fraction=0.0, epochs=1, milestones=(), stop_after_task=1), tmp_path)
+  with pytest.raises(UserError, match="held no image out"):
+    evaluate.evaluate(tmp_path, split="holdout")
+
+
+def test_replicas_are_evaluated_one_by_one(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(runs.short(replicas=2, seed=3).to_dict()))
+  with pytest.raises(UserError, match="holds 2 replicas; evaluate one of them: .*seed-3"):
+    evaluate.evaluate(tmp_path)
+
+
+def test_a_damaged_config_is_named(finished, tmp_path):
+  shutil.copytree(finished[0], tmp_path / "run")
+  (tmp_path / "run" / "config.json").write_text("{")
+  for attempt in (lambda: train.train(runs.short(), tmp_path / "run"), lambda: evaluate.evaluate(tmp_path / "run")):
+    with pytest.raises(UserError, match="config.json cannot be read"):
+      attempt()

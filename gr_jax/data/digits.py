@@ -42,5 +42,6 @@ def load() -> Source:
 
   return Source(
       name="digits", class_names=tuple(str(label) for label in range(10)), train=split(~in_test),
-      test=split(in_test), facts=Facts(fixed_order=tuple(range(10)), max_count=_MAX_COUNT),
+      test=split(in_test), facts=Facts(fixed_order=tuple(range(10)), max_count=_MAX_COUNT,
+                                    total=1297),
       mean=(0.3,), std=(0.38,), uniform=True)

@@ -16,7 +16,7 @@ import PIL.Image
 from gr_jax.data.source import Source, Split
 from gr_jax.errors import UserError
 from gr_jax.scenario import Scenario
-from gr_jax.step import Data
+from gr_jax.state import Data
 
 # Short side before the central crop, over the crop's side (METHOD.md section 6: 256 and 224).
 _RESIZE_OVER_CROP = 256 / 224

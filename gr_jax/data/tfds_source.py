@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -10,7 +11,7 @@ import pathlib
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -78,25 +79,62 @@ CATALOGUE = {
 }
 
 
-class TfdsSplit:
-  """One split of a prepared data set, restricted to some labels."""
+# Records read at a time while labels and ids are collected; one by one takes three times as long.
+_RECORDS_AT_ONCE = 1000
 
-  def __init__(self, builder: Any, split: str, id_feature: str | None, labels: list[int]):
+
+class _Index(NamedTuple):
+  """What is known of a split without decoding a picture: its records, their labels and ids, in one order."""
+  rows: list[int]
+  labels: np.ndarray
+  ids: list[str]
+
+
+class TfdsSplit:
+  """One split of a prepared data set, restricted to some labels; read when it is first asked for anything."""
+
+  def __init__(self, builder: Any, split: str, id_feature: str | None, labels: list[int], again: str):
+    """`again`: what to do about files that cannot be read."""
     import tensorflow_datasets as tfds
-    self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    position = {label: j for j, label in enumerate(labels)}
-    self._rows, found, self.ids = [], [], []
-    for row, record in enumerate(self._records):
-      if int(record["label"]) in position:
-        self._rows.append(row)
-        found.append(position[int(record["label"])])
-        self.ids.append(record[id_feature].decode() if id_feature
-                        else hashlib.sha256(record["image"]).hexdigest())
-    self.labels = np.asarray(found, np.int64)
+    self._open = functools.partial(
+        builder.as_data_source, split, decoders={"image": tfds.decode.SkipDecoding()})
+    self._folder, self._id_feature, self._labels, self._again = builder.data_dir, id_feature, labels, again
+
+  @functools.cached_property
+  def _records(self) -> Any:
+    return self._open()
+
+  @functools.cached_property
+  def _index(self) -> _Index:
+    position = {label: j for j, label in enumerate(self._labels)}
+    rows, labels, ids = [], [], []
+    try:
+      for first in range(0, len(self._records), _RECORDS_AT_ONCE):
+        block = range(first, min(first + _RECORDS_AT_ONCE, len(self._records)))
+        for row, record in zip(block, self._records.__getitems__(block)):
+          if int(record["label"]) in position:
+            rows.append(row)
+            labels.append(position[int(record["label"])])
+            ids.append(record[self._id_feature].decode() if self._id_feature
+                       else hashlib.sha256(record["image"]).hexdigest())
+    # What array_record raises for a file that is cut short or is something else.
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
+    return _Index(rows, np.asarray(labels, np.int64), ids)
+
+  @property
+  def labels(self) -> np.ndarray:
+    """[images] int64; see `source.Split`."""
+    return self._index.labels
+
+  @property
+  def ids(self) -> list[str]:
+    """[images]; see `source.Split`."""
+    return self._index.ids
 
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, 3] uint8; see `source.Split`."""
-    encoded = self._records[self._rows[row]]["image"]
+    encoded = self._records[self._index.rows[row]]["image"]
     try:
       with PIL.Image.open(io.BytesIO(encoded)) as picture:
         return np.asarray(picture.convert("RGB"))
@@ -173,23 +211,18 @@ def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
 
 
 def load(name: str, data_dir: pathlib.Path) -> Source:
-  """A catalogued data set, from its prepared files.
+  """A catalogued data set, from its prepared files; the records are read when they are first asked for.
 
   Raises:
-    UserError: see `open_prepared`; or the records cannot be read.
+    UserError: see `open_prepared`; later, where the records cannot be read.
   """
   entry = CATALOGUE[name]
   builder = open_prepared(entry, data_dir)
   names = list(builder.info.features["label"].names)
   labels = list(range(len(names))) if entry.select is None else entry.select(names)
-  try:
-    train = TfdsSplit(builder, "train", entry.id_feature, labels)
-    test = TfdsSplit(builder, entry.test_split, entry.id_feature, labels)
-  # What array_record raises for a file that is cut short or is something else.
-  except (RuntimeError, ValueError, IndexError) as error:
-    folder = pathlib.Path(builder.data_dir)
-    raise UserError(f"the files in {folder} cannot be read ({error}); "
-                    f"{_again(entry, data_dir, folder)}") from error
+  again = _again(entry, data_dir, pathlib.Path(builder.data_dir))
+  train, test = (TfdsSplit(builder, split, entry.id_feature, labels, again)
+                 for split in ("train", entry.test_split))
   return Source(
       name=name, class_names=tuple(names[label] for label in labels),
       train=train, test=test, facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)

@@ -47,8 +47,10 @@ def cifar(prepared, tmp_path):
 
 
 def refused(name, data_dir):
+  """The message with which loading a data set and reading its records ends."""
   with pytest.raises(UserError) as caught:
-    catalogue.load(name, str(data_dir))
+    source = catalogue.load(name, str(data_dir))
+    _ = source.train.labels, source.test.labels
   return str(caught.value)
 
 
@@ -270,7 +272,8 @@ def test_damaged_picture_is_named_when_it_is_read(tmp_path):
 def read_bytes(encoded):
   """What a split makes of one record's picture."""
   split = object.__new__(tfds_source.TfdsSplit)
-  split._records, split._rows, split.ids = [{"image": encoded}], [0], ["x"]
+  split._records = [{"image": encoded}]
+  split._index = tfds_source._Index([0], np.zeros(1, np.int64), ["x"])
   return split.image(0)
 
 
