@@ -5,7 +5,10 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """python -m gr_jax.main --config=configs/food101_lt.py"""
+  """python -m gr_jax.main --config=configs/food101_lt.py
+
+  Not yet run in full; meant for a GPU.
+  """
   config = ml_collections.ConfigDict()
   config.dataset = "food101"
   config.data_dir = config_dict.placeholder(str)

@@ -5,7 +5,10 @@ from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """python -m gr_jax.main --config=configs/imagenetsubset_lt.py"""
+  """python -m gr_jax.main --config=configs/imagenetsubset_lt.py
+
+  Published: average incremental accuracy 48.00 %, last 38.50 %. Not yet run in full; meant for a GPU.
+  """
   config = ml_collections.ConfigDict()
   config.dataset = "imagenet_subset"
   config.data_dir = config_dict.placeholder(str)
