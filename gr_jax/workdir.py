@@ -85,7 +85,10 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
     UserError: scenario.json holds another digest.
   """
   path = folder / "scenario.json"
-  if path.exists() and (saved := journal.read_json(path).get("digest", "none")) != experiment.scenario.digest:
+  if not path.exists() or not _has_begun(folder):
+    return
+  saved = journal.read_json(path).get("digest", "none")
+  if saved != experiment.scenario.digest:
     raise UserError(f"{folder} holds a run on other images (digest {saved[:16]}, now "
                     f"{experiment.scenario.digest[:16]}): the data set has changed; choose another --workdir")
 

@@ -59,6 +59,17 @@ def test_workdir_of_another_config(tmp_path):
   assert "epochs: 7 -> 30" in fails(DIGITS, f"--workdir={tmp_path}")
 
 
+def test_an_interrupted_start_leaves_the_workdir_free(tmp_path):
+  """config.json and scenario.json of a start that was ended before its first epoch bind nobody."""
+  drawn = {"digest": "0" * 64}
+  (tmp_path / "config.json").write_text(json.dumps({**runs.get_config("digits_lt").to_dict(), "epochs": 7}))
+  (tmp_path / "scenario.json").write_text(json.dumps(drawn))
+  done = runs.run("main", DIGITS, f"--workdir={tmp_path}", "--config.epochs=1", "--config.milestones=()",
+                  "--config.stop_after_task=1")
+  assert done.returncode == 0, done.stderr
+  assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
+
+
 def test_dry_run_trains_nothing(tmp_path):
   done = runs.run("main", DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}",
                   "--config.scenario.first_task_classes=4")

@@ -778,7 +778,7 @@ def test_training_a_linear_classifier_agrees_with_the_oracle(task_ratio, distill
 def test_the_recorded_classifier_is_reproduced():
   """All three recorded tasks, features from the recorded backbone."""
   settings = trajectory.load()
-  for t, step, task, features, teacher_logits in _recorded_steps():
+  for _, step, task, features, teacher_logits in _recorded_steps():
     if step == 0:
       ours = jax.tree.map(jnp.asarray, task.initial["classifier"])
       opt_state = jax.tree.map(jnp.zeros_like, ours)

@@ -5,15 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracle
 import pytest
 import tiny
 import trajectory
 
-from gr_jax import methods, models, parallel, plan, scenario, seeding, step
+from gr_jax import methods, models, parallel, plan, reweighting, scenario, seeding, step
 from gr_jax.data import augment
 from gr_jax.models import classifier
-from gr_jax.state import TaskFacts, TrainState
+from gr_jax.state import Outputs, TaskFacts, TrainState
 
 TRAJECTORY = trajectory.load()
 RATE = 1e-4
@@ -238,3 +239,51 @@ def test_switches_against_the_oracle(rule, distillation, task_ratio, prior):
   np.testing.assert_allclose(after.params["classifier"]["kernel"], expected.kernel, rtol=2e-4, atol=2e-4)
   np.testing.assert_allclose(after.params["classifier"]["bias"], expected.bias, rtol=2e-4, atol=2e-4)
   np.testing.assert_array_equal(after.params["classifier"]["kernel"][:, 5:], head["kernel"][:, 5:])
+
+
+def test_a_method_may_pull_on_features_and_stage_maps():
+  """The step's one backward pass against autodiff through the whole network."""
+  model = models.make_backbone("resnet8", platform="cpu")
+  rng = np.random.default_rng(2)
+  images = jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32)
+  labels = jnp.asarray(rng.integers(0, 4, 6), jnp.int32)
+  variables = model.init(jax.random.key(0), images, train=False)
+  facts = plan.task_facts(np.asarray([9, 8, 7, 6]), scenario.Task(2, 4), 1, per_class=4, weight_scale=0.7, gamma=1.0)
+  head = classifier.draw_columns(jax.random.key(1), classifier.init(64, 4), np.ones(4, bool))
+  before = {"params": {"backbone": jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"]), "classifier": head},
+            "batch_stats": variables["batch_stats"]}
+
+  def cross_entropy(student, labels, facts):
+    del facts
+    log_probabilities = jax.nn.log_softmax(student.logits)
+    return -jnp.mean(log_probabilities[jnp.arange(6), labels]) + 0.1 * jnp.mean(jnp.square(student.features))
+
+  def distillation(student, teacher, facts):
+    del facts
+    return sum(jnp.mean(jnp.square(s - t)) for s, t in zip(student.maps, teacher.maps))
+
+  def add(state, ce_grads, kd_grads, facts):
+    del facts
+    ones, one = jnp.ones(4), jnp.ones(())
+    return jax.tree.map(jnp.add, ce_grads, kd_grads), state, reweighting.Ratios(ones, ones, one, one, one)
+
+  pulling = methods.Method("pulling", True, True, reweighting.init, cross_entropy, distillation, add)
+  tx = optax.identity()
+  params = {"backbone": variables["params"], "classifier": head}
+  state = TrainState(jnp.int32(0), params, variables["batch_stats"], tx.init(params), pulling.init(4))
+  train_step = step.make_train_step(model=model, method=pulling, tx=tx)
+  data = step.Data(images, jnp.ones((6, 2), jnp.int32), labels)
+  after, _ = jax.jit(train_step)(state, before, facts, data, jnp.arange(6), jax.random.key(0), jnp.float32(1.0))
+
+  def whole(params):
+    def run(params, stats, **options):
+      found = model.apply({"params": params["backbone"], "batch_stats": stats}, images, **options)
+      (features, maps), _ = found if options.get("mutable") else (found, None)
+      return Outputs(features @ params["classifier"]["kernel"] + params["classifier"]["bias"], features, maps)
+    student = run(params, variables["batch_stats"], train=True, mutable=["batch_stats"])
+    teacher = run(before["params"], before["batch_stats"], train=False)
+    return cross_entropy(student, labels, facts) + distillation(student, teacher, facts)
+
+  expected = jax.jit(jax.grad(whole))(params)
+  found = jax.tree.map(jnp.subtract, params, after.params)
+  assert distance(expected, found) < 1e-5

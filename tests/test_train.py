@@ -237,7 +237,7 @@ def test_where_things_are_may_change(finished):
 def test_other_images_are_refused(finished, tmp_path):
   workdir = tmp_path / "run"
   workdir.mkdir()
-  for name in ("config.json", "scenario.json"):
+  for name in ("config.json", "scenario.json", "metrics.jsonl"):
     (workdir / name).write_text((finished[0] / name).read_text())
   drawn = json.loads((workdir / "scenario.json").read_text())
   (workdir / "scenario.json").write_text(json.dumps({**drawn, "digest": "0" * 64}))
