@@ -27,6 +27,7 @@ from gr_jax.errors import UserError
 _SWEEP = flags.DEFINE_string("sweep", None, "File that defines get_sweep() -> {config, seeds, rows}.")
 _ROOT = flags.DEFINE_string("root", None, "Folder of the runs and the table. Default: runs/<sweep's name>.")
 _ONLY = flags.DEFINE_list("only", [], "Names of rows to run; all by default.")
+_SEEDS = flags.DEFINE_list("seeds", [], "Seeds in place of the sweep's own.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --set=epochs=2.")
 _JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU.", lower_bound=1)
 
@@ -170,6 +171,10 @@ def main(argv: list[str]) -> None:
   if _SWEEP.value is None:
     raise UserError("--sweep is missing; for example --sweep=configs/sweeps/digits_parts.py")
   sweep = load(_SWEEP.value)
+  if not all(seed.isdecimal() for seed in _SEEDS.value):
+    raise UserError(f"--seeds is {','.join(_SEEDS.value)}; it takes numbers joined by commas, such as 0,1,2")
+  if _SEEDS.value:
+    sweep = sweep._replace(seeds=[int(seed) for seed in _SEEDS.value])
   root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}").expanduser()
   runs = make_runs(sweep, root, _ONLY.value, _SET.value)
   failed = run_all(runs, _devices(_JOBS.value))

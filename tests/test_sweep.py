@@ -45,8 +45,8 @@ def test_table_of_known_results(tmp_path):
 
 def test_the_command_completes_skips_and_reports(tmp_path):
   file = tmp_path / "short.py"
-  file.write_text('def get_sweep():\n  return {"config": "configs/digits_lt.py", "seeds": (0,), "rows": {"full": {}}}')
-  flags = (f"--sweep={file}", f"--root={tmp_path}", "--set=epochs=1", "--set=milestones=()")
+  file.write_text('def get_sweep():\n  return {"config": "configs/digits_lt.py", "seeds": (7, 8), "rows": {"full": {}}}')
+  flags = (f"--sweep={file}", f"--root={tmp_path}", "--seeds=0", "--set=epochs=1", "--set=milestones=()")
   done = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1].startswith("| full | 1 |")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from gr_jax import console, evaluate, experiment, train
+from gr_jax import console, evaluate, experiment, parallel, train
 from gr_jax import workdir as workdirs
 from gr_jax.errors import UserError
 
@@ -368,3 +368,20 @@ def test_a_damaged_config_is_named(finished, tmp_path):
   for attempt in (lambda: train.train(runs.short(), tmp_path / "run"), lambda: evaluate.evaluate(tmp_path / "run")):
     with pytest.raises(UserError, match="config.json cannot be read"):
       attempt()
+
+
+def test_a_call_of_the_train_program_moves_nothing_between_host_and_device():
+  found = experiment.load(runs.short())
+  programs = experiment.train_programs(found, experiment.load_pictures(found, "train", lambda it, **_: it))
+  plan = found.plans[1]
+  state, teacher = programs.start_task(programs.init(found.root), plan.facts, found.root)
+  rows = np.concatenate(experiment.present_rows(found, 1, [np.arange(5, dtype=np.int32)] * 4))
+  arguments = parallel.replicate(
+      (plan.facts, programs.data, experiment.pool(rows, found.capacity), found.root, np.int32(0), np.int32(0),
+       np.int32(2), np.float32(0.1)), found.devices)
+  # The first call places constants; from then on the device is on its own.
+  state, _ = programs.run_epoch(state, teacher, *arguments)
+  with jax.transfer_guard("disallow"):
+    state, metrics = programs.run_epoch(state, teacher, *arguments)
+    jax.block_until_ready(metrics)
+  assert int(state.step) == 4

@@ -28,7 +28,7 @@ def resolve_precision(precision: str, platform: str) -> str:
     UserError: TF32 anywhere but on a GPU.
   """
   if precision == "auto":
-    return AUTO_PRECISION[platform]
+    return AUTO_PRECISION.get(platform, "float32")
   if precision == "tf32" and platform != "gpu":
     raise UserError(f"precision is 'tf32', which only NVIDIA GPUs know, but the devices are {platform}; choose "
                     f"'auto', 'float32' or 'bfloat16'")
