@@ -12,9 +12,11 @@ import importlib.util
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,30 +106,45 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
     runs: in the order in which they begin.
     devices: CUDA_VISIBLE_DEVICES of each worker; None leaves the environment as it is.
   """
-  waiting, failed = queue.SimpleQueue(), []
+  waiting, failed, stopping = queue.SimpleQueue(), [], threading.Event()
   for run in runs:
     waiting.put(run)
 
+  def finish(run: Run, environment: Mapping[str, str]) -> int:
+    run.workdir.parent.mkdir(parents=True, exist_ok=True)
+    with (open(f"{run.workdir}.log", "a") as log,
+          subprocess.Popen(run.command, env=environment, stdout=log, stderr=log) as process):
+      while process.poll() is None:
+        # A list that is ended takes its runs along: the next start must find their folders free.
+        if stopping.wait(0.2):
+          process.terminate()
+          process.wait()
+    return process.returncode
+
   def work(device: str | None) -> None:
     environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
-    while not waiting.empty():
+    while not stopping.is_set():
       try:
         run = waiting.get_nowait()
       except queue.Empty:
         return
-      run.workdir.parent.mkdir(parents=True, exist_ok=True)
-      with open(f"{run.workdir}.log", "a") as log:
-        code = subprocess.run(run.command, env=environment, stdout=log, stderr=log, check=False).returncode
+      code = finish(run, environment)
       print(f"{run.row} seed {run.seed}: " + (
           "done" if code == 0 else f"FAILED with code {code}, see {run.workdir}.log"), flush=True)
       if code:
         failed.append(run)
 
   workers = [threading.Thread(target=work, args=(device,)) for device in devices]
-  for worker in workers:
-    worker.start()
-  for worker in workers:
-    worker.join()
+  try:
+    for worker in workers:
+      worker.start()
+    # Not join(): a signal that interrupts it makes Python 3.11 take the thread for finished.
+    while any(worker.is_alive() for worker in workers):
+      time.sleep(0.2)
+  finally:
+    stopping.set()
+    for worker in workers:
+      worker.join()
   return failed
 
 
@@ -177,6 +194,7 @@ def main(argv: list[str]) -> None:
     sweep = sweep._replace(seeds=[int(seed) for seed in _SEEDS.value])
   root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}").expanduser()
   runs = make_runs(sweep, root, _ONLY.value, _SET.value)
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   failed = run_all(runs, _devices(_JOBS.value))
   # A folder whose run was refused may hold the results of another config.
   text = table([run._replace(workdir=pathlib.Path("refused")) if run in failed else run for run in runs])

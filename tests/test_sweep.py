@@ -1,12 +1,15 @@
 """A list of runs: completes, skips what is done, tabulates, names what failed."""
 
 import json
+import signal
+import subprocess
+import time
 
 import pytest
 import runs
 
 from gr_jax import config as configuration
-from gr_jax import sweep
+from gr_jax import sweep, workdir
 from gr_jax.errors import UserError
 
 SWEEP = sweep.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"prior": False}})
@@ -45,7 +48,8 @@ def test_table_of_known_results(tmp_path):
 
 def test_the_command_completes_skips_and_reports(tmp_path):
   file = tmp_path / "short.py"
-  file.write_text('def get_sweep():\n  return {"config": "configs/digits_lt.py", "seeds": (7, 8), "rows": {"full": {}}}')
+  content = {"config": "configs/digits_lt.py", "seeds": (7, 8), "rows": {"full": {}}}
+  file.write_text(f"def get_sweep():\n  return {content}\n")
   flags = (f"--sweep={file}", f"--root={tmp_path}", "--seeds=0", "--set=epochs=1", "--set=milestones=()")
   done = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert done.returncode == 0, done.stderr
@@ -57,6 +61,20 @@ def test_the_command_completes_skips_and_reports(tmp_path):
   # The folder holds a run of another config by now.
   failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=3")
   assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr
+
+
+def test_a_list_that_is_ended_takes_its_runs_along(tmp_path):
+  process = subprocess.Popen(
+      runs.command("sweep", "--sweep=configs/sweeps/digits_parts.py", "--only=full", f"--root={tmp_path}"),
+      env=runs.environment(), cwd=runs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  rows, deadline = tmp_path / "full-s0" / "metrics.jsonl", time.monotonic() + 120
+  while not (rows.exists() and rows.stat().st_size) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  process.terminate()
+  assert process.wait(timeout=30) == 128 + signal.SIGTERM
+  # The folder's lock is free, so nobody is at work there any more.
+  with workdir.locked(tmp_path / "full-s0"):
+    assert not (tmp_path / "full-s0" / "results.json").exists()
 
 
 @pytest.mark.parametrize("path", sorted((runs.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda p: p.stem)
