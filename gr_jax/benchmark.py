@@ -341,8 +341,6 @@ def write(report: dict[str, Any], path: str | None) -> None:
 def _define_flags() -> None:
   """Here and not at import: gr_jax.main defines flags of these names."""
   from absl import flags
-  from ml_collections import config_flags
-  config_flags.DEFINE_config_file("config", help_string="Config file.", lock_config=True)
   flags.DEFINE_string("json", None, "File for all figures.")
   flags.DEFINE_integer("calls", 7, "Timed calls of each program.", lower_bound=1)
   flags.DEFINE_integer("steps", 5, "Steps of one call.", lower_bound=1)
@@ -353,14 +351,12 @@ def main(argv: list[str]) -> None:
   del argv
   from absl import flags
 
-  from gr_jax.errors import UserError
+  from gr_jax import config_flag
   given = flags.FLAGS
-  if given.config is None:
-    raise UserError("--config is missing; for example --config=configs/cifar100_lt.py")
-  write(measure(given.config, calls=given.calls, steps=given.steps, replicas=given.replicas), given.json)
+  write(measure(config_flag.config(), calls=given.calls, steps=given.steps, replicas=given.replicas), given.json)
 
 
 if __name__ == "__main__":
-  from gr_jax import cli
+  from gr_jax import cli, config_flag
   _define_flags()
-  cli.run(main)
+  cli.run(main, config_flag.parse)

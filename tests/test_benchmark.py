@@ -42,3 +42,12 @@ def test_table_and_file(report, tmp_path, capsys):
   out = capsys.readouterr().out
   assert "| base task |" in out and "the method's own cost" in out and "2 replicas on one device" in out
   assert json.loads((tmp_path / "report.json").read_text())["programs"].keys() == report["programs"].keys()
+
+
+def test_the_flags_are_those_of_training(tmp_path):
+  """An optional key can be unset, and what is wrong is answered before anything is timed."""
+  done = runs.run("benchmark", "--config=configs/cifar100_lt.py", "--config.scenario.first_task_classes=None",
+                  f"--config.data_dir={tmp_path}")
+  assert done.returncode == 2 and "cifar100 is not prepared" in done.stderr
+  done = runs.run("benchmark")
+  assert done.returncode == 2 and "--config is missing" in done.stderr

@@ -1,0 +1,72 @@
+"""The flag --config: a config file, of which --config.KEY=VALUE changes a key and --config.KEY=None unsets one."""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from gr_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Config file; single keys are changed with --config.KEY=VALUE.", lock_config=True)
+
+
+def config() -> ml_collections.ConfigDict:
+  """The config that the flags give, validated.
+
+  Raises:
+    UserError: no --config, a file that returns something else, or see config.validate.
+  """
+  if _CONFIG.value is None:
+    raise UserError("--config is missing; for example --config=configs/digits_lt.py")
+  if not isinstance(_CONFIG.value, ml_collections.ConfigDict):
+    raise UserError(f"get_config() of {path()} returns a {type(_CONFIG.value).__name__}; it must be a ConfigDict, as "
+                    f"in configs/digits_lt.py")
+  # Imported here, so that a bad flag is answered at once.
+  from gr_jax import config as configuration
+  configuration.validate(_CONFIG.value)
+  return _CONFIG.value
+
+
+def path() -> pathlib.Path:
+  """The config file."""
+  return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def parse(argv: list[str]) -> list[str]:
+  """absl's parser for commands with a config, with errors that name the nearest key."""
+  from gr_jax import config as configuration
+  kept, unset = [], set()
+  for arg in argv:
+    name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
+    if arg.startswith("-") and name == "config" and value and not pathlib.Path(value.partition(":")[0]).is_file():
+      raise UserError(f"--config is {value}; there is no such file")
+    key = name.removeprefix("config.")
+    if not arg.startswith("-") or key == name:
+      kept.append(arg)
+      continue
+    if key not in configuration.KEYS:
+      raise configuration.unknown_key(key)
+    # Of several flags for one key the last one counts.
+    if value.lower() == "none" and configuration.KEYS[key].optional:
+      unset.add(key)
+    else:
+      unset.discard(key)
+      kept.append(arg)
+  try:
+    rest = flags.FLAGS(kept)
+  except flags.IllegalFlagValueError as error:
+    for arg in kept:
+      if str(error).startswith(f"flag {arg}") and arg.startswith("--config."):
+        raise configuration.wrong_type(*arg.removeprefix("--config.").split("=", 1)) from error
+    raise UserError(str(error)) from error
+  except flags.Error as error:
+    raise UserError(f"{error}; --help lists the flags") from error
+  except AttributeError as error:
+    raise UserError(f"the config file cannot be used: {error}; configs/digits_lt.py is an example") from error
+  for key in unset:
+    _CONFIG.value.update_from_flattened_dict({key: None})
+  return rest
