@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in order: correctness, speed tables, speed against PyTorch, the paper's settings.
+#
+#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all four; the same command again goes on where it was cut
+#   STAGES="correctness speed" launch/gpu_report.sh FOLDER
+#
+# FOLDER takes correctness.txt, speed.txt and .json, torch.txt and .json, and paper/ with every run and the table.
+# DATA_DIR is TFDS's folder with the prepared cifar100 (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
+# `torch` wants pip install -e '.[benchmark]' with a CUDA build. A stage that is done is not repeated: remove its file.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ $# -lt 1 ]]; then
+  echo "usage: launch/gpu_report.sh FOLDER [DATA_DIR]" >&2
+  exit 2
+fi
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+if [[ $# -ge 2 ]]; then
+  TFDS_DATA_DIR=$(cd "$2" && pwd)
+  export TFDS_DATA_DIR
+fi
+stages=${STAGES:-correctness speed torch paper}
+python=${PYTHON:-python}
+
+# once NAME COMMAND...: its output goes to the screen and, when it succeeds, to FOLDER/NAME.txt.
+once() {
+  local name=$1
+  shift
+  if [[ ! -e $out/$name.txt ]]; then
+    "$@" 2>&1 | tee "$out/$name.part"
+    mv "$out/$name.part" "$out/$name.txt"
+  fi
+}
+
+for stage in $stages; do
+  echo "== $stage"
+  case $stage in
+    correctness) once correctness "$python" tests/on_device.py ;;
+    speed)
+      once speed "$python" -m gr_jax.benchmark --config=configs/cifar100_lt.py --calls=10 --steps=50 \
+        --replicas="${REPLICAS:-5}" --json="$out/speed.json"
+      ;;
+    torch) once torch "$python" tests/benchmarks/against_torch.py --device="${DEVICE:-cuda}" --json="$out/torch.json" ;;
+    paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" ${SWEEP_FLAGS:-} ;;
+    *)
+      echo "error: STAGES names $stage; it takes correctness, speed, torch, paper" >&2
+      exit 2
+      ;;
+  esac
+done
