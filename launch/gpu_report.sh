@@ -3,6 +3,7 @@
 #
 #   launch/gpu_report.sh FOLDER [DATA_DIR]        # all four; the same command again goes on where it was cut
 #   STAGES="correctness speed" launch/gpu_report.sh FOLDER
+#   STAGES=paper SWEEP_FLAGS="--only=shuffled_lfh5 --set=epochs=2" launch/gpu_report.sh FOLDER
 #
 # FOLDER takes correctness.txt, speed.txt and .json, torch.txt and .json, and paper/ with every run and the table.
 # DATA_DIR is TFDS's folder with the prepared cifar100 (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
@@ -22,6 +23,7 @@ if [[ $# -ge 2 ]]; then
 fi
 stages=${STAGES:-correctness speed torch paper}
 python=${PYTHON:-python}
+read -ra sweep_flags <<<"${SWEEP_FLAGS:-}"
 
 # once NAME COMMAND...: its output goes to the screen and, when it succeeds, to FOLDER/NAME.txt.
 once() {
@@ -42,7 +44,8 @@ for stage in $stages; do
         --replicas="${REPLICAS:-5}" --json="$out/speed.json"
       ;;
     torch) once torch "$python" tests/benchmarks/against_torch.py --device="${DEVICE:-cuda}" --json="$out/torch.json" ;;
-    paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" ${SWEEP_FLAGS:-} ;;
+    paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" \
+      "${sweep_flags[@]}" ;;
     *)
       echo "error: STAGES names $stage; it takes correctness, speed, torch, paper" >&2
       exit 2

@@ -60,6 +60,7 @@ def test_gpu_report_runs_its_stages_in_order_and_each_once(tmp_path):
   assert [line for line in second.stdout.splitlines() if "gr_jax" in line] == asked[-1:]
 
 
+@pytest.mark.slow
 def test_the_check_on_devices_really_runs():
   done = subprocess.run(
       [sys.executable, "tests/on_device.py", "cpu"], cwd=runs.ROOT, text=True, capture_output=True, check=False,
