@@ -1,14 +1,18 @@
-"""How every command of the package starts and fails."""
+"""How every command of the package starts, and how it ends: exit codes 0, 1 (a bug), 2, 3 and 75."""
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from gr_jax import compilation_cache
+from gr_jax import compilation_cache, interruption
 from gr_jax.errors import UserError
+
+# A disk that is full, over its quota, read-only, or somebody else's.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _CACHE = flags.DEFINE_string(
     "compilation_cache", None, "Folder in which compiled programs are kept for the next start; 'off' for none. "
@@ -18,7 +22,7 @@ _CACHE = flags.DEFINE_string(
 def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None, *,
         arguments: int = 0, example: str = "") -> None:
   """Parses flags and calls `main`; what the user can mend ends with one message and exit code 2, a
-  loss that is not finite with code 3.
+  loss that is not finite with code 3, a run that was asked to end and has saved with code 75.
 
   Args:
     main: takes the arguments that are not flags.
@@ -42,6 +46,14 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
+  except OSError as error:
+    if error.errno not in _DISK:
+      raise
+    print(f"error: {error}; make room or give the right to write, and the same command again goes on", file=sys.stderr)
+    sys.exit(2)
   except FloatingPointError as error:
     print(f"diverged: {error}", file=sys.stderr)
     sys.exit(3)
+  except interruption.Interrupted as error:
+    print(f"interrupted: {error}", file=sys.stderr)
+    sys.exit(interruption.EXIT_CODE)

@@ -28,13 +28,14 @@ def decoding(items: Iterable, *, total: int) -> Iterable:
 
 
 def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size: int) -> tqdm.tqdm:
-  """The bar of one task, in images; `done` epochs are behind it already."""
+  """The bar of one task, in images; `done` steps are behind it already."""
   images = plan.steps_per_epoch * batch_size
   # Into a file, such as a batch system's log, a line every half minute is enough.
   interval = 0.1 if sys.stderr.isatty() else 30.0
+  epoch = done // plan.steps_per_epoch + 1
   return tqdm.tqdm(
-      total=epochs * images, initial=done * images, unit="img", unit_scale=True, leave=False, dynamic_ncols=True,
-      mininterval=interval, desc=f"task {plan.number + 1}/{num_tasks} epoch {done + 1}/{epochs}")
+      total=epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False, dynamic_ncols=True,
+      mininterval=interval, desc=f"task {plan.number + 1}/{num_tasks} epoch {epoch}/{epochs}")
 
 
 def move_bar(bar: tqdm.tqdm, plan: TaskPlan, num_tasks: int, epoch: int, epochs: int, *, images: int,

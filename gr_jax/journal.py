@@ -11,10 +11,22 @@ from gr_jax.errors import UserError
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-  """Replaces the file in one move."""
+  """Replaces the file in one move that outlasts a power cut."""
+  _replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
   temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(content, indent=1) + "\n")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(temporary, path)
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -48,14 +60,16 @@ class Metrics:
     # Which start of the run a row comes from: after a kill the rows show what ran again, and what did not.
     self._start = 1 + max((row["start"] for row in rows), default=0)
     kept = [json.dumps(row) for row in rows if row["global_step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    _replace(path, "".join(line + "\n" for line in kept))
     self._file = path.open("a")
 
   def write(self, **row: Any) -> None:
     self._file.write(json.dumps({**row, "start": self._start}) + "\n")
     self._file.flush()
+
+  def sync(self) -> None:
+    """Puts the rows on the disk, where a checkpoint that follows them will be."""
+    os.fsync(self._file.fileno())
 
   def __enter__(self) -> Metrics:
     return self

@@ -6,7 +6,8 @@ Everything here follows from the counts, so the plan of a resumed run is that of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,27 @@ class TaskPlan:
   steps_per_epoch: int
   first_step: int
   stop_step: int
+
+
+class Call(NamedTuple):
+  """Steps `first`..`stop`-1 of an epoch (from 0), which go to the device in one call."""
+  epoch: int
+  first: int
+  stop: int
+
+
+def calls(plan: TaskPlan, *, epochs: int, steps_per_call: int, epoch: int = 0, steps: int = 0) -> Iterator[Call]:
+  """The calls of a task, in order.
+
+  Args:
+    plan: of the task.
+    epochs: of the task.
+    steps_per_call: the most steps of a call; an epoch's last one may be shorter.
+    epoch, steps: epochs that are done, and steps of the next one.
+  """
+  for number in range(epoch, epochs):
+    for first in range(steps if number == epoch else 0, plan.steps_per_epoch, steps_per_call):
+      yield Call(number, first, min(first + steps_per_call, plan.steps_per_epoch))
 
 
 def task_facts(counts: np.ndarray, task: Task, number: int, *, per_class: int, weight_scale: float,

@@ -54,6 +54,9 @@ def run_side_by_side(
     folder: of the whole; replicas have theirs inside.
     pictures, tests: decoded training and test pictures.
     learn: (experiment, programs, count_correct, folder) -> results: train.learn.
+
+  Raises:
+    Interrupted: the run was asked to end; every replica that had begun has saved.
   """
   count = experiment.config.replicas
   free: queue.SimpleQueue = queue.SimpleQueue()

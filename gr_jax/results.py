@@ -22,6 +22,8 @@ class Progress:
   Attributes:
     task: tasks that are done, which is the number (from 0) of the one to go on with.
     epoch: epochs of that task that are done.
+    steps: steps of the next epoch that are done; above 0 only after an interruption.
+    sums: the metrics of those steps, summed: step.StepMetrics as nested tuples; () where there are none.
     seconds: spent so far, over all starts of the run.
     correct, correct_aware: for each task done the correct test images of each class, among all seen classes
       and among the own task's.
@@ -29,6 +31,8 @@ class Progress:
   """
   task: int = 0
   epoch: int = 0
+  steps: int = 0
+  sums: tuple = ()
   seconds: float = 0.0
   correct: tuple[tuple[int, ...], ...] = ()
   correct_aware: tuple[tuple[int, ...], ...] = ()

@@ -138,7 +138,8 @@ def make_run(
   Returns:
     run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate) -> (state, summed
     metrics). A batch beyond the pool's size goes on with the first images of the same epoch's order, so every
-    image is used at least once an epoch (METHOD.md section 6).
+    image is used at least once an epoch (METHOD.md section 6). A step whose loss is not finite is the last one:
+    its metrics are counted, its state is not taken, so the state shows what the step before it has spoilt.
   """
   local = batch_size // num_devices
 
@@ -146,16 +147,20 @@ def make_run(
     rows = order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
     mine = jax.lax.axis_index(parallel.AXIS) * local + jnp.arange(local)
 
-    def body(i, carry):
-      state, sums = carry
+    def body(carry):
+      i, _, state, sums = carry
       batch = rows[(i * batch_size + mine) % pool.size]
       key = seeding.derive(root, facts.task, state.step, seeding.AUGMENT)
-      state, metrics = step(state, teacher, facts, data, batch, key, learning_rate)
-      return state, jax.tree.map(jnp.add, sums, metrics)
+      after, metrics = step(state, teacher, facts, data, batch, key, learning_rate)
+      finite = jnp.isfinite(metrics.cross_entropy + metrics.distillation)
+      state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+      return i + 1, finite, state, jax.tree.map(jnp.add, sums, metrics)
 
     scalar = jnp.zeros(())
     nothing = StepMetrics(scalar, scalar, scalar, jnp.zeros(facts.new.shape), scalar, scalar, scalar)
-    return jax.lax.fori_loop(first, stop, body, (state, nothing))
+    _, _, state, sums = jax.lax.while_loop(
+        lambda carry: (carry[0] < stop) & carry[1], body, (first, jnp.array(True), state, nothing))
+    return state, sums
 
   return run
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from gr_jax import cli, journal
+from gr_jax import cli, interruption, journal
 from gr_jax.errors import UserError
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File that defines get_sweep() -> {config, seeds, rows}.")
@@ -113,7 +113,8 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
   def finish(run: Run, environment: Mapping[str, str]) -> int:
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     with (open(f"{run.workdir}.log", "a") as log,
-          subprocess.Popen(run.command, env=environment, stdout=log, stderr=log) as process):
+          # In a session of its own: Ctrl-C reaches it once, through this process, and not from the terminal as well.
+          subprocess.Popen(run.command, env=environment, stdout=log, stderr=log, start_new_session=True) as process):
       while process.poll() is None:
         # A list that is ended takes its runs along: the next start must find their folders free.
         if stopping.wait(0.2):
@@ -129,8 +130,9 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
       except queue.Empty:
         return
       code = finish(run, environment)
-      print(f"{run.row} seed {run.seed}: " + (
-          "done" if code == 0 else f"FAILED with code {code}, see {run.workdir}.log"), flush=True)
+      ends = {0: "done", interruption.EXIT_CODE: "interrupted, and saved"}
+      failure = f"FAILED with code {code}, see {run.workdir}.log"
+      print(f"{run.row} seed {run.seed}: {ends.get(code, failure)}", flush=True)
       if code:
         failed.append(run)
 
@@ -183,6 +185,12 @@ def _devices(jobs: int) -> list[str | None]:
   return [name for name in names[:count] for _ in range(jobs)] or [None]
 
 
+def _leave(number: int, frame: Any) -> None:
+  del frame
+  raise interruption.Interrupted(f"{signal.Signals(number).name} came, and every run has been asked to save; the same "
+                                 f"command again goes on")
+
+
 def main(argv: list[str]) -> None:
   del argv
   if _SWEEP.value is None:
@@ -194,8 +202,10 @@ def main(argv: list[str]) -> None:
     sweep = sweep._replace(seeds=[int(seed) for seed in _SEEDS.value])
   root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}").expanduser()
   runs = make_runs(sweep, root, _ONLY.value, _SET.value)
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  failed = run_all(runs, _devices(_JOBS.value))
+  devices = _devices(_JOBS.value)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, _leave)
+  failed = run_all(runs, devices)
   # A folder whose run was refused may hold the results of another config.
   text = table([run._replace(workdir=pathlib.Path("refused")) if run in failed else run for run in runs])
   (root / "table.md").write_text(text + "\n")

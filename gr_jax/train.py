@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,11 +15,12 @@ import ml_collections
 import numpy as np
 
 from gr_jax import checkpoints as checkpointing
-from gr_jax import console, journal, memory, meter, parallel, replicas, results
+from gr_jax import console, finite, interruption, journal, memory, meter, parallel, replicas, results
 from gr_jax import experiment as experiments
 from gr_jax import workdir as workdirs
 from gr_jax.experiment import Experiment, TrainPrograms
-from gr_jax.plan import TaskPlan, learning_rate
+from gr_jax.interruption import Interrupted
+from gr_jax.plan import TaskPlan, calls, learning_rate
 from gr_jax.results import Progress
 from gr_jax.state import TrainState
 
@@ -35,8 +36,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     The content of results.json.
 
   Raises:
-    UserError: bad config or data, a workdir with a run of another config, an unreadable checkpoint.
-    FloatingPointError: the loss is not finite.
+    UserError: bad config or data, a workdir with a run of another config, a checkpoint that cannot be written.
+    FloatingPointError: the loss, or an array that should be saved, is not finite.
+    Interrupted: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
   """
   folder = pathlib.Path(workdir).expanduser().absolute()
   experiment = experiments.load(config, before_data=lambda: workdirs.check_config(folder, config))
@@ -50,39 +52,50 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     pictures, tests = (experiments.load_pictures(experiment, split, console.decoding)
                        for split in ("train", "test"))
     workdirs.write_start(folder, experiment)
-    if config.replicas > 1:
-      found = replicas.run_side_by_side(experiment, folder, pictures, tests, learn)
-    else:
-      programs = experiments.train_programs(experiment, pictures)
-      found = learn(experiment, programs, experiments.evaluator(experiment, tests), folder)
+    # Until here a signal ends the process as any other: nothing has been done that could be lost.
+    with interruption.listening() as asked:
+      if config.replicas > 1:
+        found = replicas.run_side_by_side(experiment, folder, pictures, tests, functools.partial(
+            learn, asked=asked, alone=False))
+      else:
+        programs = experiments.train_programs(experiment, pictures)
+        found = learn(experiment, programs, experiments.evaluator(experiment, tests), folder, asked=asked)
     workdirs.write_results(folder, found)
   console.say(console.closing_table(found))
   return found
 
 
 def learn(experiment: Experiment, programs: TrainPrograms, count_correct: Callable[..., np.ndarray],
-          folder: pathlib.Path) -> dict[str, Any]:
+          folder: pathlib.Path, *, asked: Callable[[], bool], alone: bool = True) -> dict[str, Any]:
   """The tasks of one run, one after another, from its last checkpoint; returns the content of results.json.
 
   Args:
     experiment: its config holds the seed.
     programs, count_correct: see experiment.train_programs and experiment.evaluator.
     folder: for checkpoints and metrics.jsonl.
+    asked: whether the run is to save and end; looked at after each call on the device.
+    alone: whether no other run is learnt in this process meanwhile.
+
+  Raises:
+    Interrupted: it was asked, and has saved.
   """
   memory_config, root, started = experiment.config.memory, experiment.root, time.monotonic()
   ends = [plan.stop_step for plan in experiment.plans]
   with contextlib.ExitStack() as stack:
-    checkpoints = stack.enter_context(checkpointing.Checkpoints(folder / "checkpoints", keep=ends))
+    checkpoints = stack.enter_context(checkpointing.Checkpoints(
+        folder / "checkpoints", keep=ends, alone=alone))
     progress, state, teacher = _resume(experiment, programs, checkpoints, root)
     started -= progress.seconds
     log = stack.enter_context(journal.Metrics(folder / "metrics.jsonl", step=int(state.step)))
     for plan in experiment.plans[progress.task:experiment.stop_after_task]:
+      if asked():
+        raise Interrupted(f"{progress.task} tasks are saved in {folder}; the same command again goes on")
       rows = experiments.present_rows(
           experiment, plan.number, [np.asarray(kept, np.int32) for kept in progress.exemplars])
-      if progress.epoch == 0:
+      if (progress.epoch, progress.steps) == (0, 0):
         state, teacher = programs.start_task(state, plan.facts, root)
       state, alpha = _train_task(
-          experiment, programs, plan, rows, state, teacher, root, progress, checkpoints, log, started)
+          experiment, programs, plan, rows, state, teacher, root, progress, checkpoints, log, started, asked)
       counts = count_correct(state.params, state.batch_stats, plan.number + 1)
       exemplars = memory.select(
           rows, memory_config.per_class, memory_config.selection, seed=experiment.config.seed, task=plan.number,
@@ -90,6 +103,7 @@ def learn(experiment: Experiment, programs: TrainPrograms, count_correct: Callab
       progress = progress.after_task(counts, exemplars, time.monotonic() - started)
       found = results.summarize(experiment, progress)
       log.write(**results.task_row(experiment, plan, state, alpha, found, progress))
+      log.sync()
       checkpoints.save(plan.stop_step, _items(state, None), dataclasses.asdict(progress))
       console.say(console.task_line(plan.number, found))
   return results.summarize(experiment, progress)
@@ -98,7 +112,7 @@ def learn(experiment: Experiment, programs: TrainPrograms, count_correct: Callab
 def _train_task(
     experiment: Experiment, programs: TrainPrograms, plan: TaskPlan, rows: list[np.ndarray], state: TrainState,
     teacher: Any, root: jax.Array, progress: Progress, checkpoints: checkpointing.Checkpoints, log: journal.Metrics,
-    started: float) -> tuple[TrainState, list[float]]:
+    started: float, asked: Callable[[], bool]) -> tuple[TrainState, list[float]]:
   """The epochs of one task; returns the state and the last epoch's mean alpha of each class."""
   config = experiment.config
   everywhere = functools.partial(parallel.replicate, devices=experiment.devices)
@@ -106,25 +120,45 @@ def _train_task(
   pool = everywhere(experiments.pool(np.concatenate(rows), experiment.capacity))
   if plan.number == 0 or not experiment.method.uses_teacher:
     teacher = None
-  with meter.Meter(plan, num_tasks=len(experiment.plans), epochs=config.epochs, done=progress.epoch,
-                   batch_size=config.batch_size, log=log, started=started) as measured:
-    for epoch in range(progress.epoch, config.epochs):
-      rate = learning_rate(epoch, base=config.learning_rate, milestones=config.milestones,
+  done = progress.epoch * plan.steps_per_epoch + progress.steps
+  with meter.Meter(plan, num_tasks=len(experiment.plans), epochs=config.epochs, done=done, sums=progress.sums,
+                   batch_size=config.batch_size, log=log, started=started) as measured, _blaming(lambda: state):
+    for call in calls(plan, epochs=config.epochs, steps_per_call=config.steps_per_call, epoch=progress.epoch,
+                      steps=progress.steps):
+      rate = learning_rate(call.epoch, base=config.learning_rate, milestones=config.milestones,
                            decay=config.learning_rate_decay)
-      for first in range(0, plan.steps_per_epoch, config.steps_per_call):
-        stop = min(first + config.steps_per_call, plan.steps_per_epoch)
-        state, metrics_of_call = programs.run_epoch(
-            state, teacher, facts, programs.data, pool, root,
-            *everywhere((np.int32(epoch), np.int32(first), np.int32(stop), np.float32(rate))))
-        measured.add(epoch, stop, rate, metrics_of_call)
-      done = epoch + 1
-      if done % config.checkpoint_every_epochs == 0 and done < config.epochs:
+      state, metrics_of_call = programs.run_epoch(
+          state, teacher, facts, programs.data, pool, root,
+          *everywhere((np.int32(call.epoch), np.int32(call.first), np.int32(call.stop), np.float32(rate))))
+      measured.add(call, rate, metrics_of_call)
+      epoch, steps = divmod(call.epoch * plan.steps_per_epoch + call.stop, plan.steps_per_epoch)
+      leaving = asked()
+      # The end of a task is saved with its accuracies and exemplars.
+      if epoch < config.epochs and (leaving or steps == 0 and epoch % config.checkpoint_every_epochs == 0):
         measured.settle()
-        now = dataclasses.replace(progress, epoch=done, seconds=time.monotonic() - started)
-        step = plan.first_step + done * plan.steps_per_epoch
+        log.sync()
+        now = dataclasses.replace(progress, epoch=epoch, steps=steps, sums=measured.sums,
+                                  seconds=time.monotonic() - started)
+        step = plan.first_step + epoch * plan.steps_per_epoch + steps
         checkpoints.save(step, _items(state, teacher), dataclasses.asdict(now))
+        if leaving:
+          checkpoints.wait()
+          raise Interrupted(f"step {step} is saved; the same command again goes on")
     measured.settle()
   return state, measured.alpha
+
+
+@contextlib.contextmanager
+def _blaming(state: Callable[[], TrainState]) -> Iterator[None]:
+  """Adds to a divergence where it began: a step whose loss is not finite leaves the state as it found it."""
+  try:
+    yield
+  except meter.Diverged as error:
+    spoilt = finite.non_finite(state())
+    raise meter.Diverged(
+        f"{error}; " + (f"the step before has spoilt {finite.named(spoilt)}" if spoilt else
+                        "every array of the state is finite, so it comes from this batch or from overflow in it") +
+        "; the last checkpoint is kept: lower learning_rate, or look at the data") from error
 
 
 def _items(state: TrainState, teacher: Any) -> dict[str, Any]:
@@ -137,15 +171,18 @@ def _items(state: TrainState, teacher: Any) -> dict[str, Any]:
 def _resume(experiment: Experiment, programs: TrainPrograms, checkpoints: checkpointing.Checkpoints,
             root: jax.Array) -> tuple[Progress, TrainState, Any]:
   """Where the run stands: at the last checkpoint, or at its beginning."""
-  steps = checkpoints.steps()
-  if not steps:
-    return Progress(), programs.init(root), None
-  step = steps[-1]
-  progress = Progress.from_record(checkpoints.record(step))
   abstract = experiment.abstract_state()
-  inside = progress.epoch > 0 and progress.task > 0 and experiment.method.uses_teacher
-  targets = _items(abstract, {"params": abstract.params, "batch_stats": abstract.batch_stats}
-                   if inside else None)
-  found = parallel.replicate(checkpoints.restore(step, targets), experiment.devices)
-  console.say(f"going on after step {step}: {progress.task} tasks and {progress.epoch} epochs are done")
+
+  def targets(record: dict[str, Any]) -> dict[str, Any]:
+    begun, first = record["epoch"] > 0 or record["steps"] > 0, record["task"] == 0
+    inside = begun and not first and experiment.method.uses_teacher
+    return _items(abstract, {"params": abstract.params, "batch_stats": abstract.batch_stats} if inside else None)
+
+  newest = checkpoints.restore_newest(targets, warn=lambda line: console.say(f"warning: {line}"))
+  if newest is None:
+    return Progress(), programs.init(root), None
+  step, record, found = newest
+  progress, found = Progress.from_record(record), parallel.replicate(found, experiment.devices)
+  console.say(f"going on after step {step}: {progress.task} tasks, {progress.epoch} epochs and {progress.steps} steps "
+              f"are done")
   return progress, TrainState(**found["model"], **found["training"]), found.get("teacher")

@@ -1,5 +1,7 @@
 """Orbax behind one module: digests, what is kept, what is refused."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,15 +25,16 @@ def shapes(items):
 
 @pytest.fixture
 def folder(tmp_path):
-  with Checkpoints(tmp_path, keep=(2, 5)) as checkpoints:
+  place = tmp_path / "checkpoints"
+  with Checkpoints(place, keep=(2, 5)) as checkpoints:
     for step in (1, 2, 3, 5, 6, 7):
       checkpoints.save(step, tree(step), {"note": step})
-  return tmp_path
+  return place
 
 
-def test_ends_of_tasks_and_the_newest_stay(folder):
+def test_ends_of_tasks_and_the_two_newest_stay(folder):
   with Checkpoints(folder, read_only=True) as checkpoints:
-    assert checkpoints.steps() == [2, 5, 7]
+    assert checkpoints.steps() == [2, 5, 6, 7]
     assert checkpoints.record(5)["note"] == 5
 
 
@@ -53,10 +56,7 @@ def data_files(folder, step, item):
 
 def test_a_flipped_byte_is_noticed(folder):
   # Orbax itself restores such a file without a word, with other values.
-  file = max(data_files(folder, 7, "model"), key=lambda f: f.stat().st_size)
-  content = bytearray(file.read_bytes())
-  content[len(content) // 2] ^= 1
-  file.write_bytes(bytes(content))
+  flip(folder, 7)
   with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="cannot be read"):
     checkpoints.restore(7, shapes(tree(0)))
 
@@ -78,20 +78,30 @@ def test_damage_is_named(folder, damage):
 def test_another_shape_is_refused(folder):
   wrong = shapes(tree(0))
   wrong["model"]["a"] = jax.ShapeDtypeStruct((64, 66), jnp.float32)
-  with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="cannot be read"):
+  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match=r"model\['a'\] is float32\[64, 65\], the "
+                                                                          r"model takes float32\[64, 66\]"):
+    checkpoints.restore_newest(lambda record: wrong, warn=pytest.fail)
+  # Orbax would cast the values without a word.
+  wrong["model"]["a"] = jax.ShapeDtypeStruct((64, 65), jnp.bfloat16)
+  with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="takes bfloat16"):
+    checkpoints.restore(7, wrong)
+  del wrong["model"]["a"]
+  with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="takes no such array"):
     checkpoints.restore(7, wrong)
 
 
 def test_an_older_step_cannot_be_saved_unnoticed(folder):
   # Orbax returns False there and goes on.
-  with Checkpoints(folder) as checkpoints, pytest.raises(OSError, match="refused to save step 7"):
+  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="checkpoint 7, .* not be written .* refused"):
     checkpoints.save(7, tree(1), {})
 
 
 def test_another_format_is_refused(folder, monkeypatch):
-  monkeypatch.setattr("gr_jax.checkpoints.FORMAT", 2)
-  with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="format 1, .* reads 2"):
-    checkpoints.record(7)
+  monkeypatch.setattr("gr_jax.checkpoints.FORMAT", 3)
+  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="format 2, .* reads 3"):
+    # Not damaged, so nothing is set aside.
+    checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=pytest.fail)
+  assert (folder / "7").is_dir()
 
 
 def test_arrays_may_be_donated_right_after_saving(tmp_path):
@@ -107,3 +117,67 @@ def test_arrays_may_be_donated_right_after_saving(tmp_path):
   with Checkpoints(tmp_path, read_only=True) as checkpoints:
     for step in range(1, 9):
       np.testing.assert_array_equal(checkpoints.restore(step, target)["model"]["a"], step)
+
+
+def flip(folder, step):
+  file = max(data_files(folder, step, "model"), key=lambda f: f.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(bytes(content))
+
+
+def empty(folder, step):
+  shutil.rmtree(folder / str(step))
+  (folder / str(step)).mkdir()
+
+
+def cut(folder, step):
+  for file in data_files(folder, step, "model"):
+    file.write_bytes(file.read_bytes()[:10])
+
+
+def lose(folder, step):
+  shutil.rmtree(folder / str(step) / "training")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [flip, empty, cut, lose])
+def test_a_damaged_newest_one_is_set_aside_and_saved_anew(folder, damage):
+  damage(folder, 7)
+  told = []
+  with Checkpoints(folder, keep=(2, 5)) as checkpoints:
+    step, record, items = checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=told.append)
+    assert (step, record["note"]) == (6, 6) and len(told) == 1 and "checkpoint 7 is damaged" in told[0]
+    jax.tree.map(np.testing.assert_array_equal, items, jax.tree.map(np.asarray, tree(6)))
+    # Left where it was, Orbax would refuse that step.
+    checkpoints.save(7, tree(7), {"note": 7})
+  assert (folder.with_name("damaged") / "7").is_dir()
+  damage(folder, 7)
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=told.append)[0] == 6
+  assert (folder.with_name("damaged") / "7-2").is_dir()
+
+
+def test_where_all_are_damaged_none_is_left(folder):
+  for step in (2, 5, 6, 7):
+    flip(folder, step)
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=lambda line: None) is None
+    assert checkpoints.steps() == []
+
+
+def test_a_folder_that_was_not_finished_is_cleared_away(folder):
+  shutil.copytree(folder / "7", folder / "8.orbax-checkpoint-tmp-0")
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=pytest.fail)[0] == 7
+    checkpoints.save(8, tree(8), {"note": 8})
+  assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["7", "8"]
+
+
+def test_what_is_not_finite_is_named_and_not_saved(folder):
+  spoilt = tree(8)
+  spoilt["model"]["a"] = spoilt["model"]["a"].at[3, 4].set(jnp.nan)
+  with Checkpoints(folder) as checkpoints:
+    with pytest.raises(FloatingPointError, match=r"after step 8 .*\['model'\]\['a'\]; that is not saved"):
+      checkpoints.save(8, spoilt, {})
+    assert checkpoints.steps()[-1] == 7

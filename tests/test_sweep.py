@@ -1,7 +1,6 @@
 """A list of runs: completes, skips what is done, tabulates, names what failed."""
 
 import json
-import signal
 import subprocess
 import time
 
@@ -71,7 +70,7 @@ def test_a_list_that_is_ended_takes_its_runs_along(tmp_path):
   while not (rows.exists() and rows.stat().st_size) and time.monotonic() < deadline:
     time.sleep(0.05)
   process.terminate()
-  assert process.wait(timeout=30) == 128 + signal.SIGTERM
+  assert process.wait(timeout=60) == 75
   # The folder's lock is free, so nobody is at work there any more.
   with workdir.locked(tmp_path / "full-s0"):
     assert not (tmp_path / "full-s0" / "results.json").exists()
