@@ -67,6 +67,11 @@ class Checkpoints:
           create=True, cleanup_tmp_directories=True, preservation_policy=policy)
     with _TURN:
       self._manager = ocp.CheckpointManager(self._folder, options=options)
+      if not read_only:
+        # A kill may have fallen into the deletion of one, and left half of it.
+        for step in self.steps()[:-_NEWEST]:
+          if step not in keep:
+            self._manager.delete(step)
 
   def __enter__(self) -> Checkpoints:
     return self

@@ -38,7 +38,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   from gr_jax import experiment as experiments
   from gr_jax import results as measured
   from gr_jax import workdir as workdirs
-  workdir = pathlib.Path(workdir).expanduser().absolute()
+  workdir = workdirs.locate(workdir)
   if not (workdir / "config.json").is_file():
     raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
   config = workdirs.read_config(workdir)

@@ -40,7 +40,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     FloatingPointError: the loss, or an array that should be saved, is not finite.
     Interrupted: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
   """
-  folder = pathlib.Path(workdir).expanduser().absolute()
+  folder = workdirs.locate(workdir)
   experiment = experiments.load(config, before_data=lambda: workdirs.check_config(folder, config))
   with workdirs.locked(folder):
     workdirs.check_scenario(folder, experiment)

@@ -18,6 +18,18 @@ from gr_jax.errors import UserError
 from gr_jax.experiment import Experiment
 
 
+def locate(workdir: str | pathlib.Path) -> pathlib.Path:
+  """The folder that --workdir names.
+
+  Raises:
+    UserError: an address of an object store, which would become a folder of that name here.
+  """
+  if "://" in str(workdir):
+    raise UserError(f"--workdir is {workdir}; runs need a folder that can be locked and renamed in, so give a local or "
+                    f"mounted one and copy it afterwards")
+  return pathlib.Path(workdir).expanduser().absolute()
+
+
 def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Refuses a folder that cannot be used, or that holds a run of another config. Writes nothing into it.
 

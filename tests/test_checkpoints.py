@@ -181,3 +181,11 @@ def test_what_is_not_finite_is_named_and_not_saved(folder):
     with pytest.raises(FloatingPointError, match=r"after step 8 .*\['model'\]\['a'\]; that is not saved"):
       checkpoints.save(8, spoilt, {})
     assert checkpoints.steps()[-1] == 7
+
+
+def test_a_half_deleted_one_is_cleared_away(folder):
+  shutil.copytree(folder / "6", folder / "4")
+  shutil.rmtree(folder / "4" / "record")
+  with Checkpoints(folder, keep=(2, 5)) as checkpoints:
+    assert checkpoints.steps() == [2, 5, 6, 7]
+  assert not (folder / "4").exists()

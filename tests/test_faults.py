@@ -11,7 +11,7 @@ import pytest
 import runs
 from test_train import assert_equal_runs
 
-from gr_jax import train
+from gr_jax import evaluate, train
 from gr_jax.errors import UserError
 
 _FLAGS = ("--config=configs/digits_lt.py", "--config.epochs=3", "--config.milestones=(2,)",
@@ -54,6 +54,46 @@ def test_full_disk(tmp_path):
   assert f"going on after step {max(whole)}" in said
   assert runs.run("main", *_FLAGS, f"--workdir={tmp_path / 'unbroken'}").returncode == 0
   assert_equal_runs(tmp_path / "unbroken", out / "second")
+
+
+_READ_ONLY = """
+mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 99
+touch "$1/written" 2>/dev/null && exit 98
+shift
+exec "$@"
+"""
+
+
+def test_evaluation_of_a_read_only_run_on_another_number_of_devices(part):
+  """The run was trained on four devices."""
+  assert runs.results(part)["devices"].startswith("4 x")
+  done = subprocess.run(
+      ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", _READ_ONLY, "sh", part,
+       *runs.command("evaluate", f"--workdir={part}")], env=runs.environment(), cwd=runs.ROOT, capture_output=True,
+      text=True, timeout=300, check=False)
+  if done.returncode == 99 or "unshare failed" in done.stderr:
+    pytest.skip(f"this machine lets nobody mount a folder: {done.stderr.strip()}")
+  assert done.returncode == 0 and " equal to what the run counted" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", [train.train, lambda _, workdir: evaluate.evaluate(workdir)])
+def test_an_object_store_is_refused(command, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(UserError, match="--workdir is gs://bucket/run; .* local or mounted"):
+    command(runs.short(), "gs://bucket/run")
+  assert not list(tmp_path.iterdir())
+
+
+def test_going_on_with_another_number_of_devices(part, whole, tmp_path):
+  """Batches are a function of the step: the same images, and but for rounding the same run."""
+  workdir = tmp_path / "run"
+  shutil.copytree(part, workdir)
+  done = runs.run("main", *_FLAGS, f"--workdir={workdir}", JAX_NUM_CPU_DEVICES="2")
+  assert done.returncode == 0, done.stderr
+  ours, theirs = runs.rows(whole, "epoch"), runs.rows(workdir, "epoch")
+  assert len(ours) == len(theirs) and ours[-1]["global_step"] == theirs[-1]["global_step"]
+  for one, two in zip(ours, theirs):
+    assert one["loss"] == pytest.approx(two["loss"], rel=2e-2)
 
 
 @pytest.fixture(scope="module")
