@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from gr_jax import memory, models, scenario
-from gr_jax.data import augment, catalogue
+from gr_jax.data import augment, catalogue, folder
 from gr_jax.errors import UserError
 
 
@@ -72,8 +72,23 @@ KEYS = {
     "temperature": _Key(float, **_POSITIVE),
 }
 
+# Keys that configs of the data set "folder" have besides.
+_FOLDER_KEYS = {
+    "folder.train_list": _Key(str, optional=True),
+    "folder.test_list": _Key(str, optional=True),
+    "folder.test_fraction": _Key(float, **_SHARE),
+    "folder.test_seed": _Key(int, **_at_least(0)),
+    "folder.on_bad_image": _Key(str, allowed=folder.ON_BAD_IMAGE),
+}
+KEYS |= _FOLDER_KEYS
+
 # What may change between two starts of one run: where things are and how often they are saved or shown.
 FREE_KEYS = ("data_dir", "checkpoint_every_epochs", "steps_per_call", "stop_after_task")
+
+
+def keys_of(dataset: str | None) -> list[str]:
+  """The keys that a config of a data set has."""
+  return [key for key in KEYS if key not in _FOLDER_KEYS or dataset == "folder"]
 
 
 def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
@@ -116,13 +131,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for key in flat:
     if key not in KEYS:
       raise unknown_key(key)
-  missing = [key for key in KEYS if key not in flat]
+  needed = keys_of(config.get("dataset"))
+  missing = [key for key in needed if key not in flat]
   if missing:
     raise UserError(f"the config lacks {', '.join(map(repr, missing))}; each config file sets every key "
                     f"(configs/digits_lt.py is an example)")
   for key, value in flat.items():
     _check(key, KEYS[key], value)
   catalogue.check(config.dataset)
+  for key in flat:
+    if key not in needed:
+      raise UserError(f"config key {key!r} is of the data set 'folder', but dataset is {config.dataset!r}; "
+                      f"configs/folder_lt.py is an example")
   milestones = list(flat["milestones"])
   if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
     raise UserError(f"milestones are {tuple(milestones)}; they are finished epochs, ascending, 1 or more")

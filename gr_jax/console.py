@@ -56,6 +56,7 @@ def scenario_lines(experiment: Experiment) -> str:
   held = sum(len(rows) for rows in drawn.holdout)
   lines = [f"{experiment.config.dataset}: {drawn.num_classes} classes in {len(drawn.tasks)} tasks; "
            f"{counts.sum()} images to train on, {held} held out; digest {drawn.digest[:16]}"]
+  lines += [f"  {note}" for note in experiment.source.notes]
   for plan in experiment.plans:
     own = counts[plan.task.first:plan.task.stop]
     names = ", ".join(drawn.class_names[j] for j in list(plan.task.classes)[:6])

@@ -83,13 +83,14 @@ class Experiment:
 
 
 def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = lambda: None, *,
-         training: bool = True) -> Experiment:
+         training: bool = True, progress: Progress = lambda items, **_: items) -> Experiment:
   """Validates a config, finds the data set and draws the scenario.
 
   Args:
     config: see configs/.
     before_data: called after the checks of the config alone, before any file of the data set is read.
     training: whether the devices must be able to share a batch; evaluation does not need that.
+    progress: wraps the iteration over pictures that are looked at before the draw.
 
   Raises:
     UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
@@ -104,7 +105,7 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   model = models.make_backbone(config.model, platform=devices[0].platform, precision=config.precision,
                                axis_name=parallel.AXIS)
   before_data()
-  source = catalogue.load(config.dataset, config.data_dir)
+  source = catalogue.load(config.dataset, config.data_dir, progress=progress, **config.get("folder", {}))
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")

@@ -41,7 +41,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     Interrupted: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
   """
   folder = workdirs.locate(workdir)
-  experiment = experiments.load(config, before_data=lambda: workdirs.check_config(folder, config))
+  experiment = experiments.load(config, before_data=lambda: workdirs.check_config(folder, config),
+                                progress=console.decoding)
   with workdirs.locked(folder):
     workdirs.check_scenario(folder, experiment)
     finished = workdirs.finished(folder, experiment)

@@ -112,6 +112,7 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
   journal.write_json(folder / "scenario.json", {
       "digest": drawn.digest, "dataset": source.name, "class_order": list(drawn.class_order),
       "class_names": list(drawn.class_names), "counts": drawn.counts.tolist(),
+      "notes": list(source.notes), "skipped": list(source.skipped),
       "holdout_counts": [len(rows) for rows in drawn.holdout],
       "profile": None if drawn.profile is None else list(drawn.profile),
       "capped": {drawn.class_names[j]: pair for j, pair in drawn.capped.items()},

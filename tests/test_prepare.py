@@ -21,7 +21,7 @@ def refused(name, data_dir):
 
 def test_unknown_data_set_lists_the_known(tmp_path):
   assert refused("cifar10", tmp_path) == (
-      "data set is 'cifar10'; known are cifar100, imagenet_subset, imagenet2012, food101")
+      "data set is 'cifar10'; known are cifar100, imagenet_subset, imagenet2012, imagenet1000, food101")
 
 
 def test_digits_need_none(tmp_path):

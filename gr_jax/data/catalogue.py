@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from typing import Any
 
-from gr_jax.data import digits, tfds_source
+from gr_jax.data import digits, folder, tfds_source
 from gr_jax.data.source import Source
 from gr_jax.errors import UserError
 
-NAMES = ("digits", *tfds_source.CATALOGUE)
+NAMES = ("digits", "folder", *tfds_source.CATALOGUE)
 
 
 def check(name: str) -> None:
@@ -19,16 +21,21 @@ def check(name: str) -> None:
     raise UserError(f"dataset is {name!r}; known are {', '.join(NAMES)}{hint}")
 
 
-def load(name: str, data_dir: str | None) -> Source:
+def load(name: str, data_dir: str | None, *, progress: Callable = lambda items, **_: items, **options: Any) -> Source:
   """The data set called `name`.
 
   Args:
     name: one of NAMES.
-    data_dir: TFDS's data folder; None: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    data_dir: TFDS's data folder; None: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Of
+      "folder": the folder of the pictures.
+    progress: wraps pictures that are being looked at.
+    options: of "folder" alone; see folder.load.
 
   Raises:
     UserError: unknown, not prepared, or damaged.
   """
   check(name)
+  if name == "folder":
+    return folder.load(data_dir, progress=progress, **options)
   return digits.load() if name == "digits" else tfds_source.load(
       name, tfds_source.data_folder(data_dir))

@@ -40,6 +40,8 @@ class Source:
     facts: what METHOD.md section 2 fixes for it.
     mean, std: of the channels, for pixel values in 0..1.
     uniform: whether all pictures have one size and are kept as they are.
+    notes: what the user should know of how the set came about; shown, and saved with the run.
+    skipped: ids of pictures that were left out because they cannot be read.
   """
   name: str
   class_names: tuple[str, ...]
@@ -49,3 +51,5 @@ class Source:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   uniform: bool
+  notes: tuple[str, ...] = ()
+  skipped: tuple[str, ...] = ()

@@ -62,6 +62,10 @@ def _select_imagenet_subset(label_names: list[str]) -> list[int]:
   return [label_names.index(wnid) for wnid in imagenet_subset_wnids()]
 
 
+_IMAGENET_ARCHIVES = (
+    "download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from the ImageNet site (an account is needed) into "
+    "{data_dir}/downloads/manual/")
+
 CATALOGUE = {
     "cifar100": Entry(
         tfds_name="cifar100", test_split="test", id_feature="id", uniform=True,
@@ -71,8 +75,10 @@ CATALOGUE = {
     "imagenet_subset": Entry(
         tfds_name="imagenet2012", test_split="validation", id_feature="file_name",
         facts=Facts(fixed_order=ICARL_ORDER, max_count="first"), select=_select_imagenet_subset,
-        manual="download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from the ImageNet site (an "
-               "account is needed) into {data_dir}/downloads/manual/", **_IMAGENET_STATISTICS),
+        manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
+    "imagenet1000": Entry(
+        tfds_name="imagenet2012", test_split="validation", id_feature="file_name", facts=Facts(),
+        manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
     "food101": Entry(
         tfds_name="food101", test_split="validation", id_feature=None, facts=Facts(total=75_750),
         **_IMAGENET_STATISTICS),

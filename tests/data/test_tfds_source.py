@@ -161,8 +161,8 @@ def test_data_folder_is_the_flag_then_the_variable_then_the_default(prepared, tm
 
 
 def test_unknown_data_set_names_the_nearest():
-  with pytest.raises(UserError, match="dataset is 'cifar10'.*digits, cifar100, imagenet_subset, food101; "
-                                      "did you mean 'cifar100'?"):
+  with pytest.raises(UserError, match="dataset is 'cifar10'.*digits, folder, cifar100, imagenet_subset, "
+                                      "imagenet1000, food101; did you mean 'cifar100'?"):
     catalogue.load("cifar10", None)
   with pytest.raises(UserError, match="known are digits") as caught:
     catalogue.load("zzz", None)

@@ -1,0 +1,64 @@
+"""A folder of one's own pictures, as long-tailed as it is, at 224 pixels; the recipe of the large sets."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """python -m gr_jax.main --config=configs/folder_lt.py --config.data_dir=FOLDER --config.scenario.num_tasks=5
+
+  FOLDER holds train/<class>/* and test/<class>/*; the README's "Your own pictures" goes from there to a result.
+  """
+  config = ml_collections.ConfigDict()
+  config.dataset = "folder"
+  config.data_dir = config_dict.placeholder(str)
+  config.folder = ml_collections.ConfigDict()
+  # Files of lines `path label`, in place of the folders.
+  config.folder.train_list = config_dict.placeholder(str)
+  config.folder.test_list = config_dict.placeholder(str)
+  # Above 0 where there is no test set: the share of each class that becomes one.
+  config.folder.test_fraction = 0.0
+  config.folder.test_seed = 0
+  config.folder.on_bad_image = "fail"
+  config.image_size = 224
+  config.model = "resnet18"
+  config.precision = "auto"
+  config.method = "gr"
+  config.seed = 0
+  config.replicas = 1
+
+  config.scenario = ml_collections.ConfigDict()
+  config.scenario.kind = "natural"
+  config.scenario.imbalance = 100.0
+  config.scenario.num_tasks = 5
+  config.scenario.first_task_classes = config_dict.placeholder(int)
+  config.scenario.order = "seeded"
+  config.scenario.seed = 0
+
+  config.memory = ml_collections.ConfigDict()
+  config.memory.per_class = 20
+  config.memory.selection = "herding"
+
+  config.reweighting = "dgr"
+  config.prior = True
+  config.distillation = "dakd"
+  config.task_ratio = "release"
+  config.distillation_weight = 0.7
+  config.attenuation_gamma = 1.0
+  config.temperature = 2.0
+
+  config.epochs = 90
+  config.milestones = (30, 60)
+  config.learning_rate = 0.1
+  config.learning_rate_decay = 0.1
+  config.momentum = 0.9
+  config.weight_decay = 1e-4
+  config.batch_size = 128
+  config.augmentation = "resized_crop_flip"
+  config.validation_fraction = 0.1
+
+  config.evaluation_block = 100
+  config.checkpoint_every_epochs = 10
+  config.steps_per_call = 100
+  config.stop_after_task = config_dict.placeholder(int)
+  return config.lock()

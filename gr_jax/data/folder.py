@@ -1,0 +1,269 @@
+"""A user's own pictures: folders of classes, or list files; JPEG, PNG and WebP of any mode."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from gr_jax.data.source import Source
+from gr_jax.errors import UserError
+from gr_jax.scenario import Facts
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+# Of ImageNet, which stand for photographs in general.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# What is known of pictures that have been looked at, beside them.
+_LOOKED_AT = ".gr_jax-pictures.json"
+
+ON_BAD_IMAGE = ("fail", "skip")
+
+_LAYOUT = ("it takes train/<class>/*.jpg and test/<class>/*.jpg (also .png, .webp), or --config.folder.train_list and "
+           "--config.folder.test_list")
+
+# (path as the user wrote it, class name), in the data set's order.
+_Rows = list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSplit:
+  """Pictures on the disk; see source.Split.
+
+  Attributes:
+    root: to which ids are relative.
+    labels: [images] int64.
+    ids: [images] POSIX paths relative to the root, or absolute ones outside of it.
+  """
+  root: pathlib.Path
+  labels: np.ndarray
+  ids: list[str]
+
+  def image(self, row: int) -> np.ndarray:
+    """The decoded picture, [height, width, 3] uint8."""
+    path = self.root / self.ids[row]
+    try:
+      return decode(path)
+    except _UNREADABLE as error:
+      raise UserError(f"picture {path} cannot be read ({error}); replace it, or leave out such pictures with "
+                      f"--config.folder.on_bad_image=skip") from error
+
+
+# What Pillow raises for files that are cut short, missing, something else, or tell of a giant picture.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)
+
+
+def decode(path: pathlib.Path) -> np.ndarray:
+  """A picture as it is meant to be seen, [height, width, 3] uint8.
+
+  The first frame; turned as its EXIF orientation says; grey is tripled, 16 bit lose their lower half, transparency is
+  dropped, what it hid stays.
+
+  Raises:
+    OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError: it cannot be decoded.
+  """
+  with PIL.Image.open(path, formats=_FORMATS) as picture:
+    upright = PIL.ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):
+      # Pillow would cut all above 255 off.
+      return np.repeat((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if upright.mode == "P" and "transparency" in upright.info:
+      upright = upright.convert("RGBA")
+    return np.asarray(upright.convert("RGB"))
+
+
+def load(root: str | None, *, train_list: str | None, test_list: str | None, test_fraction: float, test_seed: int,
+         on_bad_image: str, progress: Callable = lambda items, **_: items) -> Source:
+  """The pictures under a folder, or in two list files, as a data set.
+
+  Args:
+    root: with train/<class>/* and test/<class>/*, or what the paths in list files are relative to.
+    train_list, test_list: files of lines `path label`; the label is the last word, a name or a whole number; empty
+      lines and those that begin with # do not count. Relative to the current folder.
+    test_fraction: above 0: this share of each class of the training pictures, at least one, is the test set.
+    test_seed: which ones, in the order of a hash of (seed, path).
+    on_bad_image: "fail": the first picture that is needed and cannot be read ends the run; "skip": every picture is
+      looked at before anything is drawn, and those that cannot be read are left out.
+    progress: wraps the pictures that are being looked at.
+
+  Raises:
+    UserError: no folder or list, nothing in it, a list's line that cannot be read, a missing or repeated picture, a
+      class without training or test pictures, two test sets or none.
+  """
+  if root is None:
+    raise UserError(f"--config.data_dir is missing: the folder of your pictures; {_LAYOUT}")
+  base = pathlib.Path(root).expanduser().absolute()
+  if not base.is_dir():
+    raise UserError(f"--config.data_dir is {root}, which is no folder; {_LAYOUT}")
+  notes: list[str] = []
+  train = _read_list(base, train_list) if train_list else _scan(base, "train", notes)
+  has_test = test_list is not None or (train_list is None and (base / "test").is_dir())
+  if has_test and test_fraction:
+    raise UserError(f"folder.test_fraction is {test_fraction}, but there is a test set ({test_list or base / 'test'}); "
+                    f"unset one of them: --config.folder.test_fraction=0")
+  if not has_test and not test_fraction:
+    raise UserError(f"there is no test set: no {base / 'test'}, no --config.folder.test_list; give one, or take a "
+                    f"share of each class with --config.folder.test_fraction=0.2")
+  test = (_read_list(base, test_list) if test_list else _scan(base, "test", notes)) if has_test else []
+  _check_apart(train, test)
+  skipped: tuple[str, ...] = ()
+  if on_bad_image == "skip":
+    skipped = _bad_ones(base, [path for path, _ in (*train, *test)], progress)
+    train, test = ([row for row in rows if row[0] not in set(skipped)] for rows in (train, test))
+    if skipped:
+      notes.append(f"{len(skipped)} pictures that cannot be read are left out, such as {skipped[0]}")
+  if not has_test:
+    train, test = _share(train, test_fraction, test_seed)
+    notes.append(f"test set: {len(test)} pictures, {100 * test_fraction:g} % of each class, by a hash of (seed "
+                 f"{test_seed}, path)")
+  names = _class_names(train, test)
+  label = {name: number for number, name in enumerate(names)}
+
+  def split(rows: _Rows) -> FolderSplit:
+    return FolderSplit(base, np.asarray([label[name] for _, name in rows], np.int64), [path for path, _ in rows])
+
+  return Source(name="folder", class_names=names, train=split(train), test=split(test), facts=Facts(), mean=_MEAN,
+                std=_STD, uniform=False, notes=tuple(notes), skipped=skipped)
+
+
+def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
+  """The pictures in base/part/<class>/, classes and files by name."""
+  folder = base / part
+  classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")) \
+      if folder.is_dir() else []
+  if not classes:
+    raise UserError(f"{folder} holds no folder of a class; {_LAYOUT}")
+  rows, others = [], []
+  for path in classes:
+    inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    found = [file for file in inside if file.suffix.lower() in _SUFFIXES]
+    others += [file for file in inside if file.suffix.lower() not in _SUFFIXES]
+    if not found:
+      raise UserError(f"class {path.name!r} has no picture: none of {', '.join(_SUFFIXES)} in {path}; add some, or "
+                      f"remove the folder")
+    rows += [(file.relative_to(base).as_posix(), path.name) for file in found]
+  if others:
+    notes.append(f"{len(others)} entries under {part}/ are no pictures by their names, such as "
+                 f"{others[0].relative_to(base).as_posix()}")
+  return rows
+
+
+def _read_list(base: pathlib.Path, name: str) -> _Rows:
+  """The rows of a list file, in its order; every picture must be there."""
+  path = pathlib.Path(name).expanduser()
+  try:
+    lines = path.read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"the list {name} cannot be read ({error})") from error
+  rows, seen, missing = [], {}, []
+  for number, line in enumerate(lines, start=1):
+    if not line.strip() or line.lstrip().startswith("#"):
+      continue
+    words = line.rsplit(maxsplit=1)
+    if len(words) != 2:
+      raise UserError(f"line {number} of {name} is {line!r}; it takes a path and a label")
+    file = base / words[0].strip()
+    # Inside the root the id does not depend on where the root is.
+    key = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.as_posix()
+    if key in seen:
+      raise UserError(f"line {number} of {name} names {words[0]} again, after line {seen[key]}; a picture has one line")
+    seen[key] = number
+    if not file.is_file():
+      missing.append((number, file))
+    rows.append((key, words[1]))
+  if missing:
+    number, file = missing[0]
+    raise UserError(f"{len(missing)} pictures of {name} are not there, the first in line {number}: {file}; paths are "
+                    f"relative to --config.data_dir={base}, or absolute")
+  if not rows:
+    raise UserError(f"the list {name} names no picture")
+  return rows
+
+
+def _check_apart(train: _Rows, test: _Rows) -> None:
+  both = {path for path, _ in train} & {path for path, _ in test}
+  if both:
+    raise UserError(f"{len(both)} pictures are in the training and in the test set, such as {min(both)}; a picture "
+                    f"that was trained on must not be tested on")
+
+
+def _class_names(train: _Rows, test: _Rows) -> tuple[str, ...]:
+  """Class names in order: whole numbers by value, without a gap from 0; else by name."""
+  trained, tested = {name for _, name in train}, {name for _, name in test}
+  for only, other, where, lacking in ((trained - tested, tested, "training", "test"),
+                                      (tested - trained, trained, "test", "training")):
+    if only and other:
+      raise UserError(f"{len(only)} classes have {where} pictures but no {lacking} pictures "
+                      f"({', '.join(sorted(only)[:5])}); add some, or leave these classes out")
+  if not all(name.isdecimal() for name in trained):
+    return tuple(sorted(trained))
+  numbers = sorted(trained, key=int)
+  if [int(name) for name in numbers] != list(range(len(numbers))):
+    gap = next(number for number, name in enumerate(numbers) if int(name) != number)
+    raise UserError(f"class {gap} has no picture: the labels are whole numbers, so {len(numbers)} classes are to be "
+                    f"0 to {len(numbers) - 1}; renumber them, or give names")
+  return tuple(numbers)
+
+
+def _share(rows: _Rows, fraction: float, seed: int) -> tuple[_Rows, _Rows]:
+  """(training rows, test rows), each in the order of `rows`."""
+  chosen: set[str] = set()
+  for name in sorted({name for _, name in rows}):
+    own = [path for path, label in rows if label == name]
+    if len(own) < 2:
+      raise UserError(f"class {name!r} has one picture ({own[0]}), which cannot be trained on and tested on; add some, "
+                      f"or leave the class out")
+    count = min(max(1, round(fraction * len(own))), len(own) - 1)
+    chosen |= set(sorted(own, key=lambda path: hashlib.sha256(f"{seed} test {path}".encode()).digest())[:count])
+  return [row for row in rows if row[0] not in chosen], [row for row in rows if row[0] in chosen]
+
+
+def _bad_ones(base: pathlib.Path, paths: Sequence[str], progress: Callable) -> tuple[str, ...]:
+  """Those that cannot be decoded. What was found is kept beside the pictures; a file that has changed since is looked
+  at again."""
+  known, index = _read_known(base / _LOOKED_AT), {}
+
+  def look(path: str) -> tuple[str, list]:
+    try:
+      status = (base / path).stat()
+    except OSError:
+      return path, [0, 0, False]
+    if path in known and known[path][:2] == [status.st_size, status.st_mtime_ns]:
+      return path, known[path]
+    try:
+      decode(base / path)
+    except _UNREADABLE:
+      return path, [status.st_size, status.st_mtime_ns, False]
+    return path, [status.st_size, status.st_mtime_ns, True]
+
+  # Decoding releases the interpreter's lock, so threads use every core.
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    index = dict(progress(pool.map(look, paths), total=len(paths)))
+  if index != known:
+    temporary = base / f"{_LOOKED_AT}.{os.getpid()}"
+    try:
+      temporary.write_text(json.dumps(index))
+      os.replace(temporary, base / _LOOKED_AT)
+    except OSError:
+      # A folder that only others may write to: the pictures are looked at again at the next start.
+      temporary.unlink(missing_ok=True)
+  return tuple(path for path in paths if not index[path][2])
+
+
+def _read_known(path: pathlib.Path) -> dict[str, list]:
+  """{path: [bytes, modification time in ns, whether it can be decoded]}; nothing where that cannot be read."""
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
