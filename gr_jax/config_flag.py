@@ -66,7 +66,9 @@ def parse(argv: list[str]) -> list[str]:
   except flags.Error as error:
     raise UserError(f"{error}; --help lists the flags") from error
   except KeyError as error:
-    raise UserError(f"the config file has no keys {str(error.args[0]).strip("'")}.*: they are of another data set; "
+    # ConfigDict quotes the key in its message.
+    name = str(error.args[0]).strip("'\"")
+    raise UserError(f"the config file has no keys {name}.*: they are of another data set; "
                     f"configs/folder_lt.py has all there are") from error
   except AttributeError as error:
     raise UserError(f"the config file cannot be used: {error}; configs/digits_lt.py is an example") from error
