@@ -14,6 +14,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.dataset = "cifar100"
   config.data_dir = config_dict.placeholder(str)
   config.image_size = 32
+  config.stored_size = config_dict.placeholder(int)
+  config.pictures = "auto"
+  config.cache_dir = config_dict.placeholder(str)
+  config.worker_timeout = 300.0
   config.model = "resnet32"
   config.precision = "auto"
   config.method = "gr"

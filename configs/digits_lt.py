@@ -13,6 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.dataset = "digits"
   config.data_dir = config_dict.placeholder(str)
   config.image_size = 8
+  config.stored_size = config_dict.placeholder(int)
+  config.pictures = "auto"
+  config.cache_dir = config_dict.placeholder(str)
+  config.worker_timeout = 300.0
   config.model = "resnet8"
   config.precision = "auto"
   config.method = "gr"

@@ -36,6 +36,10 @@ KEYS = {
     "dataset": _Key(str),
     "data_dir": _Key(str, optional=True),
     "image_size": _Key(int, **_at_least(1)),
+    "stored_size": _Key(int, optional=True, **_at_least(1)),
+    "pictures": _Key(str, allowed=("auto", "resident", "prefetch", "stream")),
+    "cache_dir": _Key(str, optional=True),
+    "worker_timeout": _Key(float, **_POSITIVE),
     "model": _Key(str),
     "precision": _Key(str, allowed=models.PRECISIONS),
     "method": _Key(str, allowed=("gr",)),
@@ -83,7 +87,7 @@ _FOLDER_KEYS = {
 KEYS |= _FOLDER_KEYS
 
 # What may change between two starts of one run: where things are and how often they are saved or shown.
-FREE_KEYS = ("data_dir", "checkpoint_every_epochs", "steps_per_call", "stop_after_task")
+FREE_KEYS = ("data_dir", "cache_dir", "worker_timeout", "checkpoint_every_epochs", "steps_per_call", "stop_after_task")
 
 
 def keys_of(dataset: str | None) -> list[str]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
+from gr_jax.data import resident
 from gr_jax.experiment import Experiment
 from gr_jax.plan import TaskPlan
 
@@ -78,7 +79,7 @@ def dry_run_lines(experiment: Experiment) -> str:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   # Test pictures have their final size; others than uniform ones are kept larger for training.
-  side = config.image_size if experiment.source.uniform else round(config.image_size * 256 / 224)
+  side = config.image_size if experiment.source.uniform else resident.kept_side(config.image_size, config.stored_size)
   train_bytes = int(experiment.scenario.counts.sum()) * side**2 * len(experiment.source.mean)
   tests = int(np.isin(experiment.source.test.labels, experiment.scenario.class_order).sum())
   test_bytes = tests * config.image_size**2 * len(experiment.source.mean)

@@ -64,7 +64,8 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
     model = checkpoints.restore(
         done[task], {"model": {"params": state.params, "batch_stats": state.batch_stats}})["model"]
   model = parallel.replicate(model, experiment.devices)
-  count = experiments.evaluator(experiment, experiments.load_pictures(experiment, split, console.decoding))
+  pictures = experiments.load_pictures(experiment, split, console.decoding, console.say)
+  count = experiments.evaluator(experiment, pictures)
   counts = count(model["params"], model["batch_stats"], task)
   if split == "holdout":
     return _holdout_numbers(experiment, counts, task)

@@ -14,7 +14,7 @@ import numpy as np
 
 from gr_jax import config as configuration
 from gr_jax import inference, methods, models, parallel, plan, scenario, seeding, step
-from gr_jax.data import augment, catalogue, resident
+from gr_jax.data import augment, cache, catalogue, resident, tfds_source
 from gr_jax.data.source import Source
 from gr_jax.errors import UserError
 from gr_jax.methods import Method
@@ -151,21 +151,35 @@ class TrainPrograms:
   features: Callable[[TrainState, np.ndarray], np.ndarray]
 
 
-def load_pictures(experiment: Experiment, split: str, progress: Progress) -> step.Data:
-  """Decodes a split, class after class in learning order; NumPy arrays (see data.resident).
+def load_pictures(experiment: Experiment, split: str, progress: Progress,
+                  say: Callable[[str], None] = lambda line: None) -> step.Data:
+  """A split, class after class in learning order; NumPy arrays (see data.resident), decoded or from the cache.
 
   Args:
     experiment: see `load`.
     split: "train", "test", or "holdout", the held-out training images.
     progress: wraps the iteration over pictures.
+    say: takes a line for the log.
   """
   source, drawn, size = experiment.source, experiment.scenario, experiment.config.image_size
   if split == "holdout" and not any(drawn.holdout):
     raise UserError(f"the run held no image out (validation_fraction is "
                     f"{experiment.config.validation_fraction}); evaluate the test split")
+  decode = _decoder(experiment, progress, say)
   if split == "test":
-    return resident.load_test(source, drawn, size, progress)
-  return resident.load_train(source, drawn, size, holdout=split == "holdout", progress=progress)
+    return resident.load_test(source, drawn, size, progress, decode)
+  return resident.load_train(source, drawn, size, stored_size=experiment.config.stored_size,
+                             holdout=split == "holdout", progress=progress, decode=decode)
+
+
+def _decoder(experiment: Experiment, progress: Progress, say: Callable[[str], None]) -> resident.Decode | None:
+  """cache.load for this data set; None where pictures are decoded at every start."""
+  config, source = experiment.config, experiment.source
+  if config.cache_dir == "off":
+    return None
+  places = cache.folders(config.cache_dir, tfds_source.data_folder(config.data_dir))
+  return functools.partial(cache.load, name=source.name, channels=len(source.mean), places=places,
+                           progress=progress, say=say, timeout=config.worker_timeout)
 
 
 def train_programs(experiment: Experiment, pictures: step.Data) -> TrainPrograms:

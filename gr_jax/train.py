@@ -50,7 +50,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
       console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
       return finished
     console.say(console.scenario_lines(experiment))
-    pictures, tests = (experiments.load_pictures(experiment, split, console.decoding)
+    pictures, tests = (experiments.load_pictures(experiment, split, console.decoding, console.say)
                        for split in ("train", "test"))
     workdirs.write_start(folder, experiment)
     # Until here a signal ends the process as any other: nothing has been done that could be lost.

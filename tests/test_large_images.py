@@ -17,7 +17,8 @@ def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("large")
   builders.imagenet2012(folder / "tfds", per_class=3, test_per_class=1)
   config = runs.get_config("imagenetsubset_lt", **{
-      "data_dir": str(folder / "tfds"), "image_size": 32, "epochs": 1, "milestones": (), "batch_size": 64,
+      "data_dir": str(folder / "tfds"), "image_size": 32, "stored_size": None, "epochs": 1,
+      "milestones": (), "batch_size": 64,
       "scenario.num_tasks": 2, "scenario.imbalance": 2.0, "memory.per_class": 1, "validation_fraction": 0.3,
       "evaluation_block": 52})
   return config, folder / "run", train.train(config, folder / "run")
@@ -83,7 +84,7 @@ def test_dry_run_of_food101(tmp_path):
   # Half and a bit, then tens.
   tasks = [line for line in lines if line.startswith("  task")]
   assert [line.split(":")[1].split(" classes")[0].strip() for line in tasks] == ["51"] + ["10"] * 5
-  # 256 x 256 for a crop of 224 of each training picture; test pictures are cropped already.
-  train_mebibytes, test_mebibytes = counts.sum() * 256**2 * 3 / 2**20, 202 * 224**2 * 3 / 2**20
+  # 320 x 320 for a crop of 224 of each training picture; test pictures are cropped already.
+  train_mebibytes, test_mebibytes = counts.sum() * 320**2 * 3 / 2**20, 202 * 224**2 * 3 / 2**20
   assert f"(train {train_mebibytes:.1f} MiB, test {test_mebibytes:.1f} MiB)" in lines[-2]
   assert "4: train (first task), train (with a teacher), evaluate, features" in lines[-3]

@@ -19,6 +19,7 @@ class _ArraySplit:
   images: np.ndarray
   labels: np.ndarray
   ids: list[str]
+  fingerprint: str = "scikit-learn's"
 
   def image(self, row: int) -> np.ndarray:
     return self.images[row]

@@ -11,14 +11,16 @@ from gr_jax.scenario import Facts
 
 
 class Split(Protocol):
-  """The images of one split.
+  """The images of one split. Pickles: other processes read pictures from it.
 
   Attributes:
     labels: [images] int64, classes in the data set's own order.
     ids: [images] stable ids: the same image has the same id on every machine and in every file order.
+    fingerprint: changes where the files do; what has been decoded is kept under it.
   """
   labels: np.ndarray
   ids: list[str]
+  fingerprint: str
 
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, channels] uint8.

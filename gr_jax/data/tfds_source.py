@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -101,14 +102,22 @@ class TfdsSplit:
 
   def __init__(self, builder: Any, split: str, id_feature: str | None, labels: list[int], again: str):
     """`again`: what to do about files that cannot be read."""
-    import tensorflow_datasets as tfds
-    self._open = functools.partial(
-        builder.as_data_source, split, decoders={"image": tfds.decode.SkipDecoding()})
-    self._folder, self._id_feature, self._labels, self._again = builder.data_dir, id_feature, labels, again
+    self._folder, self._split, self._id_feature = builder.data_dir, split, id_feature
+    self._labels, self._again = labels, again
+    # Names and sizes, not times: a copy of the data set is the same data set.
+    self.fingerprint = json.dumps([builder.info.full_name, split, *(
+        (pathlib.Path(path).name, os.path.getsize(path)) for path in builder.info.splits[split].filepaths)])
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Without the open files."""
+    return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
   @functools.cached_property
   def _records(self) -> Any:
-    return self._open()
+    import tensorflow_datasets as tfds
+    # From the folder again, not from the builder, which cannot be sent to another process.
+    builder = tfds.builder_from_directory(str(self._folder))
+    return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
   @functools.cached_property
   def _index(self) -> _Index:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.data import augment, resident
+from gr_jax.data import augment, cache
 from gr_jax.errors import UserError
 
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -209,7 +209,7 @@ def test_offsets_are_uniform_from_end_to_end_and_drawn_apart():
 def test_box_is_mapped_from_the_original_geometry_to_the_stored_one():
   # A photograph stored squeezed: the view of a box must be that of the same box in the original.
   original = builders.photograph()[:300, :480]
-  stored = resident.squeeze(original, 256)
+  stored = cache.squeeze(original, 256)
   keys = jax.random.split(jax.random.key(3), 30)
   views = augmented("resized_crop_flip", np.tile(stored, (30, 1, 1, 1)), size=56, keys=keys,
                     sizes=[(300, 480)] * 30)
@@ -331,10 +331,10 @@ def test_extreme_pictures_give_finite_views(height, width):
 def test_plain_view_of_a_squeezed_picture_is_the_central_crop(height, width):
   for name in ("china.jpg", "flower.jpg"):
     original = builders.photograph(name)[:height, 100:100 + width]
-    stored = resident.squeeze(original, 128)
+    stored = cache.squeeze(original, 128)
     view = np.asarray(augment.make_plain(image_size=112, **IDENTITY)(
         stored[None], np.int32([(height, width)])))[0] * 255
-    expected = resident.central_crop(original, 112).astype(np.float32)
+    expected = cache.central_crop(original, 112).astype(np.float32)
     # Squeezed and stretched again, the picture is a little softer, no more.
     assert np.abs(view - expected).mean() < 6
     assert np.abs(view.mean((0, 1)) - expected.mean((0, 1))).max() < 1.5
