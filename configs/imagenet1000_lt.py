@@ -13,6 +13,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.dataset = "imagenet1000"
   config.data_dir = config_dict.placeholder(str)
   config.image_size = 224
+  # A placeholder first, so that it can be unset again: image_size * 256 / 224.
+  config.stored_size = config_dict.placeholder(int)
+  config.stored_size = 320
+  config.pictures = "auto"
+  config.cache_dir = config_dict.placeholder(str)
+  config.worker_timeout = 300.0
   config.model = "resnet18"
   config.precision = "auto"
   config.method = "gr"

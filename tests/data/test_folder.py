@@ -48,6 +48,16 @@ def test_folders_are_classes_and_paths_are_ids(root):
   assert load(root.with_name("elsewhere")).train.ids == source.train.ids
 
 
+def test_the_fingerprint_tells_of_files_that_changed(root):
+  before = load(root).train.fingerprint
+  assert load(root).train.fingerprint == before != load(root).test.fingerprint
+  write(root / "train" / "cat" / "0.jpg", height=41)
+  assert load(root).train.fingerprint != before
+  (root / "train" / "cat" / "0.jpg").unlink()
+  (root / "train" / "cat" / "0.jpg").symlink_to("nowhere")
+  assert load(root).train.fingerprint != before
+
+
 def test_what_is_no_picture_is_left_out_and_said(root):
   (root / "train" / "ant" / "Thumbs.db").write_bytes(b"x")
   (root / "train" / "ant" / ".DS_Store").write_bytes(b"x")
@@ -254,5 +264,5 @@ def test_folder_keys_are_of_folders_alone():
   done = runs.run("main", "--config=configs/digits_lt.py", "--config.folder.test_fraction=0.5")
   assert done.returncode == 2 and "error: the config file has no keys folder.*" in done.stderr, done.stderr
   config = runs.get_config("folder_lt", dataset="digits")
-  with pytest.raises(UserError, match="'folder.train_list' is of the data set 'folder', but dataset is 'digits'"):
+  with pytest.raises(UserError, match="'folder.on_bad_image' is of the data set 'folder', but dataset is 'digits'"):
     configuration.validate(config)
