@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.errors import UserError
 
 
@@ -42,13 +43,20 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 class Metrics:
-  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager."""
+  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager.
+
+  Process 0 alone writes; elsewhere rows go nowhere.
+  """
 
   def __init__(self, path: pathlib.Path, *, step: int):
     """Opens the file for appending, without the rows that a killed start wrote after `step`.
 
     Those epochs run again from the checkpoint of that step and write their rows again.
     """
+    if not distributed.primary():
+      self._start = 0
+      self._file = pathlib.Path(os.devnull).open("w")
+      return
     rows, lines = [], path.read_text().splitlines() if path.exists() else []
     for number, line in enumerate(lines):
       try:
