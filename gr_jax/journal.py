@@ -54,8 +54,7 @@ class Metrics:
     Those epochs run again from the checkpoint of that step and write their rows again.
     """
     if not distributed.primary():
-      self._start = 0
-      self._file = pathlib.Path(os.devnull).open("w")
+      self._file = None
       return
     rows, lines = [], path.read_text().splitlines() if path.exists() else []
     for number, line in enumerate(lines):
@@ -72,8 +71,9 @@ class Metrics:
     self._file = path.open("a")
 
   def write(self, **row: Any) -> None:
-    self._file.write(json.dumps({**row, "start": self._start}) + "\n")
-    self._file.flush()
+    if self._file is not None:
+      self._file.write(json.dumps({**row, "start": self._start}) + "\n")
+      self._file.flush()
 
   def sync(self) -> None:
     """Puts the rows on the disk, where a checkpoint that follows them will be."""
@@ -83,4 +83,5 @@ class Metrics:
     return self
 
   def __exit__(self, *exc_info: object) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
