@@ -13,8 +13,9 @@ from gr_jax import distributed
 from gr_jax.errors import UserError
 
 # Few steps at a low rate: rounding that differs between numbers of devices stays rounding.
-SHORT = ("--config=configs/digits_lt.py", "--config.scenario.num_tasks=2", "--config.epochs=2", "--config.milestones=()",
-         "--config.learning_rate=0.01", "--config.evaluation_block=50", "--config.checkpoint_every_epochs=1")
+SHORT = ("--config=configs/digits_lt.py", "--config.scenario.num_tasks=2", "--config.epochs=2",
+         "--config.milestones=()", "--config.learning_rate=0.01", "--config.evaluation_block=50",
+         "--config.checkpoint_every_epochs=1")
 
 
 @pytest.mark.parametrize("spec", ["", "on", "host", "host,2,0", "host:1,2", "host:1,2,2", ":1,2,0", "host:0,2,0",
@@ -44,8 +45,10 @@ def assert_same_learning(ours, theirs):
   rows, others = runs.rows(ours, "epoch"), runs.rows(theirs, "epoch")
   for row, other in zip(rows, others, strict=True):
     assert (row["task"], row["epoch"], row["global_step"]) == (other["task"], other["epoch"], other["global_step"])
-    for name in ("loss", "cross_entropy", "alpha", "r_old", "r_new", "beta"):
-      assert row[name] == pytest.approx(other[name], rel=2e-3, abs=1e-5), (row["task"], row["epoch"], name)
+    # beta divides by the gradient of the distillation, which is small while student and teacher are near.
+    for name, tolerance in {"loss": 1e-3, "cross_entropy": 1e-3, "alpha": 1e-3, "r_old": 2e-3, "r_new": 2e-3,
+                            "beta": 2e-2}.items():
+      assert row[name] == pytest.approx(other[name], rel=tolerance), (row["task"], row["epoch"], name)
   assert max(runs.records(ours).items())[1]["exemplars"] == max(runs.records(theirs).items())[1]["exemplars"]
   for name in ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies"):
     assert runs.results(ours)[name] == runs.results(theirs)[name], name
@@ -81,7 +84,7 @@ def test_processes_and_devices_change_nothing(tmp_path):
 def test_processes_that_differ_refuse_to_start(tmp_path, change, words):
   flags = list(SHORT)
   if "data_dir" in change[0]:
-    flags = ["--config=configs/cifar100_lt.py", f"--config.data_dir={tmp_path}/data"]
+    flags = ["--config=configs/cifar100_lt.py", "--config.scenario.kind=natural", f"--config.data_dir={tmp_path}/data"]
     builders.cifar100(tmp_path / "data", per_class=10)
     builders.cifar100(tmp_path / "other", per_class=11)
   flags.append(f"--workdir={tmp_path / 'run'}")
@@ -171,11 +174,12 @@ def test_two_processes_killed_and_resumed_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_processes_and_devices_change_nothing_on_cifar(tmp_path):
-  """CIFAR pictures as TFDS prepares them; the real ones where TFDS_DATA_DIR holds them."""
+  """Photographs in CIFAR-100's own form; two tasks of ten classes."""
   builders.cifar100(tmp_path / "data", per_class=24, test_per_class=2)
   flags = ("--config=configs/cifar100_lt.py", f"--config.data_dir={tmp_path / 'data'}", "--config.epochs=1",
            "--config.milestones=()", "--config.learning_rate=0.001", "--config.batch_size=32",
-           "--config.scenario.imbalance=2", "--config.stop_after_task=2", "--config.memory.per_class=4")
+           "--config.scenario.kind=natural", "--config.stop_after_task=2", "--config.memory.per_class=4",
+           "--config.scenario.num_tasks=10", "--config.scenario.first_task_classes=None")
   together, four, one = run_each_way(tmp_path, flags)
   assert_same_learning(together, four)
   assert_same_learning(together, one)
