@@ -77,7 +77,8 @@ class Metrics:
 
   def sync(self) -> None:
     """Puts the rows on the disk, where a checkpoint that follows them will be."""
-    os.fsync(self._file.fileno())
+    if self._file is not None:
+      os.fsync(self._file.fileno())
 
   def __enter__(self) -> Metrics:
     return self

@@ -59,7 +59,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
         experiments.load_pictures(experiment, split, console.decoding, console.say) for split in ("train", "test")])
     workdirs.write_start(folder, experiment)
     # Until here a signal ends the process as any other: nothing has been done that could be lost.
-    with interruption.listening() as asked:
+    with interruption.listening() as asked_here:
+      asked = functools.partial(_asked_anywhere, asked_here)
       if config.replicas > 1:
         found = replicas.run_side_by_side(experiment, folder, pictures, tests, functools.partial(
             learn, asked=asked, alone=False))
@@ -69,6 +70,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     workdirs.write_results(folder, found)
   console.say(console.closing_table(found))
   return found
+
+
+def _asked_anywhere(asked_here: Callable[[], bool]) -> bool:
+  """All processes stop after the same call, whichever was asked."""
+  return distributed.any_process(asked_here())
 
 
 def learn(experiment: Experiment, programs: TrainPrograms, count_correct: Callable[..., np.ndarray],

@@ -114,21 +114,36 @@ def test_a_job_in_the_same_folder_is_refused_by_all_processes(tmp_path):
   assert all("another job is at work" in output for _, output in ended)
 
 
+def wait_for_rows(workdir, text):
+  """Until metrics.jsonl holds a text."""
+  path, deadline = workdir / "metrics.jsonl", time.monotonic() + 240
+  while time.monotonic() < deadline and not (path.exists() and text in path.read_text()):
+    time.sleep(0.01)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends(tmp_path, victim):
   flags = (*SHORT, "--config.epochs=3000", "--config.steps_per_call=1", "--heartbeat_timeout=10",
            f"--workdir={tmp_path}")
   processes = runs.start_several([flags] * 2, devices=1)
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline and not (
-      (tmp_path / "metrics.jsonl").exists() and (tmp_path / "metrics.jsonl").stat().st_size):
-    time.sleep(0.1)
+  wait_for_rows(tmp_path, '"epoch": 1,')
   processes[victim].kill()
   killed = time.monotonic()
   ended = runs.end_several(processes, timeout=60)
   assert time.monotonic() - killed < 45
   assert ended[victim][0] == -signal.SIGKILL, ended
   assert ended[1 - victim][0] != 0, ended
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
+  flags = (*SHORT, "--config.epochs=3000", "--config.steps_per_call=1", f"--workdir={tmp_path}")
+  processes = runs.start_several([flags] * 2, devices=1)
+  wait_for_rows(tmp_path, '"epoch": 1,')
+  processes[1].terminate()
+  ended = runs.end_several(processes, timeout=90)
+  assert [code for code, _ in ended] == [75, 75], ended
+  assert "SIGTERM" in ended[1][1] and "SIGTERM" not in ended[0][1]
+  assert f"step {max(runs.records(tmp_path))} is saved" in ended[0][1], ended
 
 
 def test_waiting_for_a_process_that_does_not_come_has_an_end(tmp_path):
@@ -157,10 +172,7 @@ def test_two_processes_killed_and_resumed_as_one(tmp_path):
   done = runs.run("main", *flags, f"--workdir={unbroken}")
   assert done.returncode == 0, done.stderr
   processes = runs.start_several([(*flags, f"--workdir={broken}")] * 2)
-  deadline = time.monotonic() + 240
-  while time.monotonic() < deadline and not (
-      (broken / "metrics.jsonl").exists() and '"task": 2, "epoch": 2,' in (broken / "metrics.jsonl").read_text()):
-    time.sleep(0.005)
+  wait_for_rows(broken, '"task": 2, "epoch": 2,')
   for process in processes:
     process.kill()
   assert [code for code, _ in runs.end_several(processes)] == [-signal.SIGKILL] * 2, "ended before it was killed"
