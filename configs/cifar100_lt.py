@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = "cifar100"
   config.data_dir = config_dict.placeholder(str)
+  config.distributed = "off"
   config.image_size = 32
   config.stored_size = config_dict.placeholder(int)
   config.pictures = "auto"

@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = "digits"
   config.data_dir = config_dict.placeholder(str)
+  config.distributed = "off"
   config.image_size = 8
   config.stored_size = config_dict.placeholder(int)
   config.pictures = "auto"

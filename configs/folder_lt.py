@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = "folder"
   config.data_dir = config_dict.placeholder(str)
+  config.distributed = "off"
   config.folder = ml_collections.ConfigDict()
   # Files of lines `path label`, in place of the folders.
   config.folder.train_list = config_dict.placeholder(str)

@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.dataset = "food101"
   config.data_dir = config_dict.placeholder(str)
+  config.distributed = "off"
   config.image_size = 224
   # A placeholder first, so that it can be unset again: image_size * 256 / 224.
   config.stored_size = config_dict.placeholder(int)

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from gr_jax import finite
+from gr_jax import distributed, finite
 from gr_jax.errors import UserError
 
 # Raised when what a checkpoint holds changes its meaning.
@@ -147,11 +147,17 @@ class Checkpoints:
       UserError: see `restore`.
     """
     for step in reversed(self.steps()):
+      found, reason = None, ""
       try:
         record = self.record(step)
-        return step, record, self.restore(step, targets(record))
+        found = step, record, self.restore(step, targets(record))
       except DamagedCheckpoint as error:
-        warn(f"checkpoint {step} is damaged ({error.reason}); set aside as {self._set_aside(step)}")
+        reason = error.reason
+      # What one process cannot read is of no use to the others.
+      reasons = [reason for reason in distributed.exchange(reason) if reason]
+      if not reasons:
+        return found
+      warn(f"checkpoint {step} is damaged ({reasons[0]}); set aside as {self._set_aside(step)}")
     return None
 
   def _set_aside(self, step: int) -> pathlib.Path:
@@ -160,7 +166,10 @@ class Checkpoints:
     folder.mkdir(exist_ok=True)
     place = next(place for number in range(1, 2**31)
                  if not (place := folder / (str(step) if number == 1 else f"{step}-{number}")).exists())
-    os.rename(self._folder / str(step), place)
+    distributed.exchange("")
+    if distributed.primary():
+      os.rename(self._folder / str(step), place)
+    distributed.exchange("")
     self._manager.reload()
     return place
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from gr_jax import memory, models, scenario
+from gr_jax import distributed, memory, models, scenario
 from gr_jax.data import augment, catalogue, folder
 from gr_jax.errors import UserError
 
@@ -35,6 +35,7 @@ _SHARE = {"range": "0 or more and below 1", "inside": lambda value: 0 <= value <
 KEYS = {
     "dataset": _Key(str),
     "data_dir": _Key(str, optional=True),
+    "distributed": _Key(str),
     "image_size": _Key(int, **_at_least(1)),
     "stored_size": _Key(int, optional=True, **_at_least(1)),
     "pictures": _Key(str, allowed=("auto", "resident", "prefetch", "stream")),
@@ -87,7 +88,11 @@ _FOLDER_KEYS = {
 KEYS |= _FOLDER_KEYS
 
 # What may change between two starts of one run: where things are and how often they are saved or shown.
-FREE_KEYS = ("data_dir", "cache_dir", "worker_timeout", "checkpoint_every_epochs", "steps_per_call", "stop_after_task")
+FREE_KEYS = ("data_dir", "distributed", "cache_dir", "worker_timeout", "checkpoint_every_epochs", "steps_per_call",
+             "stop_after_task")
+
+# What may differ between the processes of one run.
+PLACE_KEYS = ("data_dir", "distributed", "cache_dir")
 
 
 def keys_of(dataset: str | None) -> list[str]:
@@ -105,6 +110,11 @@ def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[
     else:
       flat[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
   return flat
+
+
+def shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The flat config without what may differ between the processes of one run."""
+  return {key: value for key, value in flatten(config).items() if key not in PLACE_KEYS}
 
 
 def unknown_key(key: str) -> UserError:
@@ -143,6 +153,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for key, value in flat.items():
     _check(key, KEYS[key], value)
   catalogue.check(config.dataset)
+  distributed.parse(config.distributed)
   for key in flat:
     if key not in needed:
       raise UserError(f"config key {key!r} is of the data set 'folder', but dataset is {config.dataset!r}; "

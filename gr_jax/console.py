@@ -11,21 +11,23 @@ import jax
 import numpy as np
 import tqdm
 
+from gr_jax import distributed
 from gr_jax.data import resident
 from gr_jax.experiment import Experiment
 from gr_jax.plan import TaskPlan
 
 
 def say(text: str) -> None:
-  """One line or several, past any bar."""
-  tqdm.tqdm.write(text, file=sys.stdout)
-  sys.stdout.flush()
+  """One line or several, past any bar; of several processes the first one speaks."""
+  if distributed.primary():
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def decoding(items: Iterable, *, total: int) -> Iterable:
   """A bar over pictures that are being decoded; silent when there are few."""
   return tqdm.tqdm(items, total=total, desc="reading pictures", unit="img", unit_scale=True, leave=False,
-                   disable=total < 5000 or not sys.stderr.isatty(), dynamic_ncols=True)
+                   disable=total < 5000 or not sys.stderr.isatty() or not distributed.primary(), dynamic_ncols=True)
 
 
 def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size: int) -> tqdm.tqdm:
@@ -36,7 +38,8 @@ def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size:
   epoch = done // plan.steps_per_epoch + 1
   return tqdm.tqdm(
       total=epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False, dynamic_ncols=True,
-      mininterval=interval, desc=f"task {plan.number + 1}/{num_tasks} epoch {epoch}/{epochs}")
+      disable=not distributed.primary(), mininterval=interval,
+      desc=f"task {plan.number + 1}/{num_tasks} epoch {epoch}/{epochs}")
 
 
 def move_bar(bar: tqdm.tqdm, plan: TaskPlan, num_tasks: int, epoch: int, epochs: int, *, images: int,
@@ -90,7 +93,8 @@ def dry_run_lines(experiment: Experiment) -> str:
   return "\n".join([
       scenario_lines(experiment),
       f"steps: {steps} ({', '.join(str(p.stop_step - p.first_step) for p in experiment.plans)}) of "
-      f"{config.batch_size} images on {len(experiment.devices)} {experiment.devices[0].platform} device(s)",
+      f"{config.batch_size} images on {len(experiment.devices)} {experiment.devices[0].platform} device(s)"
+      + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
       f"programs: {len(programs)}: {', '.join(programs)}",
       f"memory on each device: pictures {_mebibytes(train_bytes + test_bytes)} (train "
       f"{_mebibytes(train_bytes)}, test {_mebibytes(test_bytes)}), state {_mebibytes(size(state))} "

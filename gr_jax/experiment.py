@@ -30,7 +30,7 @@ class Experiment:
 
   Attributes:
     config: the validated config.
-    devices: all local devices.
+    devices: all devices, of all processes.
     source, scenario, plans: the data set, the draw, and every task on paper.
     model, method, tx: what is trained and how.
     capacity: the most images that any task has present.
@@ -96,7 +96,10 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
     UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
   """
   configuration.validate(config)
-  devices = tuple(jax.local_devices())
+  devices = tuple(jax.devices())
+  if config.replicas > 1 and jax.process_count() > 1:
+    raise UserError(f"replicas is {config.replicas} with {jax.process_count()} processes; replicas take a device each "
+                    f"of one process: set --config.distributed=off, or start a run for each seed")
   # Replicas have a device each, so nothing is shared.
   if training and config.replicas == 1 and config.batch_size % len(devices):
     near = -(-config.batch_size // len(devices)) * len(devices)

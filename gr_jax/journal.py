@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any
 
+from gr_jax import distributed
 from gr_jax.errors import UserError
 
 
@@ -42,13 +43,19 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 class Metrics:
-  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager."""
+  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager.
+
+  Process 0 alone writes; elsewhere rows go nowhere.
+  """
 
   def __init__(self, path: pathlib.Path, *, step: int):
     """Opens the file for appending, without the rows that a killed start wrote after `step`.
 
     Those epochs run again from the checkpoint of that step and write their rows again.
     """
+    if not distributed.primary():
+      self._file = None
+      return
     rows, lines = [], path.read_text().splitlines() if path.exists() else []
     for number, line in enumerate(lines):
       try:
@@ -64,15 +71,18 @@ class Metrics:
     self._file = path.open("a")
 
   def write(self, **row: Any) -> None:
-    self._file.write(json.dumps({**row, "start": self._start}) + "\n")
-    self._file.flush()
+    if self._file is not None:
+      self._file.write(json.dumps({**row, "start": self._start}) + "\n")
+      self._file.flush()
 
   def sync(self) -> None:
     """Puts the rows on the disk, where a checkpoint that follows them will be."""
-    os.fsync(self._file.fileno())
+    if self._file is not None:
+      os.fsync(self._file.fileno())
 
   def __enter__(self) -> Metrics:
     return self
 
   def __exit__(self, *exc_info: object) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()

@@ -10,6 +10,12 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics, results. A run that is there goes on. Default: "
     "runs/<config name>-s<seed>.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print scenario, steps, programs and memory; train nothing.")
+_JOIN = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds that the processes of --config.distributed wait for each other to start.",
+    lower_bound=1)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_timeout", 100, "Seconds after which a process that does not answer counts as dead, and the others end.",
+    lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -18,11 +24,12 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value or f"runs/{config_flag.path().stem}-s{config.seed}"
   print(f"workdir: {workdir}", flush=True)
   # Imported here, so that a bad flag is answered at once.
-  from gr_jax import console, experiment, train
-  if _DRY_RUN.value:
-    console.say(console.dry_run_lines(experiment.load(config)))
-  else:
-    train.train(config, workdir)
+  from gr_jax import console, distributed, experiment, train
+  with distributed.joined(config.distributed, join_timeout=_JOIN.value, heartbeat_timeout=_HEARTBEAT.value):
+    if _DRY_RUN.value:
+      console.say(console.dry_run_lines(distributed.together(lambda: experiment.load(config))))
+    else:
+      train.train(config, workdir)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import ml_collections
 import numpy as np
 
 from gr_jax import checkpoints as checkpointing
-from gr_jax import console, finite, interruption, journal, memory, meter, parallel, replicas, results
+from gr_jax import config as configuration
+from gr_jax import console, distributed, finite, interruption, journal, memory, meter, parallel, replicas, results
 from gr_jax import experiment as experiments
 from gr_jax import workdir as workdirs
 from gr_jax.experiment import Experiment, TrainPrograms
@@ -36,25 +37,30 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     The content of results.json.
 
   Raises:
-    UserError: bad config or data, a workdir with a run of another config, a checkpoint that cannot be written.
+    UserError: bad config or data, a workdir with a run of another config, a checkpoint that cannot be written,
+      processes that do not agree.
     FloatingPointError: the loss, or an array that should be saved, is not finite.
     Interrupted: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
   """
   folder = workdirs.locate(workdir)
-  experiment = experiments.load(config, before_data=lambda: workdirs.check_config(folder, config),
-                                progress=console.decoding)
-  with workdirs.locked(folder):
-    workdirs.check_scenario(folder, experiment)
-    finished = workdirs.finished(folder, experiment)
+  distributed.agree({**configuration.shared(config), "code": distributed.code_version(), "jax": jax.__version__})
+  experiment = distributed.together(lambda: experiments.load(
+      config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding))
+  with workdirs.held(folder):
+    distributed.together(lambda: workdirs.check_scenario(folder, experiment))
+    finished = distributed.together(lambda: workdirs.finished(folder, experiment))
+    distributed.agree({"digest of the images": experiment.scenario.digest, "precision": experiment.precision,
+                       "a finished run in the workdir": finished is not None})
     if finished is not None:
       console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
       return finished
     console.say(console.scenario_lines(experiment))
-    pictures, tests = (experiments.load_pictures(experiment, split, console.decoding, console.say)
-                       for split in ("train", "test"))
+    pictures, tests = distributed.together(lambda: [
+        experiments.load_pictures(experiment, split, console.decoding, console.say) for split in ("train", "test")])
     workdirs.write_start(folder, experiment)
     # Until here a signal ends the process as any other: nothing has been done that could be lost.
-    with interruption.listening() as asked:
+    with interruption.listening() as asked_here:
+      asked = functools.partial(_asked_anywhere, asked_here)
       if config.replicas > 1:
         found = replicas.run_side_by_side(experiment, folder, pictures, tests, functools.partial(
             learn, asked=asked, alone=False))
@@ -64,6 +70,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     workdirs.write_results(folder, found)
   console.say(console.closing_table(found))
   return found
+
+
+def _asked_anywhere(asked_here: Callable[[], bool]) -> bool:
+  """All processes stop after the same call, whichever was asked."""
+  return distributed.any_process(asked_here())
 
 
 def learn(experiment: Experiment, programs: TrainPrograms, count_correct: Callable[..., np.ndarray],
@@ -179,7 +190,9 @@ def _resume(experiment: Experiment, programs: TrainPrograms, checkpoints: checkp
     inside = begun and not first and experiment.method.uses_teacher
     return _items(abstract, {"params": abstract.params, "batch_stats": abstract.batch_stats} if inside else None)
 
-  newest = checkpoints.restore_newest(targets, warn=lambda line: console.say(f"warning: {line}"))
+  newest = distributed.together(lambda: checkpoints.restore_newest(
+      targets, warn=lambda line: console.say(f"warning: {line}")))
+  distributed.agree({"checkpoint to go on from": newest and newest[0]})
   if newest is None:
     return Progress(), programs.init(root), None
   step, record, found = newest

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from gr_jax import config as configuration
-from gr_jax import journal
+from gr_jax import distributed, journal
 from gr_jax.errors import UserError
 from gr_jax.experiment import Experiment
 
@@ -33,9 +33,13 @@ def locate(workdir: str | pathlib.Path) -> pathlib.Path:
 def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   """Refuses a folder that cannot be used, or that holds a run of another config. Writes nothing into it.
 
+  Process 0 alone looks: what it finds, the others are told.
+
   Raises:
     UserError: the folder's config differs (the message shows how), or the folder cannot be written.
   """
+  if not distributed.primary():
+    return
   path = folder / "config.json"
   if path.exists() and _has_begun(folder):
     lines = configuration.difference(configuration.flatten(read_config(folder)), configuration.flatten(config))
@@ -90,6 +94,27 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+  """`locked` by process 0 for all processes of the run.
+
+  Raises:
+    UserError: on all of them: another job is at work there, or one of them does not see the folder.
+  """
+  with contextlib.ExitStack() as stack:
+    if distributed.primary():
+      distributed.together(lambda: stack.enter_context(locked(folder)))
+    else:
+      distributed.together(lambda: None)
+    distributed.together(lambda: _check_seen(folder))
+    yield
+
+
+def _check_seen(folder: pathlib.Path) -> None:
+  if not (folder / ".lock").exists():
+    raise UserError(f"--workdir {folder} is not there on this host; choose one on a file system that all hosts share")
+
+
 def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
   """Refuses to go on with a run whose images have changed.
 
@@ -106,7 +131,9 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
 
 
 def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
-  """config.json and scenario.json: from here on the folder belongs to this run."""
+  """config.json and scenario.json, by process 0: from here on the folder belongs to this run."""
+  if not distributed.primary():
+    return
   journal.write_json(folder / "config.json", experiment.config.to_dict())
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
@@ -133,5 +160,6 @@ def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | N
 
 
 def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:
-  """results.json, the last file of a run: with it the run counts as finished."""
-  journal.write_json(folder / "results.json", content)
+  """results.json, by process 0, the last file of a run: with it the run counts as finished."""
+  if distributed.primary():
+    journal.write_json(folder / "results.json", content)

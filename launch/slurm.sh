@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# One Slurm node with all the GPUs it is given. From the project's folder:
+# Slurm: one node or several, one process for each GPU. From the project's folder:
 #
-#   sbatch launch/slurm.sh configs/cifar100_lt.py --workdir=/path/to/run [--config.KEY=VALUE ...]
-#   sbatch --gpus-per-node=1 --time=01:00:00 launch/slurm.sh ...
+#   sbatch launch/slurm.sh configs/cifar100_lt.py --workdir=/shared/run [--config.KEY=VALUE ...]
+#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      # as many tasks as GPUs
 #
-# Give --workdir: when the job is cut by its time limit or requeued, the same command goes on from the last
-# checkpoint. Activate the environment first, or name its Python: PYTHON=/path/to/venv/bin/python sbatch ...
+# --workdir must be on a file system that all nodes share. A job that is preempted, or that reaches its time limit, is
+# told two minutes ahead; the program saves and ends with code 75, and the job is put back into the queue, where the
+# same command goes on. Activate the environment first, or name its Python: PYTHON=/path/to/venv/bin/python sbatch ...
 #SBATCH --job-name=gr_jax
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
-#SBATCH --cpus-per-task=8
+#SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=4
 #SBATCH --time=08:00:00
 #SBATCH --requeue
+#SBATCH --signal=B:TERM@120
 #SBATCH --open-mode=append
 #SBATCH --output=gr_jax-%j.log
 set -euo pipefail
@@ -23,5 +25,21 @@ if [[ $# -lt 1 || ! -f $1 ]]; then
 fi
 config=$1
 shift
-# One process drives all GPUs of the node. srun does not take over the number of cores by itself.
-exec srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" "${PYTHON:-python}" -m gr_jax.main --config="$config" "$@"
+# No binding of GPUs to tasks: JAX gives the task with local index i GPU i of those that its node was allotted, so each
+# task has to see all of them. srun does not take over the number of cores by itself.
+srun --kill-on-bad-exit=0 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-4}" \
+  "${PYTHON:-python}" -m gr_jax.main --config="$config" --config.distributed=auto "$@" &
+steps=$!
+# The signal comes to this shell alone; srun hands it on to every task.
+trap 'kill -TERM "$steps" 2>/dev/null || true' TERM
+
+# A trapped signal ends `wait` early, above 128, while srun is still there.
+while true; do
+  code=0
+  wait "$steps" || code=$?
+  kill -0 "$steps" 2>/dev/null || break
+done
+if [[ $code -eq 75 && -n ${SLURM_JOB_ID:-} ]]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -41,6 +42,43 @@ def run(module, *flags, **environment_changes):
   """Runs a command of the package to its end; returns the finished process with its output as text."""
   return subprocess.run(command(module, *flags), env=environment(**environment_changes), cwd=ROOT, text=True,
                         capture_output=True, timeout=300, check=False)
+
+
+def place(port, count, index):
+  """The flag that makes a command process `index` of `count` on this machine."""
+  return f"--config.distributed=127.0.0.1:{port},{count},{index}"
+
+
+def free_port():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def start_several(flags_of_each, *, devices=2, environments=None):
+  """Starts gr_jax.main once for each list of flags, as processes of one run; returns them, outputs piped together.
+
+  A process has `devices` CPU devices, and a host thread for each of their collectives: with fewer, they can wait for
+  each other for ever.
+  """
+  port, count = free_port(), len(flags_of_each)
+  return [subprocess.Popen(
+      command("main", *flags, place(port, count, index)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, env=environment(JAX_NUM_CPU_DEVICES=str(devices), NPROC=str(4 * devices),
+                                                **(environments or [{}] * count)[index]))
+          for index, flags in enumerate(flags_of_each)]
+
+
+def end_several(processes, timeout=240):
+  """Waits for all; returns the (exit code, output) of each. One that does not end is killed, and fails the test."""
+  try:
+    return [(process.returncode, output) for process in processes
+            for output in [process.communicate(timeout=timeout)[0]]]
+  finally:
+    for process in processes:
+      if process.poll() is None:
+        process.kill()
+        process.communicate()
 
 
 def rows(workdir, kind=None):

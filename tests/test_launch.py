@@ -1,12 +1,16 @@
-"""The launch scripts: valid shell, usage on top, and a real start of the local one."""
+"""The launch scripts: a linter, usage on top, and real starts of those for this machine."""
 
 import functools
 import os
+import pathlib
+import re
+import signal
 import subprocess
 import sys
 
 import pytest
 import runs
+import yaml
 
 SCRIPTS = sorted((runs.ROOT / "launch").glob("*.sh"))
 
@@ -19,6 +23,38 @@ def test_valid_shell_with_usage(script):
   assert any(line.startswith("#   ") and f"launch/{script.name}" in line for line in lines[:10])
   done = subprocess.run([script], text=True, capture_output=True, check=False)
   assert done.returncode == 2 and "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_shellcheck_finds_nothing(script):
+  checker = pathlib.Path(sys.executable).with_name("shellcheck")
+  done = subprocess.run([checker, script], text=True, capture_output=True, check=False)
+  assert done.returncode == 0, done.stdout
+
+
+def test_the_jobset_is_one_job_whose_parts_name_each_other():
+  text = (runs.ROOT / "launch" / "gke_jobset.yaml").read_text()
+  assert re.search(r"^#   kubectl apply -f launch/gke_jobset\.yaml$", text, re.MULTILINE)
+  account, role, binding, jobset = yaml.safe_load_all(text)
+  assert [part["kind"] for part in (account, role, binding, jobset)] == [
+      "ServiceAccount", "Role", "RoleBinding", "JobSet"]
+  assert binding["subjects"][0]["name"] == account["metadata"]["name"]
+  assert binding["roleRef"]["name"] == role["metadata"]["name"]
+  job, = jobset["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  pod = spec["template"]["spec"]
+  container, = pod["containers"]
+  assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
+  assert pod["serviceAccountName"] == account["metadata"]["name"] and pod["terminationGracePeriodSeconds"] >= 60
+  rule, = spec["podFailurePolicy"]["rules"]
+  assert rule["onExitCodes"]["containerName"] == container["name"] and 75 not in rule["onExitCodes"]["values"]
+  assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+  assert container["command"][:3] == ["python", "-m", "gr_jax.main"]
+  assert "--config.distributed=auto" in container["command"]
+  for flag in container["command"][3:]:
+    key, _, value = flag.removeprefix("--").partition("=")
+    assert (runs.ROOT / value).is_file() if key == "config" else key in ("workdir", "config.distributed",
+                                                                         "config.data_dir")
 
 
 def test_local_starts_the_program():
@@ -36,7 +72,50 @@ def test_slurm_hands_its_flags_on(tmp_path):
   done = subprocess.run(
       [runs.ROOT / "launch" / "slurm.sh", "configs/digits_lt.py", "--workdir=a b"], cwd=runs.ROOT, text=True,
       capture_output=True, env=runs.environment(PATH=f"{tmp_path}:{os.environ['PATH']}"), check=False)
-  assert done.stdout.splitlines()[-2:] == ["--config=configs/digits_lt.py", "--workdir=a b"]
+  assert done.stdout.splitlines()[-3:] == ["--config=configs/digits_lt.py", "--config.distributed=auto",
+                                           "--workdir=a b"]
+
+
+def test_slurm_hands_the_signal_on_and_requeues_what_was_saved(tmp_path):
+  """Stand-ins for srun, which ends with 75 when it is told to, and for scontrol, which prints what it is asked."""
+  for name, lines in {"srun": 'trap "exit 75" TERM; echo started; while true; do sleep 0.1; done',
+                      "scontrol": 'echo "scontrol $*"'}.items():
+    (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+    (tmp_path / name).chmod(0o755)
+  process = subprocess.Popen(
+      [runs.ROOT / "launch" / "slurm.sh", "configs/digits_lt.py"], cwd=runs.ROOT, text=True, stdout=subprocess.PIPE,
+      env=runs.environment(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="17"))
+  assert process.stdout.readline() == "started\n"
+  process.send_signal(signal.SIGTERM)
+  rest, _ = process.communicate(timeout=30)
+  assert process.returncode == 75 and rest == "scontrol requeue 17\n"
+
+
+def test_tpu_quotes_its_flags_for_the_hosts(tmp_path):
+  """A stand-in for gcloud that runs the command it is given, in a folder with a stand-in for Python."""
+  find = 'for word in "$@"; do case $word in --command=*) bash -c "${word#--command=}";; esac; done'
+  for name, lines in {"gcloud": find, "python3": 'printf "%s\\n" "$PWD" "$@"'}.items():
+    (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+    (tmp_path / name).chmod(0o755)
+  (tmp_path / "my clone").mkdir()
+  done = subprocess.run(
+      [runs.ROOT / "launch" / "tpu.sh", "configs/digits_lt.py", "--workdir=a b"], cwd=runs.ROOT, text=True,
+      capture_output=True, check=False, env=runs.environment(
+          PATH=f"{tmp_path}:{os.environ['PATH']}", TPU="slice", ZONE="zone", FOLDER=str(tmp_path / "my clone")))
+  assert done.stdout.splitlines() == [
+      str(tmp_path / "my clone"), "-m", "gr_jax.main", "--config=configs/digits_lt.py", "--config.distributed=auto",
+      "--workdir=a b"], done.stderr
+
+
+@pytest.mark.parametrize("flags, code, words", [
+    (["--dry_run"], 0, "32 images on 2 cpu device(s) of 2 processes"),
+    (["--config.batch_size=33"], 2, "[1] error: batch_size is 33, which 2 devices cannot share equally")])
+def test_cpu_starts_several_processes_and_gives_their_code(tmp_path, flags, code, words):
+  done = subprocess.run(
+      [runs.ROOT / "launch" / "cpu.sh", "configs/digits_lt.py", f"--workdir={tmp_path}", *flags], cwd=runs.ROOT,
+      text=True, capture_output=True, check=False,
+      env=runs.environment(PYTHON=sys.executable, DEVICES="1", PORT=str(runs.free_port())))
+  assert done.returncode == code and words in done.stdout, (done.stdout, done.stderr)
 
 
 def test_gpu_report_runs_its_stages_in_order_and_each_once(tmp_path):

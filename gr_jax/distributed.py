@@ -1,0 +1,173 @@
+"""Several processes as one run: joining, agreeing, failing together, leaving.
+
+Everything here is free with one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import gr_jax
+from gr_jax.errors import UserError
+
+T = TypeVar("T")
+
+OFF, AUTO = "off", "auto"
+
+# Texts are exchanged in arrays of whole multiples of this many bytes, so that few programs are compiled.
+_BLOCK = 4096
+
+
+class Place(NamedTuple):
+  """Where a process stands among `count` of them: its index, from 0, and "host:port" of process 0."""
+  coordinator: str
+  count: int
+  index: int
+
+
+def parse(spec: str) -> Place | None:
+  """The place that a value of the config key `distributed` spells out; None for "off" and "auto".
+
+  Raises:
+    UserError: it is none of "off", "auto", "HOST:PORT,COUNT,INDEX".
+  """
+  if spec in (OFF, AUTO):
+    return None
+  parts = spec.split(",")
+  host, _, port = parts[0].rpartition(":")
+  if len(parts) == 3 and host and all(text.isdecimal() for text in (port, *parts[1:])):
+    place = Place(parts[0], int(parts[1]), int(parts[2]))
+    if place.index < place.count and 0 < int(port) < 2**16:
+      return place
+  raise UserError(f"distributed is {spec!r}; it can be 'off', 'auto' (Slurm, Kubernetes, Cloud TPU, Open MPI), or "
+                  f"HOST:PORT,COUNT,INDEX with the address of process 0, the number of processes and this one's "
+                  f"index, from 0, such as 10.0.0.1:9876,2,0")
+
+
+@contextlib.contextmanager
+def joined(spec: str, *, join_timeout: int, heartbeat_timeout: int) -> Iterator[None]:
+  """Makes this process one of several for as long as the context lasts. Comes before any use of a device.
+
+  A process that dies, hangs or leaves alone ends the others, with an exit code that is not 0: within
+  `heartbeat_timeout` after it was last heard of.
+
+  Args:
+    spec: config key `distributed`, see `parse`.
+    join_timeout: seconds that the processes wait for each other to start.
+    heartbeat_timeout: seconds after which one that does not answer counts as dead.
+
+  Raises:
+    UserError: "auto" where there is nothing to detect, or the others cannot be reached.
+  """
+  if spec == OFF:
+    yield
+    return
+  place = parse(spec)
+  # Its handler would swallow SIGTERM; what happens then is decided where training stops.
+  jax.config.update("jax_enable_preemption_service", False)
+  named = {} if place is None else {"coordinator_address": place.coordinator, "num_processes": place.count,
+                                    "process_id": place.index, "cluster_detection_method": "deactivate"}
+  try:
+    jax.distributed.initialize(
+        **named, initialization_timeout=join_timeout, heartbeat_timeout_seconds=heartbeat_timeout,
+        shutdown_timeout_seconds=heartbeat_timeout)
+  except ValueError as error:
+    if place is not None:
+      raise
+    raise UserError(f"distributed is 'auto', but no cluster is found ({error}); {_hint()}") from error
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(f"the processes did not find each other within {join_timeout} s (distributed is {spec!r}): "
+                    f"{str(error).splitlines()[0]}; look whether all of them run, whether the address of process 0 can "
+                    f"be reached from all machines and whether its port is free") from error
+  try:
+    yield
+  finally:
+    jax.distributed.shutdown()
+
+
+def _hint() -> str:
+  """What to do where nothing was detected."""
+  if "SLURM_JOB_ID" in os.environ:
+    return "inside a Slurm job, start the program with srun"
+  if "KUBERNETES_SERVICE_HOST" in os.environ:
+    return "on Kubernetes, pip install 'jax[k8s]' and run an indexed Job or a JobSet"
+  return "on one machine, leave it 'off'; elsewhere give HOST:PORT,COUNT,INDEX"
+
+
+def primary() -> bool:
+  """Whether this process is the one that speaks and writes for all."""
+  return jax.process_index() == 0
+
+
+def exchange(text: str) -> list[str]:
+  """The texts of all processes, in their order; every process must call this, in the same order as others."""
+  if jax.process_count() == 1:
+    return [text]
+  own = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(own.size))
+  padded = np.zeros(-(-max(int(lengths.max()), 1) // _BLOCK) * _BLOCK, np.uint8)
+  padded[:own.size] = own
+  rows = multihost_utils.process_allgather(padded)
+  return [row[:length].tobytes().decode() for row, length in zip(rows, lengths)]
+
+
+def any_process(flag: bool) -> bool:
+  """True on all processes if it is True on one; waits for the devices where there are several processes."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def together(action: Callable[[], T]) -> T:
+  """Does something in every process; what the user must mend in one of them stops all, and nobody waits for ever.
+
+  Raises:
+    UserError: `action` raised it here, or in another process, which is then named.
+  """
+  try:
+    result, own = action(), None
+  except UserError as error:
+    result, own = None, error
+  troubles = exchange("" if own is None else str(own))
+  if own is not None:
+    raise own
+  for index, trouble in enumerate(troubles):
+    if trouble:
+      raise UserError(f"process {index} of {len(troubles)} cannot go on: {trouble}")
+  return result
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+  """Checks that all processes come with the same facts.
+
+  Args:
+    facts: name -> value, compared as text.
+
+  Raises:
+    UserError: on all processes; names every fact that differs, its values and the process.
+  """
+  rows = [json.loads(text) for text in exchange(json.dumps({name: str(value) for name, value in facts.items()}))]
+  lines = [f"{name}: {rows[0].get(name)} in process 0, {row.get(name)} in process {index}"
+           for index, row in enumerate(rows) for name in {**rows[0], **row} if rows[0].get(name) != row.get(name)]
+  if lines:
+    raise UserError("the processes of this run do not agree:\n  " + "\n  ".join(lines) +
+                    "\nstart the same command, with the same code and the same data, in all of them")
+
+
+def code_version() -> str:
+  """The package's version and a digest of its source files."""
+  folder, digest = pathlib.Path(gr_jax.__file__).parent, hashlib.sha256()
+  for path in sorted(folder.rglob("*.py")):
+    digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size} ".encode())
+    digest.update(path.read_bytes())
+  return f"{gr_jax.__version__} {digest.hexdigest()[:16]}"
