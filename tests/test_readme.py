@@ -4,16 +4,28 @@ import re
 
 import runs
 
+from gr_jax import console, experiment
+
 README = (runs.ROOT / "README.md").read_text()
 
 
 def test_the_example_runs():
-  code, = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  code, = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "optax" in block)
   names = {}
   exec(compile(code, "README.md", "exec"), names)
   state, params = names["state"], names["params"]
   assert (state[0].phi > 0).all() and (state[0].column <= 1).all() and state[0].column.max() == 1
   assert params["head"]["kernel"].shape == (8, 3)
+
+
+def test_digits_as_pictures(tmp_path, monkeypatch):
+  """The README's pictures, and the draw that it shows of them."""
+  code, = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "PIL" in block)
+  monkeypatch.chdir(tmp_path)
+  exec(compile(code, "README.md", "exec"), {})
+  found = experiment.load(runs.get_config("folder_lt", data_dir=str(tmp_path / "pictures"), **{
+      "scenario.kind": "lt", "scenario.imbalance": 10.0, "image_size": 16, "stored_size": 18}))
+  assert console.scenario_lines(found).splitlines()[0] in README
 
 
 def test_commands_name_files_and_modules_that_exist():
