@@ -62,9 +62,9 @@ class Experiment:
     side = config.image_size if source.uniform else resident.kept_side(config.image_size, config.stored_size)
     tests = int(np.isin(source.test.labels, drawn.class_order).sum())
     pixels = int(drawn.counts.sum()) * side**2 + tests * config.image_size**2
-    # A replica's pictures are on its device.
-    wanted = "resident" if config.replicas > 1 else config.pictures
-    return feed.choose(wanted, pixels * len(source.mean), feed.free_bytes(self.devices[0]))
+    # A replica's pictures are on its device, and several processes read the same ones.
+    wanted = "resident" if config.replicas > 1 or jax.process_count() > 1 else config.pictures
+    return feed.choose(wanted, pixels * len(source.mean), feed.free_bytes(jax.local_devices()[0]))
 
   @property
   def num_classes(self) -> int:
@@ -125,9 +125,12 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")
-  if config.pictures != "auto" and config.replicas > 1 and config.pictures != "resident":
+  if config.pictures in ("prefetch", "stream") and config.replicas > 1:
     raise UserError(f"pictures is {config.pictures!r}, but {config.replicas} replicas share pictures that are on the "
                     f"device; set --config.pictures=resident or --config.replicas=1")
+  if config.pictures in ("prefetch", "stream") and jax.process_count() > 1:
+    raise UserError(f"pictures is {config.pictures!r} with {jax.process_count()} processes; only one process sends "
+                    f"pictures to its devices: set --config.pictures=resident or --config.distributed=off")
   if config.pictures == "stream" and source.uniform:
     raise UserError(f"pictures is 'stream', but the pictures of {source.name} have one size and are small; set "
                     f"--config.pictures=auto")

@@ -44,7 +44,8 @@ def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files):
   for (chunk, number, step), chosen in zip(batches, (rows[0][:16], rows[0][16:], rows[1])):
     key = seeding.derive(jax.random.key(3), 1, step, seeding.AUGMENT)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(BATCH))
-    for place, row in enumerate(chosen):
+    # Each size of picture compiles a program of its own, so a few stand for all.
+    for place, row in list(enumerate(chosen))[::5]:
       view = chunk.images[number * BATCH + place].astype(np.float32)
       picture = found.split.image(row)
       # What the step makes of the same picture under the same key, on the device.
