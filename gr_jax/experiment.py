@@ -13,10 +13,12 @@ import ml_collections
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax import inference, methods, models, parallel, plan, scenario, seeding, step
-from gr_jax.data import augment, cache, catalogue, resident, tfds_source
+from gr_jax import feed, inference, methods, models, parallel, plan, scenario, seeding, step
+from gr_jax.data import augment, cache, catalogue, resident, stream, tfds_source
+from gr_jax.data.cache import View
 from gr_jax.data.source import Source
 from gr_jax.errors import UserError
+from gr_jax.feed import Feed
 from gr_jax.methods import Method
 from gr_jax.models import classifier
 from gr_jax.state import TrainState
@@ -52,6 +54,17 @@ class Experiment:
   def precision(self) -> str:
     """What the config's precision stands for on these devices."""
     return models.resolve_precision(self.config.precision, self.devices[0].platform)
+
+  @functools.cached_property
+  def path(self) -> tuple[str, str]:
+    """How pictures reach the device, and the line that says why (see feed.choose); asked before they are there."""
+    config, source, drawn = self.config, self.source, self.scenario
+    side = config.image_size if source.uniform else resident.kept_side(config.image_size, config.stored_size)
+    tests = int(np.isin(source.test.labels, drawn.class_order).sum())
+    pixels = int(drawn.counts.sum()) * side**2 + tests * config.image_size**2
+    # A replica's pictures are on its device, and several processes read the same ones.
+    wanted = "resident" if config.replicas > 1 or jax.process_count() > 1 else config.pictures
+    return feed.choose(wanted, pixels * len(source.mean), feed.free_bytes(jax.local_devices()[0]))
 
   @property
   def num_classes(self) -> int:
@@ -112,6 +125,15 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")
+  if config.pictures in ("prefetch", "stream") and config.replicas > 1:
+    raise UserError(f"pictures is {config.pictures!r}, but {config.replicas} replicas share pictures that are on the "
+                    f"device; set --config.pictures=resident or --config.replicas=1")
+  if config.pictures in ("prefetch", "stream") and jax.process_count() > 1:
+    raise UserError(f"pictures is {config.pictures!r} with {jax.process_count()} processes; only one process sends "
+                    f"pictures to its devices: set --config.pictures=resident or --config.distributed=off")
+  if config.pictures == "stream" and source.uniform:
+    raise UserError(f"pictures is 'stream', but the pictures of {source.name} have one size and are small; set "
+                    f"--config.pictures=auto")
   # Before the records are read, which takes seconds.
   num_classes, wanted = len(source.class_names), config.scenario
   scenario.split_tasks(num_classes, wanted.num_tasks, wanted.first_task_classes)
@@ -140,14 +162,18 @@ class TrainPrograms:
   """The compiled side of training. The seed comes in as an argument: replicas share the programs.
 
   Attributes:
-    data: the training pictures, on every device.
+    data: the training pictures, on every device; None where they travel.
+    feed: what each call of run_epoch reads (see gr_jax.feed).
+    steps_per_call: the most steps of one call.
     init: root -> TrainState, with root = jax.random.key(seed) on every device.
     start_task: (state, facts, root) -> (state with new columns, fresh momentum and Phi, teacher): the teacher is a
       copy, since the state's own arrays are donated to the next step.
     run_epoch: see step.make_epoch.
     features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
   """
-  data: step.Data
+  data: step.Data | None
+  feed: Feed
+  steps_per_call: int
   init: Callable[[jax.Array], TrainState]
   start_task: Callable[[TrainState, Any, jax.Array], tuple[TrainState, Any]]
   run_epoch: Callable[..., tuple[TrainState, step.StepMetrics]]
@@ -155,8 +181,10 @@ class TrainPrograms:
 
 
 def load_pictures(experiment: Experiment, split: str, progress: Progress,
-                  say: Callable[[str], None] = lambda line: None) -> step.Data:
+                  say: Callable[[str], None] = lambda line: None) -> step.Data | stream.Originals:
   """A split, class after class in learning order; NumPy arrays (see data.resident), decoded or from the cache.
+
+  Training pictures that are streamed stay in their files; their sizes come from the cache.
 
   Args:
     experiment: see `load`.
@@ -171,6 +199,11 @@ def load_pictures(experiment: Experiment, split: str, progress: Progress,
   decode = _decoder(experiment, progress, say)
   if split == "test":
     return resident.load_test(source, drawn, size, progress, decode)
+  if split == "train" and experiment.path[0] == "stream":
+    rows, labels = resident.flat_rows(drawn.train)
+    if decode is None:
+      raise UserError("cache_dir is 'off', but pictures='stream' keeps the sizes of the originals there; name a folder")
+    return stream.Originals(source.train, np.asarray(rows), decode(source.train, rows, View("size", 0)).sizes, labels)
   return resident.load_train(source, drawn, size, stored_size=experiment.config.stored_size,
                              holdout=split == "holdout", progress=progress, decode=decode)
 
@@ -185,18 +218,22 @@ def _decoder(experiment: Experiment, progress: Progress, say: Callable[[str], No
                            progress=progress, say=say, timeout=config.worker_timeout)
 
 
-def train_programs(experiment: Experiment, pictures: step.Data) -> TrainPrograms:
-  """Puts the training pictures onto the devices and binds the programs; each compiles at its first use."""
+def train_programs(experiment: Experiment, pictures: step.Data | stream.Originals) -> TrainPrograms:
+  """Binds the programs and the way of the pictures to them; each program compiles at its first use."""
   config, devices, source = experiment.config, experiment.devices, experiment.source
   replicate = functools.partial(parallel.replicate, devices=devices)
-  data = replicate(pictures)
+  path = experiment.path[0]
+  streamed = isinstance(pictures, stream.Originals)
   view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
+  plain = augment.make_plain(**view)
   train_step = step.make_train_step(
       model=experiment.model, method=experiment.method, tx=experiment.tx, axis_name=parallel.AXIS,
-      augment=augment.make_augment(config.augmentation, **view))
+      # Streamed pictures are views already.
+      augment=(lambda keys, images, sizes: plain(images, sizes)) if streamed else augment.make_augment(
+          config.augmentation, **view))
+  capacity = experiment.capacity if path == "resident" else _travelling_together(experiment)
   extract = inference.make_extract(
-      model=experiment.model, prepare=augment.make_plain(**view), capacity=experiment.capacity,
-      block=config.evaluation_block, devices=devices)
+      model=experiment.model, prepare=plain, capacity=capacity, block=config.evaluation_block, devices=devices)
 
   def start_task(state: TrainState, facts: Any, root: jax.Array) -> tuple[TrainState, Any]:
     teacher = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
@@ -206,19 +243,50 @@ def train_programs(experiment: Experiment, pictures: step.Data) -> TrainPrograms
     return state.replace(params=params, opt_state=experiment.tx.init(params),
                          method=experiment.method.init(experiment.num_classes)), teacher
 
-  everywhere = jax.tree.leaves(data)[0].sharding
+  everywhere = experiment.root.sharding
   init = jax.jit(experiment.init_state, out_shardings=everywhere)
   start = jax.jit(start_task, out_shardings=everywhere)
 
   def features(state: TrainState, rows: np.ndarray) -> np.ndarray:
-    found = extract(state.params, state.batch_stats, data, replicate(pool(rows, experiment.capacity)))
-    return np.asarray(found)[:len(rows)]
+    if path == "resident":
+      found = extract(state.params, state.batch_stats, data, replicate(pool(rows, capacity)))
+      return np.asarray(found)[:len(rows)]
+    blocks = (feed.rows_of(pictures, rows[i:i + capacity]) for i in range(0, len(rows), capacity))
+    if streamed:
+      blocks = stream.central(pictures, rows, side=config.image_size, block=capacity, timeout=config.worker_timeout)
+    found = []
+    for block in blocks:
+      here, own = replicate((feed.padded(block, capacity), pool(np.arange(len(block.labels)), capacity)))
+      found.append(np.asarray(extract(state.params, state.batch_stats, here, own))[:len(block.labels)])
+    return np.concatenate(found)
 
+  data, steps, order = None, config.steps_per_call, step.epoch_order
+  if path == "resident":
+    data = replicate(pictures)
+    feeding = feed.resident(data, devices)
+  else:
+    side = config.image_size if streamed else pictures.images.shape[1]
+    steps = feed.steps_together(steps, config.batch_size * side**2 * len(source.mean))
+    read = stream.reader(pictures, side=side, batch_size=config.batch_size, timeout=config.worker_timeout) \
+        if streamed else feed.gather(pictures)
+    feeding = feed.travelling(read, steps=steps, batch_size=config.batch_size, devices=devices)
+    order = _as_they_lie
   return TrainPrograms(
-      data=data, init=init,
+      data=data, feed=feeding, steps_per_call=steps, init=init,
       start_task=lambda state, facts, root: start(state, replicate(facts), root),
-      run_epoch=step.make_epoch(train_step, batch_size=config.batch_size, devices=devices),
+      run_epoch=step.make_epoch(train_step, batch_size=config.batch_size, devices=devices, order=order),
       features=features)
+
+
+def _as_they_lie(pool: step.Pool, key: jax.Array) -> jax.Array:
+  """The order of pictures that have been put into their order on the way."""
+  del key
+  return pool.rows
+
+
+def _travelling_together(experiment: Experiment) -> int:
+  """Pictures that are looked at in one go where they travel: whole rounds of blocks, as on the resident path."""
+  return experiment.config.evaluation_block * len(experiment.devices)
 
 
 def evaluator(experiment: Experiment, pictures: step.Data) -> Callable[[Any, Any, int], np.ndarray]:
@@ -228,7 +296,8 @@ def evaluator(experiment: Experiment, pictures: step.Data) -> Callable[[Any, Any
   """
   config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
                                     experiment.scenario)
-  data = parallel.replicate(pictures, devices)
+  resides = experiment.path[0] == "resident"
+  data = parallel.replicate(pictures, devices) if resides else None
   task_of_class = parallel.replicate(drawn.task_of_class, devices)
   evaluate = inference.make_evaluate(
       model=experiment.model, num_classes=drawn.num_classes, block=config.evaluation_block, devices=devices,
@@ -238,8 +307,15 @@ def evaluator(experiment: Experiment, pictures: step.Data) -> Callable[[Any, Any
     seen = drawn.task_of_class < tasks_done
     # Pictures lie in learning order, so those of the seen classes come first.
     stop = int(np.searchsorted(pictures.labels, drawn.tasks[tasks_done - 1].stop))
-    counts = np.asarray(evaluate(params, batch_stats, data, task_of_class,
-                                 *parallel.replicate((seen, np.int32(stop)), devices)))
+    if resides:
+      counts = np.asarray(evaluate(params, batch_stats, data, task_of_class,
+                                   *parallel.replicate((seen, np.int32(stop)), devices)))
+    else:
+      counts, together = np.zeros((3, drawn.num_classes), np.int32), _travelling_together(experiment)
+      for first in range(0, stop, together):
+        block = feed.rows_of(pictures, slice(first, min(first + together, stop)))
+        here = parallel.replicate((feed.padded(block, together), seen, np.int32(len(block.labels))), devices)
+        counts += np.asarray(evaluate(params, batch_stats, here[0], task_of_class, *here[1:]))
     expected = np.bincount(pictures.labels[:stop], minlength=drawn.num_classes)
     if not np.array_equal(counts[2], expected):
       raise AssertionError(f"evaluated {counts[2].sum()} images, expected {expected.sum()}")

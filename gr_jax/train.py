@@ -54,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     if finished is not None:
       console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
       return finished
-    console.say(console.scenario_lines(experiment))
+    console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}")
     pictures, tests = distributed.together(lambda: [
         experiments.load_pictures(experiment, split, console.decoding, console.say) for split in ("train", "test")])
     workdirs.write_start(folder, experiment)
@@ -129,19 +129,21 @@ def _train_task(
   config = experiment.config
   everywhere = functools.partial(parallel.replicate, devices=experiment.devices)
   facts = everywhere(plan.facts)
-  pool = everywhere(experiments.pool(np.concatenate(rows), experiment.capacity))
+  pool = experiments.pool(np.concatenate(rows), experiment.capacity)
   if plan.number == 0 or not experiment.method.uses_teacher:
     teacher = None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
   with meter.Meter(plan, num_tasks=len(experiment.plans), epochs=config.epochs, done=done, sums=progress.sums,
-                   batch_size=config.batch_size, log=log, started=started) as measured, _blaming(lambda: state):
-    for call in calls(plan, epochs=config.epochs, steps_per_call=config.steps_per_call, epoch=progress.epoch,
-                      steps=progress.steps):
+                   batch_size=config.batch_size, log=log, started=started) as measured, _blaming(lambda: state), \
+       contextlib.closing(programs.feed(plan, pool, root, calls(
+           plan, epochs=config.epochs, steps_per_call=programs.steps_per_call, epoch=progress.epoch,
+           steps=progress.steps))) as fed:
+    for call, inputs in fed:
       rate = learning_rate(call.epoch, base=config.learning_rate, milestones=config.milestones,
                            decay=config.learning_rate_decay)
       state, metrics_of_call = programs.run_epoch(
-          state, teacher, facts, programs.data, pool, root,
-          *everywhere((np.int32(call.epoch), np.int32(call.first), np.int32(call.stop), np.float32(rate))))
+          state, teacher, facts, inputs.data, inputs.pool, root,
+          *everywhere((np.int32(call.epoch), inputs.first, inputs.stop, np.float32(rate))))
       measured.add(call, rate, metrics_of_call)
       epoch, steps = divmod(call.epoch * plan.steps_per_epoch + call.stop, plan.steps_per_epoch)
       leaving = asked()

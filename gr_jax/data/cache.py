@@ -1,10 +1,10 @@
 """Decode once: pictures of mixed sizes as one array on the disk, made by many processes, opened in an instant.
 
 An entry is a folder whose name holds the format's version and a key: the SHA-256 of everything that decides its
-content (data set, files, ids in order, view, size). It is built under another name and renamed when it is complete, so
-a kill in the middle leaves nothing that is taken for an entry; a lock that dies with its process keeps a second job from
-building the same one. At each opening the record, the shapes, the two small arrays (SHA-256) and the CRC-32 of up to
-64 pictures are checked; all pictures are not, since that would read the whole file.
+content (data set, files, ids in order, view, size). It is built under another name and renamed when it is complete,
+so a kill in the middle leaves nothing that is taken for an entry; a lock that dies with its process keeps a second
+job from building the same one. At each opening the record, the shapes, the two small arrays (SHA-256) and the CRC-32
+of up to 64 pictures are checked; all pictures are not, since that would read the whole file.
 
 A box is drawn in the original picture's geometry. Each of its edges is multiplied by stored side over original side of
 its axis, and the fractional box is resized from the stored square; squeezing the axes apart is undone by that. What is
@@ -169,7 +169,8 @@ def _build(split: Split, rows: Sequence[int], view: View, shape: tuple[int, ...]
   shutil.rmtree(partial, ignore_errors=True)
   needed, free = int(np.prod(shape)) + _MARGIN, shutil.disk_usage(folder.parent).free
   full = (f"{folder.parent} has {free / 1e9:.3f} GB free, the cache of {len(rows)} pictures takes "
-          f"{needed / 1e9:.3f} GB; make room, name another folder with --config.cache_dir, or lower --config.stored_size")
+          f"{needed / 1e9:.3f} GB; make room, name another folder with --config.cache_dir, or lower "
+          f"--config.stored_size")
   if free < needed:
     raise UserError(full)
   say(f"decoding {len(rows)} pictures once into {folder} ({needed / 1e9:.2f} GB) with {workers.count()} processes")

@@ -1,0 +1,136 @@
+"""How pictures reach the train program: they stay on the device, or travel there a call ahead of it.
+
+All paths take the same rows in the same order under the same keys: the order of an epoch comes from step.epoch_order,
+and the step draws its boxes itself. So resident and prefetched runs are equal to the bit on one CPU device.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gr_jax import parallel, seeding
+from gr_jax.plan import Call, TaskPlan
+from gr_jax.state import Data, Pool
+from gr_jax.step import epoch_order
+
+# Pictures of one call that travel together; the next call's are made ready beside them.
+_CHUNK_BYTES = 2**29
+# Of the free memory; the rest is for activations, programs, and parameters.
+_SHARE = 0.6
+
+
+class Inputs(NamedTuple):
+  """What a call of the train program reads: steps first..stop-1 of the rows of `pool` in `data`."""
+  data: Data
+  pool: Pool
+  first: np.int32
+  stop: np.int32
+
+
+# (plan, NumPy pool, root, calls) -> each call with its inputs.
+Feed = Callable[[TaskPlan, Pool, jax.Array, Iterable[Call]], Iterator[tuple[Call, Inputs]]]
+# (rows of each call, its first global step, root, task) -> the pictures of each call, one after another.
+Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Iterator[Data]]
+
+
+def free_bytes(device: jax.Device) -> int:
+  """Memory that new arrays on a device may take; on a CPU the machine's available memory over its devices."""
+  found = device.memory_stats() or {}
+  if "bytes_limit" in found:
+    return found["bytes_limit"] - found["bytes_in_use"]
+  lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+  available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+  return available // jax.local_device_count()
+
+
+def choose(wanted: str, needed: int, free: int) -> tuple[str, str]:
+  """The path, and the line of the log that says why.
+
+  Args:
+    wanted: "resident", "prefetch", "stream", or "auto": resident where the pictures fit, else prefetch.
+    needed, free: bytes of all pictures, and of the device.
+  """
+  sizes = f"{needed / 1e9:.2f} GB of pictures, {free / 1e9:.2f} GB free on the device"
+  if wanted != "auto":
+    return wanted, f"pictures: {wanted}, as the config says ({sizes})"
+  path = "resident" if needed <= _SHARE * free else "prefetch"
+  return path, f"pictures: {path} ({sizes}; resident takes at most {_SHARE:.0%} of that)"
+
+
+def steps_together(steps_per_call: int, batch_bytes: int) -> int:
+  """Steps of one call whose pictures travel together."""
+  return max(1, min(steps_per_call, _CHUNK_BYTES // batch_bytes))
+
+
+def resident(data: Data, devices: Sequence[jax.Device]) -> Feed:
+  """Every call reads the same arrays, which are on the devices already."""
+  def feed(plan, pool, root, calls):
+    there = parallel.replicate(pool, devices)
+    for call in calls:
+      yield call, Inputs(data, there, np.int32(call.first), np.int32(call.stop))
+
+  return feed
+
+
+def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax.Device]) -> Feed:
+  """A thread reads the pictures of the next call and sends them off while the current call runs.
+
+  Args:
+    read: see `Read`.
+    steps: the most of one call; shapes are those of so many, so that one program serves every call.
+    batch_size: global.
+    devices: where the pictures go.
+  """
+  count = steps * batch_size
+  places = parallel.replicate(Pool(np.arange(count, dtype=np.int32), np.int32(count)), devices)
+  order_of = jax.jit(lambda pool, root, task, epoch: epoch_order(
+      pool, seeding.derive(root, task, epoch, seeding.ORDER)))
+
+  def feed(plan, pool, root, calls):
+    calls, orders = list(calls), {}
+    for epoch in sorted({call.epoch for call in calls}):
+      orders[epoch] = np.asarray(order_of(pool, root, plan.number, epoch))
+    rows = [orders[call.epoch][np.arange(call.first * batch_size, call.stop * batch_size) % int(pool.size)]
+            for call in calls]
+    starts = [plan.first_step + call.epoch * plan.steps_per_epoch + call.first for call in calls]
+    chunks = read(rows, starts, root, plan.number)
+    try:
+      with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        send = lambda: parallel.replicate(padded(next(chunks), count), devices)
+        coming = thread.submit(send) if calls else None
+        for number, call in enumerate(calls):
+          data = coming.result()
+          coming = thread.submit(send) if number + 1 < len(calls) else None
+          yield call, Inputs(data, places, np.int32(0), np.int32(call.stop - call.first))
+    finally:
+      chunks.close()
+
+  return feed
+
+
+def gather(pictures: Data) -> Read:
+  """Reads pictures of the memory-mapped cache, or of any array in host memory."""
+  def read(rows, starts, root, task):
+    for chosen in rows:
+      yield rows_of(pictures, chosen)
+
+  return read
+
+
+def rows_of(pictures: Data, rows: np.ndarray) -> Data:
+  """These rows as arrays of their own."""
+  return Data(*(np.asarray(array[rows]) for array in pictures))
+
+
+def padded(data: Data, count: int) -> Data:
+  """Zeros after the last row, up to `count` rows."""
+  def pad(array: np.ndarray) -> np.ndarray:
+    return np.concatenate([array, np.zeros((count - len(array), *array.shape[1:]), array.dtype)])
+  # A size of zero would divide by zero where it is looked at.
+  return Data(pad(data.images), np.maximum(pad(data.sizes), 1), pad(data.labels))
