@@ -30,16 +30,27 @@ def _replace(path: pathlib.Path, text: str) -> None:
     os.close(folder)
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file.
+def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
+  """Reads a JSON file that holds an object with (at least) some keys.
 
   Raises:
-    UserError: it is not JSON.
+    UserError: it does not.
   """
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+      raise ValueError(f"no JSON object with {', '.join(keys)}")
   except ValueError as error:
     raise UserError(f"{path} cannot be read ({error}); move it away or choose another --workdir") from error
+  return content
+
+
+def _row(line: bytes) -> dict[str, Any]:
+  """A row of metrics.jsonl; ValueError where it is none."""
+  row = json.loads(line)
+  if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in ("global_step", "start")):
+    raise ValueError("not a row with global_step and start")
+  return row
 
 
 class Metrics:
@@ -56,10 +67,10 @@ class Metrics:
     if not distributed.primary():
       self._file = None
       return
-    rows, lines = [], path.read_text().splitlines() if path.exists() else []
+    rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines):
       try:
-        rows.append(json.loads(line))
+        rows.append(_row(line))
       except ValueError as error:
         # The kill may have cut the last line short; anything else is damage.
         if number < len(lines) - 1:

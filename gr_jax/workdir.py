@@ -124,7 +124,7 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
   path = folder / "scenario.json"
   if not path.exists() or not _has_begun(folder):
     return
-  saved = journal.read_json(path).get("digest", "none")
+  saved = str(journal.read_json(path, "digest")["digest"])
   if saved != experiment.scenario.digest:
     raise UserError(f"{folder} holds a run on other images (digest {saved[:16]}, now "
                     f"{experiment.scenario.digest[:16]}): the data set has changed; choose another --workdir")
@@ -155,7 +155,7 @@ def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | N
   path = folder / "results.json"
   if not path.exists():
     return None
-  results = journal.read_json(path)
+  results = journal.read_json(path, "tasks_done")
   return results if results["tasks_done"] >= experiment.stop_after_task else None
 
 

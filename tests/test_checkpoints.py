@@ -104,6 +104,20 @@ def test_another_format_is_refused(folder, monkeypatch):
   assert (folder / "7").is_dir()
 
 
+@pytest.mark.parametrize("key, flipped", [
+    (b'"format": 2', b'"format": 3'), (b'"format"', b'"gormat"'), (b'"digest"', b'"eigest"'), (b"{", b"[")])
+def test_a_flipped_bit_of_the_record_is_damage(folder, key, flipped):
+  """And not another format, which would be refused, nor a program error."""
+  file = folder / "7" / "record" / "metadata"
+  content = file.read_bytes()
+  assert content.count(key) and sum((a ^ b).bit_count() for a, b in zip(key, flipped)) == 1
+  file.write_bytes(content.replace(key, flipped, 1))
+  told = []
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=told.append)[0] == 6
+  assert len(told) == 1 and "checkpoint 7 is damaged" in told[0]
+
+
 def test_arrays_may_be_donated_right_after_saving(tmp_path):
   """The step that follows a save overwrites the very buffers that were saved."""
   devices = jax.devices()[:2]

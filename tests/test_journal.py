@@ -19,17 +19,22 @@ def test_rows_after_the_checkpoint_are_dropped_and_starts_are_counted(tmp_path):
   assert [(row["global_step"], row["start"]) for row in rows] == [(1, 1), (2, 1), (3, 2)]
 
 
-def test_a_last_line_that_was_cut_short_is_dropped(tmp_path):
+# Cut short by a kill; blocks of zeros are what a file system may leave after a power cut.
+@pytest.mark.parametrize("end", [b'{"global_st', bytes(40), b'{"global_step": 2, "start": 1, "note": "\xff"}\n'],
+                         ids=["cut", "zeros", "not text"])
+def test_a_last_line_that_is_no_row_is_dropped(tmp_path, end):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"global_step": 1, "start": 1}\n{"global_st')
+  path.write_bytes(b'{"global_step": 1, "start": 1}\n' + end)
   with journal.Metrics(path, step=1):
     pass
   assert path.read_text() == '{"global_step": 1, "start": 1}\n'
 
 
-def test_damage_elsewhere_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    "damaged", [b'{"global_st', b'{"global_step": 1, "ctart": 1}', b'{"global_step": "\xff"}', b"1"])
+def test_damage_elsewhere_is_an_error(tmp_path, damaged):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"global_st\n{"global_step": 1, "start": 1}\n')
+  path.write_bytes(damaged + b'\n{"global_step": 1, "start": 1}\n')
   with pytest.raises(UserError, match="line 1 of .* cannot be read"):
     journal.Metrics(path, step=1)
 
@@ -38,6 +43,7 @@ def test_json_files(tmp_path):
   path = tmp_path / "results.json"
   journal.write_json(path, {"a": [1, None]})
   assert journal.read_json(path) == {"a": [1, None]} and list(tmp_path.iterdir()) == [path]
-  path.write_text("{")
-  with pytest.raises(UserError, match="results.json cannot be read"):
-    journal.read_json(path)
+  for content in ("{", "[]", "null", '{"b": 1}', ""):
+    path.write_text(content)
+    with pytest.raises(UserError, match="results.json cannot be read"):
+      journal.read_json(path, "a")
