@@ -170,7 +170,7 @@ def test_replicas_want_one_process(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed_as_one(tmp_path):
-  flags = (*SHORT, "--config.epochs=4", "--config.steps_per_call=1")
+  flags = (*SHORT, "--config.epochs=3", "--config.learning_rate=0.0005", "--config.steps_per_call=1")
   unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
   done = runs.run("main", *flags, f"--workdir={unbroken}")
   assert done.returncode == 0, done.stderr

@@ -39,3 +39,17 @@ def test_the_map_names_every_module():
   block = README[README.index("## Map of the code"):README.index("## Differences")]
   for path in (runs.ROOT / "gr_jax").rglob("*.py"):
     assert path.name == "__init__.py" or path.name in block, path
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+  """`file.py::test` and, after it, `::test` of the same file."""
+  table = (runs.ROOT / "gr_jax" / "docs" / "faults.md").read_text()
+  assert [int(number) for number in re.findall(r"^\| (\d+) \| [^\d]", table, re.MULTILINE)] == list(range(1, 30))
+  for row in table.splitlines():
+    file = None
+    for path, name in re.findall(r"`(?:tests/)?([\w/]+\.py)?(?:::(test_\w+))?`", row):
+      file = runs.ROOT / "tests" / path if path else file
+      assert file is None or file.is_file(), row
+      if name:
+        source = (file or runs.ROOT / "tests" / "test_checkpoints.py").read_text()
+        assert f"def {name}(" in source, (file, name)
