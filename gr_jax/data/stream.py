@@ -158,10 +158,11 @@ def _views(originals: Originals, requests: np.ndarray, side: int, batch_size: in
         yield thread.submit(next, batches).result(timeout)
     except concurrent.futures.TimeoutError as error:
       raise UserError(workers.hanging(timeout)) from error
-    except GeneratorExit:
+    except (GeneratorExit, UserError):
+      # The latter of a worker, that could not read a picture and names it.
       raise
     except Exception as error:
-      # Grain gives back any error of a worker, and its death, under types of its own.
+      # Grain gives back other errors of a worker, and its death, under types of its own.
       raise UserError(f"{workers.died()} ({error})") from error
     finally:
       # Killed first: closing waits for a worker, and one that hangs never answers.

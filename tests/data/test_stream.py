@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from gr_jax import seeding
-from gr_jax.data import augment, cache, stream
+from gr_jax.data import augment, cache, folder, stream
 from gr_jax.errors import UserError
 
 SIDE, BATCH = 32, 16
@@ -75,6 +75,14 @@ def test_dead_or_hanging_worker_ends_it_in_a_bounded_time(files, faults, words):
   with pytest.raises(UserError, match=words):
     views(originals(files, **faults), [np.arange(32, dtype=np.int32)], [0], timeout=15)
   assert time.monotonic() - started < 90
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+  (tmp_path / "bad.png").write_text("no picture")
+  split = folder.FolderSplit(tmp_path, np.zeros(BATCH, np.int64), ["bad.png"] * BATCH)
+  found = stream.Originals(split, np.arange(BATCH), np.full((BATCH, 2), 40, np.int32), np.zeros(BATCH, np.int32))
+  with pytest.raises(UserError, match=f"^picture {tmp_path}/bad.png cannot be read"):
+    views(found, [np.arange(BATCH, dtype=np.int32)], [0], timeout=60)
 
 
 def test_two_paths_on_photographs():
