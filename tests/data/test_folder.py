@@ -245,7 +245,8 @@ def test_from_pictures_to_a_result(root, tmp_path):
     write(root / "test" / name / "9.jpg", seed=3)
   (root / "train" / "cat" / "bad.jpg").write_text("no picture")
   flags = ("--config=configs/folder_lt.py", f"--config.data_dir={root}", "--config.scenario.num_tasks=2",
-           "--config.image_size=32", "--config.epochs=1", "--config.milestones=()", "--config.batch_size=16",
+           "--config.image_size=32", "--config.model=resnet8", "--config.epochs=1", "--config.milestones=()",
+           "--config.batch_size=16",
            f"--workdir={tmp_path / 'run'}", "--config.evaluation_block=12", "--config.memory.per_class=2")
   refused = runs.run("main", *flags)
   assert refused.returncode == 2 and f"picture {root}/train/cat/bad.jpg cannot be read" in refused.stderr
