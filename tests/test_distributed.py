@@ -192,7 +192,7 @@ def test_processes_and_devices_change_nothing_on_cifar(tmp_path):
   """Photographs in CIFAR-100's own form; two tasks of ten classes."""
   builders.cifar100(tmp_path / "data", per_class=24, test_per_class=2)
   flags = ("--config=configs/cifar100_lt.py", f"--config.data_dir={tmp_path / 'data'}", "--config.epochs=1",
-           "--config.milestones=()", "--config.learning_rate=0.001", "--config.batch_size=32",
+           "--config.milestones=()", "--config.learning_rate=0.00001", "--config.batch_size=32",
            "--config.scenario.kind=natural", "--config.stop_after_task=2", "--config.memory.per_class=4",
            "--config.scenario.num_tasks=10", "--config.scenario.first_task_classes=None")
   together, four, one = run_each_way(tmp_path, flags)
