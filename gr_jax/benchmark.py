@@ -227,7 +227,7 @@ def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replic
     replicas: how many trainings to compare formulations of; 0 for none.
   """
   started = time.perf_counter()
-  found = experiments.load(config)
+  found = experiments.load(config, progress=console.decoding, say=console.say)
   pictures = experiments.load_pictures(found, "train", console.decoding)
   tests = experiments.load_pictures(found, "test", console.decoding)
   loading = time.perf_counter() - started

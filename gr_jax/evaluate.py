@@ -48,7 +48,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
     folders = [replicas.member_folder(workdir, config, number) for number in range(config.replicas)]
     raise UserError(f"{workdir} holds {config.replicas} replicas; evaluate one of them: --workdir={folders[0]}, ..., "
                     f"{folders[-1].name}")
-  experiment = experiments.load(config, training=False)
+  experiment = experiments.load(config, training=False, progress=console.decoding, say=console.say)
   workdirs.check_scenario(workdir, experiment)
   with checkpointing.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
     ends = {plan.stop_step: plan.number + 1 for plan in experiment.plans}

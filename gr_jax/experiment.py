@@ -96,7 +96,8 @@ class Experiment:
 
 
 def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = lambda: None, *,
-         training: bool = True, progress: Progress = lambda items, **_: items) -> Experiment:
+         training: bool = True, progress: Progress = lambda items, **_: items,
+         say: Callable[[str], None] = lambda line: None) -> Experiment:
   """Validates a config, finds the data set and draws the scenario.
 
   Args:
@@ -104,6 +105,7 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
     before_data: called after the checks of the config alone, before any file of the data set is read.
     training: whether the devices must be able to share a batch; evaluation does not need that.
     progress: wraps the iteration over pictures that are looked at before the draw.
+    say: takes a line for the log.
 
   Raises:
     UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
@@ -121,7 +123,8 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   model = models.make_backbone(config.model, platform=devices[0].platform, precision=config.precision,
                                axis_name=parallel.AXIS)
   before_data()
-  source = catalogue.load(config.dataset, config.data_dir, progress=progress, **config.get("folder", {}))
+  source = catalogue.load(config.dataset, config.data_dir, cache_dir=config.cache_dir, progress=progress, say=say,
+                          **config.get("folder", {}))
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")

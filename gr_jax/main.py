@@ -27,7 +27,8 @@ def main(argv: list[str]) -> None:
   from gr_jax import console, distributed, experiment, train
   with distributed.joined(config.distributed, join_timeout=_JOIN.value, heartbeat_timeout=_HEARTBEAT.value):
     if _DRY_RUN.value:
-      console.say(console.dry_run_lines(distributed.together(lambda: experiment.load(config))))
+      console.say(console.dry_run_lines(distributed.together(lambda: experiment.load(
+          config, progress=console.decoding, say=console.say))))
     else:
       train.train(config, workdir)
 

@@ -45,7 +45,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
   folder = workdirs.locate(workdir)
   distributed.agree({**configuration.shared(config), "code": distributed.code_version(), "jax": jax.__version__})
   experiment = distributed.together(lambda: experiments.load(
-      config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding))
+      config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding,
+      say=console.say))
   with workdirs.held(folder):
     distributed.together(lambda: workdirs.check_scenario(folder, experiment))
     finished = distributed.together(lambda: workdirs.finished(folder, experiment))

@@ -128,15 +128,16 @@ def load(split: Split, rows: Sequence[int], view: View, *, name: str, channels: 
   for place in places:
     if (place / entry).is_dir():
       return _open(place / entry, shape)
-  place = _writable(places)
-  with _locked(place / f"{entry}.lock", say):
+  place = writable(places)
+  with locked(place / f"{entry}.lock", say):
     # Another job may have built it while this one waited.
     if not (place / entry).is_dir():
       _build(split, rows, view, shape, place / entry, progress, say, timeout)
   return _open(place / entry, shape)
 
 
-def _writable(places: Sequence[pathlib.Path]) -> pathlib.Path:
+def writable(places: Sequence[pathlib.Path]) -> pathlib.Path:
+  """The first of these folders that can be written, made where it is missing; UserError where none can."""
   errors = []
   for place in places:
     try:
@@ -151,7 +152,7 @@ def _writable(places: Sequence[pathlib.Path]) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
   """Waits until no other job builds the entry. The file stays: removing it would let two jobs in."""
   with open(path, "w") as file:
     try:

@@ -21,14 +21,18 @@ def check(name: str) -> None:
     raise UserError(f"dataset is {name!r}; known are {', '.join(NAMES)}{hint}")
 
 
-def load(name: str, data_dir: str | None, *, progress: Callable = lambda items, **_: items, **options: Any) -> Source:
+def load(name: str, data_dir: str | None, *, cache_dir: str | None = "off",
+         progress: Callable = lambda items, **_: items, say: Callable[[str], None] = lambda line: None,
+         **options: Any) -> Source:
   """The data set called `name`.
 
   Args:
     name: one of NAMES.
     data_dir: TFDS's data folder; None: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Of
       "folder": the folder of the pictures.
-    progress: wraps pictures that are being looked at.
+    cache_dir: see tfds_source.load.
+    progress: wraps pictures or records that are being looked at.
+    say: takes a line for the log.
     options: of "folder" alone; see folder.load.
 
   Raises:
@@ -38,4 +42,4 @@ def load(name: str, data_dir: str | None, *, progress: Callable = lambda items, 
   if name == "folder":
     return folder.load(data_dir, progress=progress, **options)
   return digits.load() if name == "digits" else tfds_source.load(
-      name, tfds_source.data_folder(data_dir))
+      name, tfds_source.data_folder(data_dir), cache_dir=cache_dir, progress=progress, say=say)

@@ -11,12 +11,14 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
 
+from gr_jax.data import cache, index
+from gr_jax.data.index import Index
 from gr_jax.data.source import Source
 from gr_jax.errors import UserError
 from gr_jax.scenario import ICARL_ORDER, Facts
@@ -90,27 +92,25 @@ CATALOGUE = {
 _RECORDS_AT_ONCE = 1000
 
 
-class _Index(NamedTuple):
-  """What is known of a split without decoding a picture: its records, their labels and ids, in one order."""
-  rows: list[int]
-  labels: np.ndarray
-  ids: list[str]
-
-
 class TfdsSplit:
   """One split of a prepared data set, restricted to some labels; read when it is first asked for anything."""
 
-  def __init__(self, builder: Any, split: str, id_feature: str | None, labels: list[int], again: str):
-    """`again`: what to do about files that cannot be read."""
+  def __init__(self, builder: Any, split: str, id_feature: str | None, labels: Sequence[int], *, again: str,
+               places: Sequence[pathlib.Path], progress: Callable, say: Callable[[str], None]):
+    """`again`: what to do about files that cannot be read; `places`: for an index, see index.load."""
     self._folder, self._split, self._id_feature = builder.data_dir, split, id_feature
-    self._labels, self._again = labels, again
+    self._selected, self._again, self._places = list(labels), again, tuple(places)
+    self._progress, self._say = progress, say
+    files = builder.info.splits[split].filepaths
+    self._bytes = sum(os.path.getsize(path) for path in files)
     # Names and sizes, not times: a copy of the data set is the same data set.
     self.fingerprint = json.dumps([builder.info.full_name, split, *(
-        (pathlib.Path(path).name, os.path.getsize(path)) for path in builder.info.splits[split].filepaths)])
+        (pathlib.Path(path).name, os.path.getsize(path)) for path in files)])
 
   def __getstate__(self) -> dict[str, Any]:
-    """Without the open files."""
-    return {name: value for name, value in self.__dict__.items() if name != "_records"}
+    """Without open files, and without what only the first process needs."""
+    return {name: value for name, value in self.__dict__.items()
+            if name not in ("_records", "_progress", "_say", "ids")}
 
   @functools.cached_property
   def _records(self) -> Any:
@@ -119,43 +119,60 @@ class TfdsSplit:
     builder = tfds.builder_from_directory(str(self._folder))
     return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
-  @functools.cached_property
-  def _index(self) -> _Index:
-    position = {label: j for j, label in enumerate(self._labels)}
-    rows, labels, ids = [], [], []
+  def _read(self, rows: Sequence[int]) -> Index:
+    """Labels as TFDS numbers them, and ids, of these records."""
+    def records() -> Iterator[tuple[int, bytes]]:
+      for first in range(0, len(rows), _RECORDS_AT_ONCE):
+        for record in self._records.__getitems__(rows[first:first + _RECORDS_AT_ONCE]):
+          yield int(record["label"]), (record[self._id_feature] if self._id_feature else
+                                       hashlib.sha256(record["image"]).hexdigest().encode())
     try:
-      for first in range(0, len(self._records), _RECORDS_AT_ONCE):
-        block = range(first, min(first + _RECORDS_AT_ONCE, len(self._records)))
-        for row, record in zip(block, self._records.__getitems__(block)):
-          if int(record["label"]) in position:
-            rows.append(row)
-            labels.append(position[int(record["label"])])
-            ids.append(record[self._id_feature].decode() if self._id_feature
-                       else hashlib.sha256(record["image"]).hexdigest())
+      found = list(self._progress(records(), total=len(rows)))
     # What array_record raises for a file that is cut short or is something else.
     except (RuntimeError, ValueError, IndexError) as error:
       raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
-    return _Index(rows, np.asarray(labels, np.int64), ids)
+    return Index(np.asarray([label for label, _ in found], np.int64), np.asarray([name for _, name in found], bytes))
+
+  @functools.cached_property
+  def _chosen(self) -> tuple[np.ndarray, Index]:
+    """The records with a selected label, and what is known of them; labels in the source's order."""
+    try:
+      count = len(self._records)
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
+    if self._places and self._bytes > index.FROM_BYTES:
+      found = index.load(self._read, count, json.dumps([self.fingerprint, self._id_feature]), places=self._places,
+                         name=f"{pathlib.Path(self._folder).parent.name}-{self._split}", say=self._say)
+    else:
+      found = self._read(range(count))
+    position = np.full(max(*self._selected, found.labels.max(initial=0)) + 1, -1)
+    position[self._selected] = np.arange(len(self._selected))
+    rows = np.flatnonzero(position[found.labels] >= 0)
+    return rows, Index(position[found.labels[rows]], found.ids[rows])
 
   @property
   def labels(self) -> np.ndarray:
     """[images] int64; see `source.Split`."""
-    return self._index.labels
+    return self._chosen[1].labels
 
-  @property
+  @functools.cached_property
   def ids(self) -> list[str]:
     """[images]; see `source.Split`."""
-    return self._index.ids
+    return [name.decode() for name in self._chosen[1].ids.tolist()]
+
+  def encoded(self, row: int) -> bytes:
+    """The file of a picture."""
+    return self._records[int(self._chosen[0][row])]["image"]
 
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, 3] uint8; see `source.Split`."""
-    encoded = self._records[self._index.rows[row]]["image"]
     try:
-      with PIL.Image.open(io.BytesIO(encoded)) as picture:
+      with PIL.Image.open(io.BytesIO(self.encoded(row))) as picture:
         return np.asarray(picture.convert("RGB"))
     # The last one is raised for a damaged header that tells of a giant picture.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-      raise UserError(f"image {self.ids[row]!r} cannot be decoded ({error}); its record is damaged: "
+      name = self._chosen[1].ids[row].decode()
+      raise UserError(f"image {name!r} cannot be decoded ({error}); its record is damaged: "
                       f"remove the folder of the data set and prepare it again") from error
 
 
@@ -225,8 +242,16 @@ def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
   return builder
 
 
-def load(name: str, data_dir: pathlib.Path) -> Source:
+def load(name: str, data_dir: pathlib.Path, *, cache_dir: str | None = "off",
+         progress: Callable = lambda items, **_: items, say: Callable[[str], None] = lambda line: None) -> Source:
   """A catalogued data set, from its prepared files; the records are read when they are first asked for.
+
+  Args:
+    name: of CATALOGUE.
+    data_dir: TFDS's data folder.
+    cache_dir: where an index of a large split is kept, see cache.folders; "off": nowhere.
+    progress: wraps the records while labels and ids are collected.
+    say: takes a line for the log.
 
   Raises:
     UserError: see `open_prepared`; later, where the records cannot be read.
@@ -236,8 +261,10 @@ def load(name: str, data_dir: pathlib.Path) -> Source:
   names = list(builder.info.features["label"].names)
   labels = list(range(len(names))) if entry.select is None else entry.select(names)
   again = _again(entry, data_dir, pathlib.Path(builder.data_dir))
-  train, test = (TfdsSplit(builder, split, entry.id_feature, labels, again)
-                 for split in ("train", entry.test_split))
+  places = () if cache_dir == "off" else cache.folders(cache_dir, data_dir)
+  train, test = (
+      TfdsSplit(builder, split, entry.id_feature, labels, again=again, places=places, progress=progress, say=say)
+      for split in ("train", entry.test_split))
   return Source(
       name=name, class_names=tuple(names[label] for label in labels),
       train=train, test=test, facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gr_jax import scenario
-from gr_jax.data import catalogue, tfds_source
+from gr_jax.data import catalogue, index, tfds_source
 from gr_jax.errors import UserError
 
 SHARD = "cifar100-train.array_record-00000-of-00001"
@@ -273,7 +273,7 @@ def read_bytes(encoded):
   """What a split makes of one record's picture."""
   split = object.__new__(tfds_source.TfdsSplit)
   split._records = [{"image": encoded}]
-  split._index = tfds_source._Index([0], np.zeros(1, np.int64), ["x"])
+  split._chosen = np.zeros(1, int), index.Index(np.zeros(1, np.int64), np.asarray([b"x"]))
   return split.image(0)
 
 
