@@ -25,6 +25,9 @@ class FilesSplit:
     self.labels = np.asarray([int(name.split("_")[0]) for name in self.ids], np.int64)
     self.fingerprint = "files"
 
+  def size(self, row):
+    return self.image(row).shape[:2]
+
   def image(self, row):
     if self.ids[row] in self.hang:
       time.sleep(600)

@@ -79,9 +79,8 @@ def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def fitted(picture: np.ndarray, view: View) -> np.ndarray:
-  """The view of a picture; [0, 0, channels] for "size"."""
-  return {"squeezed": squeeze, "crop": central_crop, "size": lambda whole, side: whole[:0, :0]}[view.kind](
-      picture, view.side)
+  """The view of a picture, "squeezed" or "crop"."""
+  return {"squeezed": squeeze, "crop": central_crop}[view.kind](picture, view.side)
 
 
 def folders(cache_dir: str | None, data_folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -224,9 +223,13 @@ def _fill(block: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int], int]
   split, images, view = _work
   found = []
   for place, row in block:
-    picture = split.image(row)
-    images[place] = fitted(picture, view)
-    found.append((place, picture.shape[:2], zlib.crc32(images[place])))
+    if view.kind == "size":
+      # From the header: a picture that is damaged further on is named when it is streamed.
+      size = split.size(row)
+    else:
+      picture = split.image(row)
+      images[place], size = fitted(picture, view), picture.shape[:2]
+    found.append((place, size, zlib.crc32(images[place])))
   return found
 
 

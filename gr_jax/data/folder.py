@@ -10,8 +10,10 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -62,11 +64,22 @@ class FolderSplit:
       digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
+  def encoded(self, row: int) -> bytes:
+    """The file; see source.Split."""
+    return self._read(row, pathlib.Path.read_bytes)
+
+  def size(self, row: int) -> tuple[int, int]:
+    """Height and width; see source.Split."""
+    return self._read(row, upright_size)
+
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, 3] uint8."""
+    return self._read(row, decode)
+
+  def _read(self, row: int, how: Callable[[pathlib.Path], Any]) -> Any:
     path = self.root / self.ids[row]
     try:
-      return decode(path)
+      return how(path)
     except _UNREADABLE as error:
       raise UserError(f"picture {path} cannot be read ({error}); replace it, or leave out such pictures with "
                       f"--config.folder.on_bad_image=skip") from error
@@ -93,6 +106,13 @@ def decode(path: pathlib.Path) -> np.ndarray:
     if upright.mode == "P" and "transparency" in upright.info:
       upright = upright.convert("RGBA")
     return np.asarray(upright.convert("RGB"))
+
+
+def upright_size(path: pathlib.Path) -> tuple[int, int]:
+  """Height and width of what `decode` gives, from the header alone; raises as `decode`."""
+  with PIL.Image.open(path, formats=_FORMATS) as picture:
+    turned = picture.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return picture.size if turned else picture.size[::-1]
 
 
 def load(root: str | None, *, train_list: str | None, test_list: str | None, test_fraction: float, test_seed: int,

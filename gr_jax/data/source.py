@@ -22,6 +22,18 @@ class Split(Protocol):
   ids: list[str]
   fingerprint: str
 
+  def size(self, row: int) -> tuple[int, int]:
+    """Height and width of the picture, from its header where it has one; raises as `image`."""
+    ...
+
+  def encoded(self, row: int) -> bytes:
+    """The picture's file. Sets whose pictures have one size may do without this and `size`.
+
+    Raises:
+      UserError: it cannot be read; names it.
+    """
+    ...
+
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, channels] uint8.
 

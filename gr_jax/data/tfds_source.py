@@ -164,11 +164,18 @@ class TfdsSplit:
     """The file of a picture."""
     return self._records[int(self._chosen[0][row])]["image"]
 
+  def size(self, row: int) -> tuple[int, int]:
+    """Height and width; see `source.Split`."""
+    return self._open(row, lambda picture: picture.size[::-1])
+
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, 3] uint8; see `source.Split`."""
+    return self._open(row, lambda picture: np.asarray(picture.convert("RGB")))
+
+  def _open(self, row: int, how: Callable[[PIL.Image.Image], Any]) -> Any:
     try:
       with PIL.Image.open(io.BytesIO(self.encoded(row))) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return how(picture)
     # The last one is raised for a damaged header that tells of a giant picture.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
       name = self._chosen[1].ids[row].decode()

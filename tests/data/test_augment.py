@@ -236,6 +236,21 @@ def test_view_is_pillows_crop_of_the_drawn_box(kind, pad, height, width):
   assert pad == 0 or (exact == 0).all(axis=3).any((1, 2)).sum() > 50
 
 
+@pytest.mark.parametrize("name,height,width", [("china.jpg", 80, 160), ("flower.jpg", 320, 40)])
+def test_view_from_the_cached_array_is_pillows_crop_of_it(name, height, width):
+  """At the 224-pixel configs' sizes: originals whose boxes fall on whole pixels of the 320 x 320 that are kept."""
+  kept = cache.squeeze(builders.photograph(name)[50:370, 50:530], 320)
+  keys = jax.random.split(jax.random.key(9), 24)
+  views = augmented("resized_crop_flip", np.tile(kept, (24, 1, 1, 1)), size=224, keys=keys,
+                    sizes=[(height, width)] * 24)
+  down, across = 320 // height, 320 // width
+  exact = np.stack([pillow(kept, 224, top * down, left * across, tall * down, wide * across)
+                    for top, left, tall, wide in zip(*drawn_for(keys, (height, width)))])
+  exact = np.where(drawn_flips(keys)[:, None, None, None], exact[:, :, ::-1], exact)
+  difference = np.abs(views - exact)
+  assert difference.max() <= 2 and difference.mean((1, 2, 3)).max() <= 1
+
+
 @pytest.mark.parametrize("kind,pad", [("pad_resized_crop_flip", 4), ("resized_crop_flip", 0)])
 def test_flip_is_exact_and_happens_half_the_time(kind, pad):
   picture = builders.photograph()[100:132, 200:232]

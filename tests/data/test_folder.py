@@ -195,6 +195,10 @@ def test_exif_orientation_is_carried_out(tmp_path, orientation, turn):
   exif[0x0112] = orientation
   PIL.Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
   np.testing.assert_array_equal(folder.decode(tmp_path / "x.png"), turn(pixels))
+  for name in ("x.png", "x.jpg", "x.webp"):
+    PIL.Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    # From the header alone, but as the picture is seen.
+    assert folder.upright_size(tmp_path / name) == turn(pixels).shape[:2]
 
 
 def damage(root):
@@ -212,6 +216,8 @@ def test_a_bad_picture_is_named_with_its_path(root):
     split = load(root).train if bad.startswith("train") else load(root).test
     with pytest.raises(UserError, match=f"picture {root / bad} cannot be read .*on_bad_image=skip"):
       split.image(split.ids.index(bad))
+    with pytest.raises(UserError, match=f"picture {root / bad} cannot be read"):
+      split.size(split.ids.index(bad))
 
 
 def test_bad_pictures_can_be_left_out(root):

@@ -9,6 +9,7 @@ import shutil
 import builders
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from gr_jax import scenario
 from gr_jax.data import catalogue, index, tfds_source
@@ -70,6 +71,18 @@ def test_imagenet_subset_is_the_hundred_classes_in_their_own_order(prepared):
     assert name.split("_")[0] == wnids[label]
   np.testing.assert_array_equal(np.bincount(source.test.labels), [2] * 100)
   assert source.train.labels.dtype == np.int64 and len(set(source.test.ids)) == 200
+
+
+def test_tfds_names_the_hundred_classes():
+  """TFDS's own list of imagenet2012's labels, which every prepared copy carries."""
+  path = pathlib.Path(tfds.__file__).parent / "datasets" / "imagenet2012" / "labels.txt"
+  names = path.read_text().split()
+  assert len(names) == len(set(names)) == 1000
+  entry = tfds_source.CATALOGUE["imagenet_subset"]
+  chosen = entry.select(names)
+  assert [names[label] for label in chosen] == tfds_source.imagenet_subset_wnids() and len(set(chosen)) == 100
+  # The tests' other classes are real ones too, and not of the hundred.
+  assert set(builders.OTHER_WNIDS) <= set(names) - {names[label] for label in chosen}
 
 
 def test_pictures_are_those_that_were_written(prepared):
@@ -304,13 +317,44 @@ def test_any_damage_gives_a_picture_or_a_user_error(encoding):
   assert refusals > 50
 
 
+# SHA-256 over classes, tasks and drawn ids of the default draw: version 3.0.2, rho = 100, LFH 5, scenario.seed 0.
+DIGEST = "adef80d2d2a802773b79b348aac497f36133b14062f4c9e98392d9245ed40129"
+DEFAULT = {"imbalance": 100.0, "num_tasks": 6, "first_task_classes": 50, "order": "fixed"}
+LABELS = np.load(pathlib.Path(__file__).parents[1] / "fixtures" / "cifar100_labels.npz")["labels"]
+
+
+def assert_the_default_draw(drawn):
+  assert sum(drawn.profile) == 10_847 and drawn.capped == {}
+  assert sum(len(rows) for rows in (*drawn.train, *drawn.holdout)) == 10_847
+  assert drawn.counts.sum() == 9_758 and drawn.digest == DIGEST
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_default_draw_of_cifar100_from_its_labels_and_ids(backwards):
+  """Exactly these images on every machine, in whatever order the files hold them."""
+  turn = slice(None, None, -1 if backwards else 1)
+  drawn = scenario.make_scenario(
+      labels=LABELS[turn].astype(np.int64), ids=[f"train_{row:05d}" for row in range(50_000)][turn],
+      class_names=[str(label) for label in range(100)], kind="lt", seed=0, validation_fraction=0.1,
+      facts=tfds_source.CATALOGUE["cifar100"].facts, **DEFAULT)
+  assert_the_default_draw(drawn)
+  assert drawn.class_names[:3] == ("68", "56", "78")
+
+
+def test_another_seed_draws_other_images_of_cifar100():
+  drawn = scenario.make_scenario(
+      labels=LABELS.astype(np.int64), ids=[f"train_{row:05d}" for row in range(50_000)],
+      class_names=[str(label) for label in range(100)], kind="lt", seed=1, validation_fraction=0.1,
+      facts=tfds_source.CATALOGUE["cifar100"].facts, **DEFAULT)
+  assert drawn.counts.sum() == 9_758 and drawn.digest != DIGEST
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CIFAR-100 does not lie beside the checkout")
 def test_default_draw_of_the_real_cifar100():
   source = catalogue.load("cifar100", str(REAL))
   assert len(source.train.ids) == len(set(source.train.ids)) == 50_000 and len(source.test.ids) == 10_000
-  drawn = draw(source, imbalance=100.0, num_tasks=6, first_task_classes=50, order="fixed")
-  assert sum(drawn.profile) == 10_847 and drawn.capped == {}
-  assert sum(len(rows) for rows in (*drawn.train, *drawn.holdout)) == 10_847
-  assert drawn.counts.sum() == 9_758
-  assert drawn.digest == "adef80d2d2a802773b79b348aac497f36133b14062f4c9e98392d9245ed40129"
+  # What the tests above take for its labels.
+  np.testing.assert_array_equal(LABELS[[int(name.split("_")[1]) for name in source.train.ids]], source.train.labels)
+  drawn = draw(source, **DEFAULT)
+  assert_the_default_draw(drawn)
   assert drawn.class_names[:3] == tuple(source.class_names[label] for label in (68, 56, 78))
