@@ -1,16 +1,18 @@
 """The benchmark runs to its end and its figures hang together; how fast anything is, no test says."""
 
 import json
+import os
 
+import photographs
 import pytest
 import runs
 
-from gr_jax import benchmark
+from gr_jax import benchmark, timings
 
 
 @pytest.fixture(scope="module")
 def report():
-  return benchmark.measure(runs.get_config(
+  return timings.measure(runs.get_config(
       "digits_lt", **{"scenario.num_tasks": 3, "evaluation_block": 50}), calls=1, steps=1, replicas=2)
 
 
@@ -51,3 +53,23 @@ def test_the_flags_are_those_of_training(tmp_path):
   assert done.returncode == 2 and "cifar100 is not prepared" in done.stderr
   done = runs.run("benchmark")
   assert done.returncode == 2 and "--config is missing" in done.stderr
+
+
+def test_pictures_of_mixed_sizes_on_their_way(tmp_path):
+  photographs.write(tmp_path / "photos", classes=4, per_class=20, test_per_class=2, sides=(40, 90))
+  found = timings.measure(runs.get_config("folder_lt", **{
+      "data_dir": str(tmp_path / "photos"), "image_size": 32, "stored_size": 37, "model": "resnet8", "batch_size": 8,
+      "scenario.num_tasks": 2, "evaluation_block": 8}), calls=1, steps=1, replicas=0)
+  rows = found["pictures"]
+  # Each class holds a tenth out.
+  assert rows["decoded"] == 4 * 18 + 4 * 2
+  assert rows["decoded_per_core"] == pytest.approx(80 / rows["cold_seconds"] / len(os.sched_getaffinity(0)))
+  assert rows["pillow_per_core"] > 0 and rows["cached_per_second"] > 0
+  assert rows["cache_bytes"] >= 72 * 37 * 37 * 3 + 8 * 32 * 32 * 3
+  assert set(rows["paths"]) == {"resident", "prefetch", "stream"}
+  assert all(value > 0 for row in rows["paths"].values() for value in row.values())
+  assert found["first_step_seconds"] < rows["first_step_without_cache_seconds"]
+  text = timings.table(json.loads(json.dumps(found)))
+  assert "Pillow alone" in text and "| stream |" in text
+  # Its own cache is gone, and nothing has been put into the user's.
+  assert not list((tmp_path / "photos" / "gr_jax_cache").iterdir())

@@ -173,7 +173,8 @@ def _build(split: Split, rows: Sequence[int], view: View, shape: tuple[int, ...]
           f"--config.stored_size")
   if free < needed:
     raise UserError(full)
-  say(f"decoding {len(rows)} pictures once into {folder} ({needed / 1e9:.2f} GB) with {workers.count()} processes")
+  say(f"{'reading the sizes of' if view.kind == 'size' else 'decoding'} {len(rows)} pictures once into {folder} "
+      f"({needed / 1e9:.2f} GB) with {workers.count()} processes")
   try:
     partial.mkdir()
     images = partial / "images.npy"

@@ -9,7 +9,9 @@ keeping them smaller costs.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import pathlib
 import tempfile
@@ -29,6 +31,8 @@ from gr_jax.state import Data
 
 # Steps whose boxes are drawn by one call, so that one program serves every task.
 _STEPS_AT_ONCE = 16
+# Seconds that workers get to end by themselves.
+_CLOSING = 10.0
 # Columns of a request: row of the split, box, mirrored (or the central crop).
 _CENTRAL = 2
 
@@ -152,20 +156,31 @@ def _views(originals: Originals, requests: np.ndarray, side: int, batch_size: in
     batches = iter(grain.MapDataset.source(_Requests(path)).map(_Views(originals.split, side)).batch(batch_size)
                    .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * batch_size))
                    .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers.count(), per_worker_buffer_size=2)))
-    thread = concurrent.futures.ThreadPoolExecutor(1)
+    thread, orderly = concurrent.futures.ThreadPoolExecutor(1), False
     try:
       for _ in range(-(-len(requests) // batch_size)):
         yield thread.submit(next, batches).result(timeout)
+      orderly = True
     except concurrent.futures.TimeoutError as error:
       raise UserError(workers.hanging(timeout)) from error
-    except (GeneratorExit, UserError):
-      # The latter of a worker, that could not read a picture and names it.
+    except GeneratorExit:
+      orderly = True
+      raise
+    except UserError:
+      # Of a worker, that could not read a picture and names it.
       raise
     except Exception as error:
       # Grain gives back other errors of a worker, and its death, under types of its own.
       raise UserError(f"{workers.died()} ({error})") from error
     finally:
-      # Killed first: closing waits for a worker, and one that hangs never answers.
+      if orderly:
+        # Workers that may end by themselves leave no shared memory behind.
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+          thread.submit(batches.close).result(_CLOSING)
+      # Closing waits for a worker, and one that hangs never answers: it is killed first.
       workers.end(before)
       thread.shutdown(wait=True, cancel_futures=True)
       batches.close()
+      # Grain's threads leave their last batches in cycles of references, and with them shared memory.
+      del batches
+      gc.collect()
