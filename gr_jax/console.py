@@ -8,11 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
 from gr_jax import distributed
-from gr_jax.data import resident
 from gr_jax.experiment import Experiment
 from gr_jax.plan import TaskPlan
 
@@ -81,11 +79,6 @@ def dry_run_lines(experiment: Experiment) -> str:
   def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  # Test pictures have their final size; others than uniform ones are kept larger for training.
-  side = config.image_size if experiment.source.uniform else resident.kept_side(config.image_size, config.stored_size)
-  train_bytes = int(experiment.scenario.counts.sum()) * side**2 * len(experiment.source.mean)
-  tests = int(np.isin(experiment.source.test.labels, experiment.scenario.class_order).sum())
-  test_bytes = tests * config.image_size**2 * len(experiment.source.mean)
   steps = experiment.plans[-1].stop_step
   teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
   programs = ["train (first task)", *(["train (with a teacher)"] if teacher else []), "evaluate",
@@ -96,13 +89,25 @@ def dry_run_lines(experiment: Experiment) -> str:
       f"{config.batch_size} images on {len(experiment.devices)} {experiment.devices[0].platform} device(s)"
       + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
       f"programs: {len(programs)}: {', '.join(programs)}",
-      f"memory on each device: pictures {_mebibytes(train_bytes + test_bytes)} (train "
-      f"{_mebibytes(train_bytes)}, test {_mebibytes(test_bytes)}), state {_mebibytes(size(state))} "
+      f"memory on each device: {_pictures(experiment)}, state {_mebibytes(size(state))} "
       f"({parameters} parameters), teacher "
       f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; activations come on top",
       *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps are of each"]
         if config.replicas > 1 else []),
       "nothing was trained (--dry_run)"])
+
+
+def _pictures(experiment: Experiment) -> str:
+  """What the pictures take on a device, and in the cache."""
+  (train, test), path = experiment.picture_bytes, experiment.path[0]
+  if path == "resident":
+    return f"pictures {_mebibytes(train + test)} (train {_mebibytes(train)}, test {_mebibytes(test)})"
+  # The running call's and the next one's.
+  steps = experiment.steps_per_call
+  there = f"pictures {_mebibytes(2 * steps * experiment.step_bytes)} ({path}: two calls of {steps} steps)"
+  if experiment.source.uniform or experiment.config.cache_dir == "off":
+    return there
+  return f"{there}, in the cache {_mebibytes((train if path == 'prefetch' else 0) + test)}"
 
 
 def _mebibytes(count: int) -> str:

@@ -55,16 +55,39 @@ class Experiment:
     """What the config's precision stands for on these devices."""
     return models.resolve_precision(self.config.precision, self.devices[0].platform)
 
+  @property
+  def kept_side(self) -> int:
+    """Side of the square at which training pictures are kept."""
+    if self.source.uniform:
+      return self.config.image_size
+    return resident.kept_side(self.config.image_size, self.config.stored_size)
+
+  @property
+  def picture_bytes(self) -> tuple[int, int]:
+    """Bytes of all training pictures as they are kept, and of all test pictures."""
+    channels, side = len(self.source.mean), self.config.image_size
+    tests = int(np.isin(self.source.test.labels, self.scenario.class_order).sum())
+    return int(self.scenario.counts.sum()) * self.kept_side**2 * channels, tests * side**2 * channels
+
   @functools.cached_property
   def path(self) -> tuple[str, str]:
     """How pictures reach the device, and the line that says why (see feed.choose); asked before they are there."""
-    config, source, drawn = self.config, self.source, self.scenario
-    side = config.image_size if source.uniform else resident.kept_side(config.image_size, config.stored_size)
-    tests = int(np.isin(source.test.labels, drawn.class_order).sum())
-    pixels = int(drawn.counts.sum()) * side**2 + tests * config.image_size**2
     # A replica's pictures are on its device, and several processes read the same ones.
-    wanted = "resident" if config.replicas > 1 or jax.process_count() > 1 else config.pictures
-    return feed.choose(wanted, pixels * len(source.mean), feed.free_bytes(jax.local_devices()[0]))
+    alone = self.config.replicas == 1 and jax.process_count() == 1
+    return feed.choose(self.config.pictures if alone else "resident", sum(self.picture_bytes),
+                       feed.free_bytes(jax.local_devices()[0]))
+
+  @property
+  def step_bytes(self) -> int:
+    """Bytes of one step's pictures, where they travel: as they are kept, or as views."""
+    side = self.config.image_size if self.path[0] == "stream" else self.kept_side
+    return self.config.batch_size * side**2 * len(self.source.mean)
+
+  @property
+  def steps_per_call(self) -> int:
+    """The most steps that go to the device in one call."""
+    wanted = self.config.steps_per_call
+    return wanted if self.path[0] == "resident" else feed.steps_together(wanted, self.step_bytes)
 
   @property
   def num_classes(self) -> int:
@@ -263,15 +286,13 @@ def train_programs(experiment: Experiment, pictures: step.Data | stream.Original
       found.append(np.asarray(extract(state.params, state.batch_stats, here, own))[:len(block.labels)])
     return np.concatenate(found)
 
-  data, steps, order = None, config.steps_per_call, step.epoch_order
+  data, order, steps = None, step.epoch_order, experiment.steps_per_call
   if path == "resident":
     data = replicate(pictures)
     feeding = feed.resident(data, devices)
   else:
-    side = config.image_size if streamed else pictures.images.shape[1]
-    steps = feed.steps_together(steps, config.batch_size * side**2 * len(source.mean))
-    read = stream.reader(pictures, side=side, batch_size=config.batch_size, timeout=config.worker_timeout) \
-        if streamed else feed.gather(pictures)
+    read = feed.gather(pictures) if not streamed else stream.reader(
+        pictures, side=config.image_size, batch_size=config.batch_size, timeout=config.worker_timeout)
     feeding = feed.travelling(read, steps=steps, batch_size=config.batch_size, devices=devices)
     order = _as_they_lie
   return TrainPrograms(

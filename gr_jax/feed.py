@@ -130,7 +130,11 @@ def rows_of(pictures: Data, rows: np.ndarray) -> Data:
 
 def padded(data: Data, count: int) -> Data:
   """Zeros after the last row, up to `count` rows."""
+  missing = count - len(data.labels)
+  if not missing:
+    return data
+
   def pad(array: np.ndarray) -> np.ndarray:
-    return np.concatenate([array, np.zeros((count - len(array), *array.shape[1:]), array.dtype)])
+    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
   # A size of zero would divide by zero where it is looked at.
   return Data(pad(data.images), np.maximum(pad(data.sizes), 1), pad(data.labels))

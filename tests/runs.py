@@ -38,10 +38,10 @@ def environment(**changes):
   return {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **changes}
 
 
-def run(module, *flags, **environment_changes):
+def run(module, *flags, timeout=300, **environment_changes):
   """Runs a command of the package to its end; returns the finished process with its output as text."""
   return subprocess.run(command(module, *flags), env=environment(**environment_changes), cwd=ROOT, text=True,
-                        capture_output=True, timeout=300, check=False)
+                        capture_output=True, timeout=timeout, check=False)
 
 
 def place(port, count, index):
