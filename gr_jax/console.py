@@ -102,9 +102,9 @@ def _pictures(experiment: Experiment) -> str:
   (train, test), path = experiment.picture_bytes, experiment.path[0]
   if path == "resident":
     return f"pictures {_mebibytes(train + test)} (train {_mebibytes(train)}, test {_mebibytes(test)})"
-  # The running call's and the next one's.
-  steps = experiment.steps_per_call
-  there = f"pictures {_mebibytes(2 * steps * experiment.step_bytes)} ({path}: two calls of {steps} steps)"
+  # The running call's and the next one's; a device has its share of each batch.
+  steps, share = experiment.steps_per_call, experiment.step_bytes // len(experiment.devices)
+  there = f"pictures {_mebibytes(2 * steps * share)} ({path}: two calls of {steps} steps)"
   if experiment.source.uniform or experiment.config.cache_dir == "off":
     return there
   return f"{there}, in the cache {_mebibytes((train if path == 'prefetch' else 0) + test)}"

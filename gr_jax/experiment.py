@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax import feed, inference, methods, models, parallel, plan, scenario, seeding, step
+from gr_jax import distributed, feed, inference, methods, models, parallel, plan, scenario, seeding, step
 from gr_jax.data import augment, cache, catalogue, resident, stream, tfds_source
 from gr_jax.data.cache import View
 from gr_jax.data.source import Source
@@ -71,11 +71,14 @@ class Experiment:
 
   @functools.cached_property
   def path(self) -> tuple[str, str]:
-    """How pictures reach the device, and the line that says why (see feed.choose); asked before they are there."""
-    # A replica's pictures are on its device, and several processes read the same ones.
-    alone = self.config.replicas == 1 and jax.process_count() == 1
-    return feed.choose(self.config.pictures if alone else "resident", sum(self.picture_bytes),
-                       feed.free_bytes(jax.local_devices()[0]))
+    """How pictures reach the device, and the line that says why (see feed.choose); asked before they are there.
+
+    All processes ask at once, and take the same way: that of the one with the least memory.
+    """
+    free = min(map(int, distributed.exchange(str(feed.free_bytes(jax.local_devices()[0])))))
+    # A replica's pictures are on its device.
+    wanted = self.config.pictures if self.config.replicas == 1 else "resident"
+    return feed.choose(wanted, sum(self.picture_bytes), free)
 
   @property
   def step_bytes(self) -> int:
@@ -154,9 +157,6 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   if config.pictures in ("prefetch", "stream") and config.replicas > 1:
     raise UserError(f"pictures is {config.pictures!r}, but {config.replicas} replicas share pictures that are on the "
                     f"device; set --config.pictures=resident or --config.replicas=1")
-  if config.pictures in ("prefetch", "stream") and jax.process_count() > 1:
-    raise UserError(f"pictures is {config.pictures!r} with {jax.process_count()} processes; only one process sends "
-                    f"pictures to its devices: set --config.pictures=resident or --config.distributed=off")
   if config.pictures == "stream" and source.uniform:
     raise UserError(f"pictures is 'stream', but the pictures of {source.name} have one size and are small; set "
                     f"--config.pictures=auto")
@@ -291,21 +291,16 @@ def train_programs(experiment: Experiment, pictures: step.Data | stream.Original
     data = replicate(pictures)
     feeding = feed.resident(data, devices)
   else:
-    read = feed.gather(pictures) if not streamed else stream.reader(
-        pictures, side=config.image_size, batch_size=config.batch_size, timeout=config.worker_timeout)
+    mine = parallel.shares(devices, config.batch_size)
+    read = feed.gather(pictures, mine) if not streamed else stream.reader(
+        pictures, side=config.image_size, batch_size=config.batch_size, mine=mine, timeout=config.worker_timeout)
     feeding = feed.travelling(read, steps=steps, batch_size=config.batch_size, devices=devices)
-    order = _as_they_lie
+    order = None
   return TrainPrograms(
       data=data, feed=feeding, steps_per_call=steps, init=init,
       start_task=lambda state, facts, root: start(state, replicate(facts), root),
       run_epoch=step.make_epoch(train_step, batch_size=config.batch_size, devices=devices, order=order),
       features=features)
-
-
-def _as_they_lie(pool: step.Pool, key: jax.Array) -> jax.Array:
-  """The order of pictures that have been put into their order on the way."""
-  del key
-  return pool.rows
 
 
 def _travelling_together(experiment: Experiment) -> int:

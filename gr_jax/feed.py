@@ -1,7 +1,8 @@
 """How pictures reach the train program: they stay on the device, or travel there a call ahead of it.
 
 All paths take the same rows in the same order under the same keys: the order of an epoch comes from step.epoch_order,
-and the step draws its boxes itself. So resident and prefetched runs are equal to the bit on one CPU device.
+and the step draws its boxes itself. So resident and prefetched runs are equal to the bit on one CPU device. Of pictures
+that travel, each device receives the rows that it works on, and each process reads those of its own devices.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _SHARE = 0.6
 
 
 class Inputs(NamedTuple):
-  """What a call of the train program reads: steps first..stop-1 of the rows of `pool` in `data`."""
+  """What a call of the train program reads: steps first..stop-1 of the rows of `pool` in `data`.
+
+  Where pictures travel: steps 0..stop-1 of data that are split over the devices; `pool` is empty.
+  """
   data: Data
   pool: Pool
   first: np.int32
@@ -35,7 +39,8 @@ class Inputs(NamedTuple):
 
 # (plan, NumPy pool, root, calls) -> each call with its inputs.
 Feed = Callable[[TaskPlan, Pool, jax.Array, Iterable[Call]], Iterator[tuple[Call, Inputs]]]
-# (rows of each call, its first global step, root, task) -> the pictures of each call, one after another.
+# (rows of each call [steps, batch], its first global step, root, task) -> the pictures of each call, one after another:
+# arrays [this process's devices, steps * batch / devices, ...], see parallel.shares.
 Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Iterator[Data]]
 
 
@@ -87,38 +92,40 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
     batch_size: global.
     devices: where the pictures go.
   """
-  count = steps * batch_size
-  places = parallel.replicate(Pool(np.arange(count, dtype=np.int32), np.int32(count)), devices)
+  count = steps * batch_size // len(devices)
+  nothing = parallel.replicate(Pool(np.zeros(0, np.int32), np.int32(0)), devices)
   order_of = jax.jit(lambda pool, root, task, epoch: epoch_order(
       pool, seeding.derive(root, task, epoch, seeding.ORDER)))
 
   def feed(plan, pool, root, calls):
     calls, orders = list(calls), {}
+    # Of this process alone: a thread must not start programs that others take part in.
+    root = jax.random.wrap_key_data(np.asarray(jax.random.key_data(root)), impl=jax.random.key_impl(root))
     for epoch in sorted({call.epoch for call in calls}):
       orders[epoch] = np.asarray(order_of(pool, root, plan.number, epoch))
     rows = [orders[call.epoch][np.arange(call.first * batch_size, call.stop * batch_size) % int(pool.size)]
-            for call in calls]
+            .reshape(-1, batch_size) for call in calls]
     starts = [plan.first_step + call.epoch * plan.steps_per_epoch + call.first for call in calls]
     chunks = read(rows, starts, root, plan.number)
     try:
       with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        send = lambda: parallel.replicate(padded(next(chunks), count), devices)
+        send = lambda: parallel.split(padded(next(chunks), count, axis=1), devices)
         coming = thread.submit(send) if calls else None
         for number, call in enumerate(calls):
           data = coming.result()
           coming = thread.submit(send) if number + 1 < len(calls) else None
-          yield call, Inputs(data, places, np.int32(0), np.int32(call.stop - call.first))
+          yield call, Inputs(data, nothing, np.int32(0), np.int32(call.stop - call.first))
     finally:
       chunks.close()
 
   return feed
 
 
-def gather(pictures: Data) -> Read:
-  """Reads pictures of the memory-mapped cache, or of any array in host memory."""
+def gather(pictures: Data, mine: np.ndarray) -> Read:
+  """Reads pictures of the memory-mapped cache, or of any array in host memory; `mine`: see parallel.shares."""
   def read(rows, starts, root, task):
     for chosen in rows:
-      yield rows_of(pictures, chosen)
+      yield rows_of(pictures, parallel.by_device(chosen, mine))
 
   return read
 
@@ -128,13 +135,13 @@ def rows_of(pictures: Data, rows: np.ndarray) -> Data:
   return Data(*(np.asarray(array[rows]) for array in pictures))
 
 
-def padded(data: Data, count: int) -> Data:
-  """Zeros after the last row, up to `count` rows."""
-  missing = count - len(data.labels)
+def padded(data: Data, count: int, axis: int = 0) -> Data:
+  """Zeros after the last row, up to `count` rows along an axis."""
+  missing = count - data.labels.shape[axis]
   if not missing:
     return data
 
   def pad(array: np.ndarray) -> np.ndarray:
-    return np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+    return np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
   # A size of zero would divide by zero where it is looked at.
   return Data(pad(data.images), np.maximum(pad(data.sizes), 1), pad(data.labels))

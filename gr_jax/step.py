@@ -126,14 +126,16 @@ def epoch_order(pool: Pool, key: jax.Array) -> jax.Array:
 
 def make_run(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int, num_devices: int,
-    order: Callable[[Pool, jax.Array], jax.Array] = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    order: Callable[[Pool, jax.Array], jax.Array] | None = epoch_order
+    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """The function that runs steps `first`..`stop`-1 of one epoch on one of `num_devices` devices.
 
   Args:
     step: of `make_train_step` with axis_name = parallel.AXIS.
     batch_size: global; a multiple of the number of devices.
     num_devices: that share the batch.
-    order: (pool, key of the epoch) -> the pool's rows in the order in which the epoch takes them.
+    order: (pool, key of the epoch) -> the pool's rows in the order in which the epoch takes them; None: the data are
+      this device's own share of these steps, one batch after another, and the pool is not looked at.
 
   Returns:
     run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate) -> (state, summed
@@ -144,12 +146,14 @@ def make_run(
   local = batch_size // num_devices
 
   def run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate):
-    rows = order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
-    mine = jax.lax.axis_index(parallel.AXIS) * local + jnp.arange(local)
+    share = jnp.arange(local)
+    if order is not None:
+      rows = order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
+      places = jax.lax.axis_index(parallel.AXIS) * local + share
 
     def body(carry):
       i, _, state, sums = carry
-      batch = rows[(i * batch_size + mine) % pool.size]
+      batch = i * local + share if order is None else rows[(i * batch_size + places) % pool.size]
       key = seeding.derive(root, facts.task, state.step, seeding.AUGMENT)
       after, metrics = step(state, teacher, facts, data, batch, key, learning_rate)
       finite = jnp.isfinite(metrics.cross_entropy + metrics.distillation)
@@ -167,7 +171,8 @@ def make_run(
 
 def make_epoch(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int, devices: Sequence[jax.Device],
-    order: Callable[[Pool, jax.Array], jax.Array] = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """`make_run` as one pmapped program over `devices`; the state is donated."""
+    order: Callable[[Pool, jax.Array], jax.Array] | None = epoch_order
+    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """`make_run` as one pmapped program over `devices`; the state is donated, data without an order are split."""
   run = make_run(step, batch_size=batch_size, num_devices=len(devices), order=order)
-  return parallel.spread(run, devices, num_args=10, donate=(0,))
+  return parallel.spread(run, devices, num_args=10, donate=(0,), parted=(3,) if order is None else ())

@@ -88,10 +88,10 @@ def test_dry_run_of_food101(tmp_path):
   train_mebibytes, test_mebibytes = counts.sum() * 320**2 * 3 / 2**20, 202 * 224**2 * 3 / 2**20
   assert f"(train {train_mebibytes:.1f} MiB, test {test_mebibytes:.1f} MiB)" in lines[-2]
   assert "4: train (first task), train (with a teacher), evaluate, features" in lines[-3]
-  # Where pictures travel, only two calls of them are there: 13 steps of 128 come to 512 MiB.
+  # Where pictures travel, a device has a fourth of two calls: 13 steps of 128 at 320 pixels come to 512 MiB.
   for path, side, cached in (("prefetch", 320, train_mebibytes + test_mebibytes), ("stream", 224, test_mebibytes)):
     config.pictures = path
     steps = 2**29 // (128 * side**2 * 3)
     line = console.dry_run_lines(experiment.load(config)).splitlines()[-2]
-    assert (f"pictures {2 * steps * 128 * side**2 * 3 / 2**20:.1f} MiB ({path}: two calls of {steps} steps), in the "
+    assert (f"pictures {2 * steps * 32 * side**2 * 3 / 2**20:.1f} MiB ({path}: two calls of {steps} steps), in the "
             f"cache {cached:.1f} MiB") in line

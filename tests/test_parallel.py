@@ -38,3 +38,27 @@ def test_donated_arguments_are_gone(form):
   given, kept = parallel.replicate((np.arange(4.0), np.arange(4.0)), devices)
   form(lambda a, b: a + b, devices, 2, donate=(0,))(given, kept)
   assert given.is_deleted() and not kept.is_deleted()
+
+
+@pytest.mark.parametrize("form", [parallel.spread, parallel.shard])
+def test_each_device_sees_its_own_row_of_what_is_parted(form):
+  devices = jax.devices()
+  rows = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+  parted = parallel.split({"a": rows}, devices)
+  # Nowhere more than a row.
+  assert [shard.data.shape for shard in parted["a"].addressable_shards] == [(1, 3)] * 4
+
+  def function(whole, own):
+    place = jax.lax.axis_index(parallel.AXIS)
+    return jax.lax.psum(jnp.where(place == 2, whole * own["a"], 0.0), parallel.AXIS)
+
+  found = form(function, devices, 2, parted=(1,))(parallel.replicate(np.float32(10), devices), parted)
+  np.testing.assert_array_equal(found, 10 * rows[2])
+
+
+def test_shares_of_a_batch():
+  mine = parallel.shares(jax.devices(), 8)
+  np.testing.assert_array_equal(mine, [[0, 1], [2, 3], [4, 5], [6, 7]])
+  rows = np.arange(100, 116).reshape(2, 8)
+  # Step after step, each device the places that are its own.
+  np.testing.assert_array_equal(parallel.by_device(rows, mine[1:3]), [[102, 103, 110, 111], [104, 105, 112, 113]])

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from gr_jax import seeding
+from gr_jax import parallel, seeding
 from gr_jax.data import augment, cache, workers
 from gr_jax.data.source import Split
 from gr_jax.errors import UserError
@@ -102,8 +102,16 @@ def make_draw(batch_size: int) -> Callable[..., jax.Array]:
   return jax.jit(jax.vmap(step, (None, None, 0, 0)))
 
 
-def reader(originals: Originals, *, side: int, batch_size: int, timeout: float) -> Callable[..., Iterator[Data]]:
-  """A feed.Read whose pictures are final views [n, side, side, channels] uint8, their sizes all `side`.
+def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray, timeout: float
+           ) -> Callable[..., Iterator[Data]]:
+  """A feed.Read whose pictures are final views, `side` pixels square, uint8, their sizes all `side`.
+
+  Args:
+    originals: where they come from.
+    side: of a view.
+    batch_size: global.
+    mine: places in a batch of which views are made, [this process's devices, share]; see parallel.shares.
+    timeout: seconds after which workers that answer nothing count as hanging.
 
   Raises (while it is iterated over):
     UserError: a picture cannot be decoded, a worker died or hangs for `timeout` seconds.
@@ -111,8 +119,8 @@ def reader(originals: Originals, *, side: int, batch_size: int, timeout: float) 
   draw = make_draw(batch_size)
 
   def read(rows: Sequence[np.ndarray], starts: Sequence[int], root: jax.Array, task: int) -> Iterator[Data]:
-    every = np.concatenate(rows).reshape(-1, batch_size)
-    steps = np.concatenate([start + np.arange(len(chosen) // batch_size) for start, chosen in zip(starts, rows)])
+    every = np.concatenate(rows)
+    steps = np.concatenate([start + np.arange(len(chosen)) for start, chosen in zip(starts, rows)])
     requests = np.zeros((len(every), batch_size, 6), np.int32)
     requests[..., 0] = originals.rows[every]
     for first in range(0, len(every), _STEPS_AT_ONCE):
@@ -120,11 +128,13 @@ def reader(originals: Originals, *, side: int, batch_size: int, timeout: float) 
       block = np.minimum(np.arange(first, first + _STEPS_AT_ONCE), len(every) - 1)
       boxes = np.asarray(draw(root, task, jnp.asarray(steps[block], jnp.int32), originals.sizes[every[block]]))
       requests[block, :, 1:] = boxes
-    views = _views(originals, requests.reshape(-1, 6), side, batch_size, timeout)
+    (devices, share), places = mine.shape, mine.reshape(-1)
+    views = _views(originals, requests[:, places].reshape(-1, 6), side, len(places), timeout)
     try:
       for chosen in rows:
-        images = np.concatenate([next(views) for _ in range(len(chosen) // batch_size)])
-        yield Data(images, np.full((len(chosen), 2), side, np.int32), originals.labels[chosen])
+        batches = [next(views).reshape(devices, share, side, side, -1) for _ in chosen]
+        labels = originals.labels[parallel.by_device(chosen, mine)]
+        yield Data(np.concatenate(batches, axis=1), np.full((*labels.shape, 2), side, np.int32), labels)
     finally:
       views.close()
 

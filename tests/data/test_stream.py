@@ -12,6 +12,7 @@ import pytest
 from gr_jax import seeding
 from gr_jax.data import augment, cache, folder, stream
 from gr_jax.errors import UserError
+from gr_jax.state import Data
 
 SIDE, BATCH = 32, 16
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -29,9 +30,12 @@ def originals(files, **faults):
   return stream.Originals(split, np.arange(len(split.ids)), sizes, split.labels.astype(np.int32))
 
 
-def views(found, rows, starts, timeout=60):
-  read = stream.reader(found, side=SIDE, batch_size=BATCH, timeout=timeout)
-  return list(read(rows, starts, jax.random.key(3), 1))
+def views(found, rows, starts, timeout=60, mine=None):
+  """Chunks of one device's data, or of those whose places in a batch are `mine` [devices, share]."""
+  read = stream.reader(found, side=SIDE, batch_size=BATCH, timeout=timeout,
+                       mine=np.arange(BATCH)[None] if mine is None else mine)
+  chunks = list(read([chosen.reshape(-1, BATCH) for chosen in rows], starts, jax.random.key(3), 1))
+  return chunks if mine is not None else [jax.tree.map(lambda array: array[0], chunk) for chunk in chunks]
 
 
 def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files):
@@ -57,6 +61,18 @@ def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files):
       pillow = np.asarray(box.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR))
       np.testing.assert_array_equal(view, pillow[:, ::-1] if jax.random.bernoulli(for_flip) else pillow)
     np.testing.assert_array_equal(chunk.labels[number * BATCH:(number + 1) * BATCH], found.labels[chosen])
+
+
+def test_a_process_reads_the_shares_of_its_devices(files):
+  found, rows = originals(files), [np.random.default_rng(0).permutation(32).astype(np.int32)]
+  whole, = views(found, rows, [7])
+  # Two of four devices, four places of a batch each.
+  part, = views(found, rows, [7], mine=np.arange(8, 16).reshape(2, 4))
+  assert part.images.shape == (2, 8, SIDE, SIDE, 3) and part.sizes.shape == (2, 8, 2)
+  for name in Data._fields:
+    both = getattr(whole, name).reshape(2, BATCH, *getattr(whole, name).shape[1:])
+    np.testing.assert_array_equal(getattr(part, name)[0], both[:, 8:12].reshape(8, *both.shape[2:]))
+    np.testing.assert_array_equal(getattr(part, name)[1], both[:, 12:16].reshape(8, *both.shape[2:]))
 
 
 def test_central_crops_for_the_features(files):
