@@ -98,11 +98,14 @@ def test_host_memory_stays_flat_over_ten_tasks(path, tmp_path):
        "--config.model=resnet8", "--config.image_size=64", "--config.stored_size=92",
        "--config.scenario.num_tasks=10", "--config.epochs=2", "--config.milestones=1",
        "--config.batch_size=16", "--config.learning_rate=0.001"],
-      cwd=runs.ROOT, env=runs.environment(), text=True, capture_output=True, timeout=1200, check=True)
+      # One arena of the allocator: several keep what threads have freed, which hides a leak of a few megabytes a task.
+      cwd=runs.ROOT, env=runs.environment(MALLOC_ARENA_MAX="1"), text=True, capture_output=True, timeout=1200,
+      check=True)
   anonymous = [json.loads(line)["RssAnon"] for line in done.stdout.splitlines() if line.startswith("{")]
   assert len(anonymous) == 10
-  # The second task compiles the program with a teacher; from the third on everything is there.
-  assert max(anonymous[2:]) - anonymous[2] < 20 * 2**20, anonymous
+  # The second task compiles the program with a teacher; from the third on everything is there. A batch on its way may
+  # be in one of the readings.
+  assert min(anonymous[-3:]) - anonymous[2] < 10 * 2**20, anonymous
 
 
 def test_digits_prefetched_equal_resident_ones_to_the_bit(tmp_path):
