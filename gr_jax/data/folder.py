@@ -99,13 +99,13 @@ def decode(path: pathlib.Path) -> np.ndarray:
     OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError: it cannot be decoded.
   """
   with PIL.Image.open(path, formats=_FORMATS) as picture:
-    upright = PIL.ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I"):
+    # In place: only what is turned is copied.
+    PIL.ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I"):
       # Pillow would cut all above 255 off.
-      return np.repeat((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if upright.mode == "P" and "transparency" in upright.info:
-      upright = upright.convert("RGBA")
-    return np.asarray(upright.convert("RGB"))
+      return np.repeat((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    whole = picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
+    return np.asarray(whole.convert("RGB"))
 
 
 def upright_size(path: pathlib.Path) -> tuple[int, int]:
