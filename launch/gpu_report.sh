@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in order: correctness, speed tables, speed against PyTorch, the paper's settings.
+# Everything that wants a GPU, in order: correctness, speed tables, speed against PyTorch, large pictures, the paper's
+# settings.
 #
-#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all four; the same command again goes on where it was cut
+#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all five; the same command again goes on where it was cut
 #   STAGES="correctness speed" launch/gpu_report.sh FOLDER
 #   STAGES=paper SWEEP_FLAGS="--only=shuffled_lfh5 --set=epochs=2" launch/gpu_report.sh FOLDER
 #
-# FOLDER takes correctness.txt, speed.txt and .json, torch.txt and .json, and paper/ with every run and the table.
+# FOLDER takes correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and paper/ with every
+# run and the table. `pictures` makes photographs/, 260 MB, with pip install -e '.[test]'.
 # DATA_DIR is TFDS's folder with the prepared cifar100 (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
 # `torch` wants pip install -e '.[benchmark]' with a CUDA build. A stage that is done is not repeated: remove its file.
 set -euo pipefail
@@ -21,7 +23,7 @@ if [[ $# -ge 2 ]]; then
   TFDS_DATA_DIR=$(cd "$2" && pwd)
   export TFDS_DATA_DIR
 fi
-stages=${STAGES:-correctness speed torch paper}
+stages=${STAGES:-correctness speed torch pictures paper}
 python=${PYTHON:-python}
 read -ra sweep_flags <<<"${SWEEP_FLAGS:-}"
 
@@ -44,10 +46,15 @@ for stage in $stages; do
         --replicas="${REPLICAS:-5}" --json="$out/speed.json"
       ;;
     torch) once torch "$python" tests/benchmarks/against_torch.py --device="${DEVICE:-cuda}" --json="$out/torch.json" ;;
+    pictures)
+      once photographs "$python" tests/photographs.py "$out/photographs" --sides=300,600
+      once pictures "$python" -m gr_jax.benchmark --config=configs/folder_lt.py --config.data_dir="$out/photographs" \
+        --calls=5 --steps=10 --json="$out/pictures.json"
+      ;;
     paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" \
       "${sweep_flags[@]}" ;;
     *)
-      echo "error: STAGES names $stage; it takes correctness, speed, torch, paper" >&2
+      echo "error: STAGES names $stage; it takes correctness, speed, torch, pictures, paper" >&2
       exit 2
       ;;
   esac
