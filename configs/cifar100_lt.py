@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.temperature = 2.0
 
   config.epochs = 160
+  config.schedule = "steps"
   config.milestones = (80, 120)
   config.learning_rate = 0.1
   config.learning_rate_decay = 0.1

@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.temperature = 2.0
 
   config.epochs = 30
+  config.schedule = "steps"
   config.milestones = (15, 25)
   config.learning_rate = 0.1
   config.learning_rate_decay = 0.1

@@ -49,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.temperature = 2.0
 
   config.epochs = 90
+  config.schedule = "steps"
   config.milestones = (30, 60)
   config.learning_rate = 0.1
   config.learning_rate_decay = 0.1

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from gr_jax import distributed, memory, models, scenario
+from gr_jax import distributed, memory, models, plan, scenario
 from gr_jax.data import augment, catalogue, folder
 from gr_jax.errors import UserError
 
@@ -47,6 +47,7 @@ KEYS = {
     "seed": _Key(int, **_at_least(0)),
     "replicas": _Key(int, **_at_least(1)),
     "epochs": _Key(int, **_at_least(1)),
+    "schedule": _Key(str, allowed=plan.SCHEDULES),
     "milestones": _Key(tuple),
     "learning_rate": _Key(float, **_POSITIVE),
     "learning_rate_decay": _Key(float, **_POSITIVE),
@@ -161,6 +162,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
   milestones = list(flat["milestones"])
   if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
     raise UserError(f"milestones are {tuple(milestones)}; they are finished epochs, ascending, 1 or more")
+  if config.schedule == "cosine" and milestones:
+    raise UserError(f"milestones are {tuple(milestones)}, but schedule is 'cosine', which has none; set "
+                    f"--config.milestones='()' or --config.schedule=steps")
   first, tasks = config.scenario.first_task_classes, config.scenario.num_tasks
   if first is not None and tasks < 2:
     raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a first task "

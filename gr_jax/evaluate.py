@@ -98,6 +98,16 @@ def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str
   return numbers
 
 
+def holdout_accuracies(workdir: str | pathlib.Path, *, data_dir: str | None = None) -> list[float]:
+  """Accuracy on the held-out images of the classes seen, after each finished task; raises as `evaluate`.
+
+  Settings are to be chosen by these, and not by the test set.
+  """
+  done = evaluate(workdir, split="holdout", data_dir=data_dir)
+  before = [evaluate(workdir, task, split="holdout", data_dir=data_dir) for task in range(1, done["task"])]
+  return [numbers["accuracy"] for numbers in (*before, done)]
+
+
 def _define_flags() -> None:
   """Here and not at import, which tests and notebooks do beside other commands of the package."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
@@ -105,11 +115,19 @@ def _define_flags() -> None:
   flags.DEFINE_enum(
       "split", "test", ["test", "holdout"], "The test set, or the training images that were held out.")
   flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where the run found them.")
+  flags.DEFINE_string("holdout_json", None, "File for the accuracies on held-out images after each task.")
 
 
 def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
+  if given.holdout_json:
+    if given.task is not None or given["split"].present:
+      raise UserError("--holdout_json is about every task and the held-out images: leave out --task and --split")
+    from gr_jax import journal
+    found = holdout_accuracies(given.workdir, data_dir=given.data_dir)
+    journal.write_json(pathlib.Path(given.holdout_json), {"holdout_accuracies": found})
+    return
   evaluate(given.workdir, given.task, split=given.split, data_dir=given.data_dir)
 
 

@@ -6,6 +6,7 @@ Everything here follows from the counts, so the plan of a resumed run is that of
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ import numpy as np
 from gr_jax import losses, reweighting
 from gr_jax.scenario import Task
 from gr_jax.state import TaskFacts
+
+SCHEDULES = ("steps", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,13 @@ def make_plans(counts: np.ndarray, tasks: Sequence[Task], *, epochs: int, batch_
   return tuple(plans)
 
 
-def learning_rate(epoch: int, *, base: float, milestones: Sequence[int], decay: float) -> float:
-  """The rate in an epoch (from 0): base times decay for each milestone of finished epochs."""
+def learning_rate(epoch: int, *, schedule: str, base: float, epochs: int, milestones: Sequence[int],
+                  decay: float) -> float:
+  """The rate in an epoch (from 0) of a task.
+
+  "steps": base times decay for each milestone of finished epochs (METHOD.md section 6). "cosine": from base down half
+  a cosine, that would reach 0 after the last of `epochs`.
+  """
+  if schedule == "cosine":
+    return base * (1 + math.cos(math.pi * epoch / epochs)) / 2
   return base * decay ** sum(epoch >= milestone for milestone in milestones)

@@ -31,7 +31,13 @@ _ROOT = flags.DEFINE_string("root", None, "Folder of the runs and the table. Def
 _ONLY = flags.DEFINE_list("only", [], "Names of rows to run; all by default.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Seeds in place of the sweep's own.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --set=epochs=2.")
+_HOLDOUT = flags.DEFINE_bool("holdout", False, "Evaluate finished runs on their held-out images too; settings are to "
+                             "be chosen by that, and not by the test set.")
 _JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU.", lower_bound=1)
+
+
+# Of a run whose held-out images have been evaluated.
+_HOLDOUT_FILE = "holdout.json"
 
 
 class Sweep(NamedTuple):
@@ -150,19 +156,40 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
   return failed
 
 
+def evaluate_holdout(runs: Sequence[Run]) -> None:
+  """Writes holdout.json beside the results of finished runs that held images out; once."""
+  for run in runs:
+    file = run.workdir / _HOLDOUT_FILE
+    if (run.workdir / "results.json").exists() and not file.exists() and \
+        journal.read_json(run.workdir / "config.json")["validation_fraction"] > 0:
+      # Not in this process, which must not hold a GPU.
+      subprocess.run([sys.executable, "-m", "gr_jax.evaluate", f"--workdir={run.workdir}", f"--holdout_json={file}"],
+                     stdout=subprocess.DEVNULL, check=True)
+
+
 def table(runs: Sequence[Run]) -> str:
-  """Markdown: mean and standard deviation over the seeds whose run is finished, per cent."""
-  lines = ["| | seeds | average incremental | last | forgetting | minutes a run |", "|---|---|---|---|---|---|"]
+  """Markdown: mean and standard deviation over the seeds whose run is finished, per cent.
+
+  The last columns are of images that were held out, where they have been evaluated.
+  """
+  held = any((run.workdir / _HOLDOUT_FILE).exists() for run in runs)
+  names = ["", "seeds", "average incremental", "last", "forgetting", "minutes a run",
+           *(["held out: average", "held out: last"] if held else [])]
+  lines = [f"| {' | '.join(names)} |".replace("|  |", "| |"), "|---" * len(names) + "|"]
   for row in dict.fromkeys(run.row for run in runs):
     paths = [run.workdir / "results.json" for run in runs if run.row == row]
     found = [journal.read_json(path) for path in paths if path.exists()]
     if not found:
-      lines.append(f"| {row} | 0 of {len(paths)} | not run | | | |")
+      lines.append(f"| {row} | 0 of {len(paths)} | not run {'| ' * (len(names) - 3)}|")
       continue
     cells = [_spread([100 * r["average_incremental_accuracy"] for r in found]),
              _spread([100 * r["last_accuracy"] for r in found]),
              _spread([100 * lost for r in found if (lost := r["forgetting"][-1]) is not None]),
              f"{np.mean([r['seconds'] for r in found]) / 60:.1f}"]
+    if held:
+      files = [path.with_name(_HOLDOUT_FILE) for path in paths]
+      numbers = [journal.read_json(path)["holdout_accuracies"] for path in files if path.exists()]
+      cells += [_spread([100 * np.mean(one) for one in numbers]), _spread([100 * one[-1] for one in numbers])]
     seeds = str(len(found)) if len(found) == len(paths) else f"{len(found)} of {len(paths)}"
     lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
   return "\n".join(lines)
@@ -206,6 +233,8 @@ def main(argv: list[str]) -> None:
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, _leave)
   failed = run_all(runs, devices)
+  if _HOLDOUT.value:
+    evaluate_holdout([run for run in runs if run not in failed])
   # A folder whose run was refused may hold the results of another config.
   text = table([run._replace(workdir=pathlib.Path("refused")) if run in failed else run for run in runs])
   (root / "table.md").write_text(text + "\n")

@@ -140,8 +140,8 @@ def _train_task(
            plan, epochs=config.epochs, steps_per_call=programs.steps_per_call, epoch=progress.epoch,
            steps=progress.steps))) as fed:
     for call, inputs in fed:
-      rate = learning_rate(call.epoch, base=config.learning_rate, milestones=config.milestones,
-                           decay=config.learning_rate_decay)
+      rate = learning_rate(call.epoch, schedule=config.schedule, base=config.learning_rate, epochs=config.epochs,
+                           milestones=config.milestones, decay=config.learning_rate_decay)
       state, metrics_of_call = programs.run_epoch(
           state, teacher, facts, inputs.data, inputs.pool, root,
           *everywhere((np.int32(call.epoch), inputs.first, inputs.stop, np.float32(rate))))

@@ -39,6 +39,8 @@ def test_the_papers_protocol():
     ("seed", -1, "seed is -1"),
     ("epochs", 0, "epochs is 0"),
     ("milestones", (20, 10), "milestones are"),
+    ("schedule", "cosine", "milestones are .*, but schedule is 'cosine', which has none"),
+    ("schedule", "cosin", "did you mean 'cosine'"),
     ("learning_rate", 0.0, "learning_rate is 0.0"),
     ("momentum", 1.0, "momentum is 1.0; it must be 0 or more and below 1"),
     ("batch_size", 0, "batch_size is 0"),

@@ -59,5 +59,12 @@ def test_no_shape_depends_on_the_task():
 
 
 def test_learning_rate_drops_after_finished_epochs():
-  rates = [plan.learning_rate(e, base=0.1, milestones=(2, 4), decay=0.1) for e in range(6)]
+  rates = [plan.learning_rate(e, schedule="steps", base=0.1, epochs=6, milestones=(2, 4), decay=0.1) for e in range(6)]
   np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_learning_rate_follows_half_a_cosine():
+  rates = [plan.learning_rate(e, schedule="cosine", base=0.2, epochs=6, milestones=(), decay=0.1) for e in range(7)]
+  # cos 0, 60, 90, 120 and 180 degrees.
+  np.testing.assert_allclose([rates[0], rates[2], rates[3], rates[4], rates[6]], [0.2, 0.15, 0.1, 0.05, 0], atol=1e-12)
+  assert all(np.diff(rates) < 0)

@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from gr_jax import config as configuration
-from gr_jax import sweep, workdir
+from gr_jax import evaluate, sweep, workdir
 from gr_jax.errors import UserError
 
 SWEEP = sweep.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"prior": False}})
@@ -45,6 +45,21 @@ def test_table_of_known_results(tmp_path):
   assert lines[3] == "| no_prior | 1 of 2 | 40.00 | 30.00 | 25.00 | 1.5 |"
 
 
+def test_held_out_images_have_columns_of_their_own(tmp_path):
+  made = sweep.make_runs(SWEEP, tmp_path, [], [])
+  for run, accuracies in zip(made[:3], ([0.5, 0.3], None, [0.7, 0.5])):
+    run.workdir.mkdir()
+    (run.workdir / "results.json").write_text(json.dumps({
+        "average_incremental_accuracy": 0.5, "last_accuracy": 0.5, "forgetting": [None, 0.25], "seconds": 90.0}))
+    if accuracies:
+      (run.workdir / "holdout.json").write_text(json.dumps({"holdout_accuracies": accuracies}))
+  lines = sweep.table(made).splitlines()
+  assert lines[0].endswith("| held out: average | held out: last |") and lines[1].count("---") == 8
+  assert lines[2].endswith("| 50.00 ± 14.14 | 40.00 ± 14.14 |")
+  assert lines[3].endswith("| - | - |")
+  assert {line.count("|") for line in lines} == {9}
+
+
 def test_the_command_completes_skips_and_reports(tmp_path):
   file = tmp_path / "short.py"
   content = {"config": "configs/digits_lt.py", "seeds": (7, 8), "rows": {"full": {}}}
@@ -57,6 +72,10 @@ def test_the_command_completes_skips_and_reports(tmp_path):
   stamp = (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
   assert runs.run("sweep", *flags, "--set=scenario.num_tasks=2").returncode == 0
   assert stamp == (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
+  held = runs.run("sweep", *flags, "--set=scenario.num_tasks=2", "--holdout")
+  assert held.returncode == 0 and "held out: last" in held.stdout, held.stderr
+  found = json.loads((tmp_path / "full-s0" / "holdout.json").read_text())["holdout_accuracies"]
+  assert len(found) == 2 and found[-1] == evaluate.evaluate(tmp_path / "full-s0", split="holdout")["accuracy"]
   # The folder holds a run of another config by now.
   failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=3")
   assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr

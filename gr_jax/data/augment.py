@@ -11,13 +11,15 @@ import jax.numpy as jnp
 
 from gr_jax.errors import UserError
 
-KINDS = ("none", "shift", "pad_resized_crop_flip", "resized_crop_flip")
+KINDS = ("none", "shift", "pad_resized_crop_flip", "pad_resized_crop_flip_cutout", "resized_crop_flip")
 
 _AREA = (0.08, 1.0)
 _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
 # Zeros around a CIFAR picture before the crop.
 _PAD = 4
+# Purpose of a picture's key, apart from those of split.
+_CUTOUT = 2
 # The central crop's side over the short side (METHOD.md section 6: 224 of 256).
 _CENTRAL_SHARE = 224 / 256
 
@@ -97,7 +99,8 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
 
   Args:
     kind: "none"; "shift": zeros of an eighth of the side around it, then a random crop of its size;
-      "pad_resized_crop_flip": CIFAR's; "resized_crop_flip": that of large pictures.
+      "pad_resized_crop_flip": CIFAR's; "pad_resized_crop_flip_cutout": then the mean colour in a square of half the
+      side, less what of it lies outside (DeVries and Taylor, 2017); "resized_crop_flip": that of large pictures.
     image_size: side of the result.
     mean, std: of the channels.
 
@@ -129,8 +132,17 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
     columns = jnp.where(jax.random.bernoulli(for_flip), columns[::-1], columns)
     return crop_and_resize(image, rows, columns)
 
+  def cutout(key, image, size):
+    # A key of its own: box and flip stay those of the kind without it.
+    centre = jax.random.randint(jax.random.fold_in(key, _CUTOUT), (2,), 0, image_size)
+    near = [(-half <= away) & (away < half) for away in jnp.arange(image_size) - centre[:, None]]
+    inside = near[0][:, None] & near[1][None, :]
+    return jnp.where(inside[..., None], 255 * jnp.asarray(mean), resized_crop(key, image, size, pad=_PAD))
+
+  half = image_size // 4
   one = {"none": lambda key, image, size: image, "shift": shift,
          "pad_resized_crop_flip": lambda *args: resized_crop(*args, pad=_PAD),
+         "pad_resized_crop_flip_cutout": cutout,
          "resized_crop_flip": lambda *args: resized_crop(*args, pad=0)}[kind]
 
   def augment(keys: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:

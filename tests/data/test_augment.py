@@ -286,6 +286,24 @@ def test_view_depends_on_its_own_key_and_picture_alone(kind):
   assert len({view.tobytes() for view in many}) == 8
 
 
+def test_cutout_is_the_view_without_it_with_a_square_of_the_mean():
+  picture = np.full((32, 32, 3), 200, np.uint8)
+  keys = jax.random.split(jax.random.key(4), 400)
+  options = {"image_size": 32, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
+  sizes, images = np.full((400, 2), 32, np.int32), np.tile(picture, (400, 1, 1, 1))
+  views = [jax.jit(augment.make_augment(f"pad_resized_crop_flip{kind}", **options)) for kind in ("", "_cutout")]
+  plain, cut = (np.asarray(view(keys, images, sizes)) for view in views)
+  gone = (cut != plain).all(-1)
+  # The mean colour is 0 once it is normalised; all else is as before.
+  assert np.abs(cut[gone]).max() < 1e-6
+  np.testing.assert_array_equal(cut[~gone], plain[~gone])
+  rows, columns = gone.any(2).sum(1), gone.any(1).sum(1)
+  np.testing.assert_array_equal(gone.sum((1, 2)), rows * columns)
+  # Sixteen pixels, down to eight at the border, and every pixel is reached.
+  assert rows.max() == columns.max() == 16 and rows.min() >= 8 and columns.min() >= 8
+  assert gone.any(0).all() and abs(np.corrcoef(rows, columns)[0, 1]) < 0.2
+
+
 def test_shift_moves_by_an_eighth_at_most_and_fills_with_black():
   picture = builders.photograph()[100:116, 200:216, :1]
   views = np.asarray(jax.jit(augment.make_augment("shift", image_size=16, mean=(0.0,), std=(1.0,)))(
