@@ -17,6 +17,9 @@ from gr_jax import distributed, journal
 from gr_jax.errors import UserError
 from gr_jax.experiment import Experiment
 
+# Keys that name folders of this machine.
+_FOLDERS = ("data_dir", "cache_dir")
+
 
 def locate(workdir: str | pathlib.Path) -> pathlib.Path:
   """The folder that --workdir names.
@@ -134,7 +137,12 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
   """config.json and scenario.json, by process 0: from here on the folder belongs to this run."""
   if not distributed.primary():
     return
-  journal.write_json(folder / "config.json", experiment.config.to_dict())
+  content = experiment.config.to_dict()
+  for key in _FOLDERS:
+    # A later command may be given somewhere else.
+    if content[key] not in (None, "off"):
+      content[key] = str(pathlib.Path(content[key]).expanduser().absolute())
+  journal.write_json(folder / "config.json", content)
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
       "digest": drawn.digest, "dataset": source.name, "class_order": list(drawn.class_order),

@@ -1,6 +1,7 @@
 """Large pictures end to end: the ImageNet-Subset and Food-101 configs on small prepared data sets."""
 
 import json
+import pathlib
 
 import builders
 import numpy as np
@@ -9,6 +10,7 @@ import runs
 
 from gr_jax import console, evaluate, experiment, train
 from gr_jax.errors import UserError
+from gr_jax.workdir import read_config, write_start
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,22 @@ def test_evaluation_from_the_checkpoints_gives_the_runs_numbers(run, tmp_path):
   assert held["task"] == 2 and 0 <= held["accuracy"] <= 1
   with pytest.raises(UserError, match="not prepared"):
     evaluate.evaluate(workdir, data_dir=str(tmp_path))
+
+
+def test_folders_named_from_here_are_found_from_elsewhere(run, tmp_path, monkeypatch):
+  config, *_ = run
+  config = config.copy_and_resolve_references()
+  data = pathlib.Path(config.data_dir)
+  config.data_dir, config.cache_dir = data.name, "cache of pictures"
+  monkeypatch.chdir(data.parent)
+  begun = experiment.load(config)
+  write_start(tmp_path, begun)
+  monkeypatch.chdir(tmp_path)
+  saved = read_config(tmp_path)
+  assert saved.cache_dir == str(data.parent / "cache of pictures")
+  assert experiment.load(saved).scenario.digest == begun.scenario.digest
+  # As it was given, where a config is compared or used again.
+  assert config.data_dir == data.name
 
 
 def test_same_command_again_trains_nothing(run):

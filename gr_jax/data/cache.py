@@ -43,6 +43,8 @@ _AT_ONCE = 16
 _CHECKED = 64
 # Of the record and the two small arrays, beside the images.
 _MARGIN = 2**20
+# Long side over short side, from which on a picture is cut before its central crop.
+_LONG = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -71,6 +73,11 @@ def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
 def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
   """Short side to side * 256 / 224, then the central [side, side, channels] uint8 (METHOD.md section 6)."""
   height, width = picture.shape[:2]
+  if max(height, width) > _LONG * min(height, width):
+    # Enlarged as a whole, a strip would fill the memory; nothing beyond the middle is seen.
+    top, left = (max(0, (n - _LONG * min(height, width)) // 2) for n in (height, width))
+    picture = picture[top:height - top, left:width - left]
+    height, width = picture.shape[:2]
   short = round(side * RESIZE_OVER_CROP)
   # In whole numbers: 98 x (256 / 49) is 511.99... in floating point.
   size = tuple(short * n // min(height, width) for n in (width, height))

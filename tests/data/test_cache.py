@@ -14,6 +14,7 @@ import time
 import builders
 import folders
 import numpy as np
+import PIL.Image
 import pytest
 import runs
 
@@ -86,6 +87,18 @@ def test_sizes_alone_and_central_crops(files, tmp_path):
   assert [tuple(size) for size in sizes.sizes] == [split.image(row).shape[:2] for row in (3, 5)]
   crops = load(split, tmp_path, View("crop", 24), rows=[3, 5])
   np.testing.assert_array_equal(crops.images, [cache.central_crop(split.image(row), 24) for row in (3, 5)])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_central_crop_of_a_strip_is_that_of_the_whole_strip_enlarged(turned):
+  strip = np.tile(builders.photograph()[200:203], (1, 3, 1))
+  crop = cache.central_crop(strip.transpose(1, 0, 2) if turned else strip, 24)
+  size = (27 * strip.shape[1] // 3, 27)
+  whole = np.asarray(PIL.Image.fromarray(strip).resize(size, PIL.Image.Resampling.BILINEAR))
+  left = round((size[0] - 24) / 2)
+  np.testing.assert_allclose(crop.transpose(1, 0, 2) if turned else crop, whole[2:26, left:left + 24], atol=1)
+  # It would take 13 GB as a whole.
+  assert cache.central_crop(np.zeros((1, 65_000, 3), np.uint8), 224).shape == (224, 224, 3)
 
 
 def test_prepared_data_set_is_read_by_processes(tmp_path):
