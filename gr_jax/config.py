@@ -165,6 +165,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if config.schedule == "cosine" and milestones:
     raise UserError(f"milestones are {tuple(milestones)}, but schedule is 'cosine', which has none; set "
                     f"--config.milestones='()' or --config.schedule=steps")
+  if config.stored_size is not None and config.stored_size < config.image_size:
+    raise UserError(f"stored_size is {config.stored_size}, smaller than image_size, {config.image_size}, and would "
+                    f"blur every view; --config.stored_size=None is image_size * 256 / 224")
   first, tasks = config.scenario.first_task_classes, config.scenario.num_tasks
   if first is not None and tasks < 2:
     raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a first task "

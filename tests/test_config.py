@@ -39,6 +39,7 @@ def test_the_papers_protocol():
     ("seed", -1, "seed is -1"),
     ("epochs", 0, "epochs is 0"),
     ("milestones", (20, 10), "milestones are"),
+    ("stored_size", 7, "stored_size is 7, smaller than image_size, 8, .*stored_size=None is"),
     ("schedule", "cosine", "milestones are .*, but schedule is 'cosine', which has none"),
     ("schedule", "cosin", "did you mean 'cosine'"),
     ("learning_rate", 0.0, "learning_rate is 0.0"),

@@ -195,7 +195,8 @@ def _read_list(base: pathlib.Path, name: str) -> _Rows:
   """The rows of a list file, in its order; every picture must be there."""
   path = pathlib.Path(name).expanduser()
   try:
-    lines = path.read_text().splitlines()
+    # With or without the mark that some editors put first.
+    lines = path.read_text("utf-8-sig").splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f"the list {name} cannot be read ({error})") from error
   rows, seen, missing = [], {}, []
@@ -251,8 +252,10 @@ def _class_names(train: _Rows, test: _Rows) -> tuple[str, ...]:
 def _share(rows: _Rows, fraction: float, seed: int) -> tuple[_Rows, _Rows]:
   """(training rows, test rows), each in the order of `rows`."""
   chosen: set[str] = set()
-  for name in sorted({name for _, name in rows}):
-    own = [path for path, label in rows if label == name]
+  by_class: dict[str, list[str]] = {}
+  for path, name in rows:
+    by_class.setdefault(name, []).append(path)
+  for name, own in sorted(by_class.items()):
     if len(own) < 2:
       raise UserError(f"class {name!r} has one picture ({own[0]}), which cannot be trained on and tested on; add some, "
                       f"or leave the class out")

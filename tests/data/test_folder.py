@@ -69,7 +69,8 @@ def test_what_is_no_picture_is_left_out_and_said(root):
 def test_lists(root, tmp_path):
   outside = write(tmp_path / "a photo.jpg", seed=99)
   (tmp_path / "train.txt").write_text(f"# path label\n\ntrain/cat/0.jpg 1\n{root}/train/cat/1.png 1\n{outside} 0\n")
-  (tmp_path / "test.txt").write_text("test/cat/0.jpg 1\ntest/ant/0.jpg   0\n")
+  # As some editors write it: a mark first, two characters at each line's end.
+  (tmp_path / "test.txt").write_bytes("\ufefftest/cat/0.jpg 1\r\ntest/ant/0.jpg   0\r\n".encode())
   source = load(root, train_list=str(tmp_path / "train.txt"), test_list=str(tmp_path / "test.txt"))
   assert source.train.ids == ["train/cat/0.jpg", "train/cat/1.png", str(outside)]
   assert source.train.labels.tolist() == [1, 1, 0] and source.class_names == ("0", "1")
