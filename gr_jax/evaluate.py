@@ -65,7 +65,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
         done[task], {"model": {"params": state.params, "batch_stats": state.batch_stats}})["model"]
   model = parallel.replicate(model, experiment.devices)
   pictures = experiments.load_pictures(experiment, split, console.decoding, console.say)
-  count = experiments.evaluator(experiment, pictures)
+  count = experiments.evaluator(experiment, pictures, split=split)
   counts = count(model["params"], model["batch_stats"], task)
   if split == "holdout":
     return _holdout_numbers(experiment, counts, task)

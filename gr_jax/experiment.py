@@ -251,7 +251,7 @@ def train_programs(experiment: Experiment, pictures: step.Data | stream.Original
   path = experiment.path[0]
   streamed = isinstance(pictures, stream.Originals)
   view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
-  plain = augment.make_plain(**view)
+  plain = augment.make_plain(**view, cropped=streamed or source.uniform)
   train_step = step.make_train_step(
       model=experiment.model, method=experiment.method, tx=experiment.tx, axis_name=parallel.AXIS,
       # Streamed pictures are views already.
@@ -308,9 +308,11 @@ def _travelling_together(experiment: Experiment) -> int:
   return experiment.config.evaluation_block * len(experiment.devices)
 
 
-def evaluator(experiment: Experiment, pictures: step.Data) -> Callable[[Any, Any, int], np.ndarray]:
+def evaluator(experiment: Experiment, pictures: step.Data, *, split: str = "test"
+              ) -> Callable[[Any, Any, int], np.ndarray]:
   """Puts a split onto the devices; returns count(params, batch_stats, tasks done) -> int [3, classes].
 
+  `split` is what `load_pictures` gave the pictures for: test pictures are cropped already.
   The three rows: correct among all seen classes, correct among the own task's, images looked at.
   """
   config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
@@ -320,7 +322,8 @@ def evaluator(experiment: Experiment, pictures: step.Data) -> Callable[[Any, Any
   task_of_class = parallel.replicate(drawn.task_of_class, devices)
   evaluate = inference.make_evaluate(
       model=experiment.model, num_classes=drawn.num_classes, block=config.evaluation_block, devices=devices,
-      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std))
+      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
+                                 cropped=split == "test" or source.uniform))
 
   def count(params: Any, batch_stats: Any, tasks_done: int) -> np.ndarray:
     seen = drawn.task_of_class < tasks_done

@@ -123,7 +123,7 @@ class _SilentTeacher:
 def variants(found: Experiment) -> dict[str, dict[str, Any]]:
   """What is left out -> changed arguments of make_train_step."""
   config, source = found.config, found.source
-  plain = augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std)
+  plain = augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std, cropped=source.uniform)
   plain_method = methods.gradient_reweighting(
       reweighting_rule="none", prior=config.prior, distillation=config.distillation,
       task_ratio=config.task_ratio, temperature=config.temperature)
@@ -292,7 +292,8 @@ def _looking(found: Experiment, pictures: step.Data, tests: step.Data, calls: in
   config, source = found.config, found.source
   extract = inference.make_extract(
       model=found.model, capacity=found.capacity, block=config.evaluation_block, devices=found.devices,
-      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std))
+      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
+                                 cropped=source.uniform))
   rows = np.arange(found.plans[0].size)
   data, pool = parallel.replicate((pictures, experiments.pool(rows, found.capacity)), found.devices)
   extraction = repeat(

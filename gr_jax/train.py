@@ -51,6 +51,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     distributed.together(lambda: workdirs.check_scenario(folder, experiment))
     finished = distributed.together(lambda: workdirs.finished(folder, experiment))
     distributed.agree({"digest of the images": experiment.scenario.digest, "precision": experiment.precision,
+                       "digest of the pictures": workdirs.pictures_digest(experiment),
                        "a finished run in the workdir": finished is not None})
     if finished is not None:
       console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")

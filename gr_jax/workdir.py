@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import pathlib
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from gr_jax import config as configuration
 from gr_jax import distributed, journal
@@ -94,6 +96,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(f"another job is at work in {folder}; wait for it, or choose another --workdir") from error
+    except OSError as error:
+      raise UserError(f"{folder} cannot be locked ({error.strerror}), as some network folders cannot; choose another "
+                      f"--workdir") from error
     yield
 
 
@@ -122,15 +127,27 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
   """Refuses to go on with a run whose images have changed.
 
   Raises:
-    UserError: scenario.json holds another digest.
+    UserError: scenario.json holds another digest, of what was drawn or of the pictures themselves.
   """
   path = folder / "scenario.json"
   if not path.exists() or not _has_begun(folder):
     return
-  saved = str(journal.read_json(path, "digest")["digest"])
-  if saved != experiment.scenario.digest:
-    raise UserError(f"{folder} holds a run on other images (digest {saved[:16]}, now "
-                    f"{experiment.scenario.digest[:16]}): the data set has changed; choose another --workdir")
+  saved = journal.read_json(path, "digest", "pictures_digest")
+  for name, now in (("digest", experiment.scenario.digest), ("pictures_digest", pictures_digest(experiment))):
+    if saved[name] != now:
+      raise UserError(f"{folder} holds a run on other images ({name} {str(saved[name])[:16]}, now {now[:16]}): the "
+                      f"data set has changed; choose another --workdir")
+
+
+def pictures_digest(experiment: Experiment) -> str:
+  """SHA-256 of what a run rests on: each picture's place, class and `Split.identity`, test pictures among them."""
+  source, drawn, found = experiment.source, experiment.scenario, hashlib.sha256()
+  tests = [np.flatnonzero(source.test.labels == label) for label in drawn.class_order]
+  for part, split, rows_of_class in (("train", source.train, drawn.train), ("holdout", source.train, drawn.holdout),
+                                     ("test", source.test, tests)):
+    for number, rows in enumerate(rows_of_class):
+      found.update("\0".join((part, str(number), *(split.identity(row) for row in rows), "")).encode())
+  return found.hexdigest()
 
 
 def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
@@ -145,7 +162,8 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
   journal.write_json(folder / "config.json", content)
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
-      "digest": drawn.digest, "dataset": source.name, "class_order": list(drawn.class_order),
+      "digest": drawn.digest, "pictures_digest": pictures_digest(experiment), "dataset": source.name,
+      "class_order": list(drawn.class_order),
       "class_names": list(drawn.class_names), "counts": drawn.counts.tolist(),
       "notes": list(source.notes), "skipped": list(source.skipped),
       "holdout_counts": [len(rows) for rows in drawn.holdout],

@@ -7,6 +7,9 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -100,3 +103,14 @@ def records(workdir):
   from gr_jax.checkpoints import Checkpoints
   with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
     return {step: timeless(checkpoints.record(step)) for step in checkpoints.steps()}
+
+
+def kill_the_parent_alone(job):
+  """SIGKILL to the leader of a process group; those that worked for it are to leave by themselves."""
+  job.kill()
+  job.wait()
+  deadline = time.monotonic() + 30
+  with pytest.raises(ProcessLookupError):
+    while time.monotonic() < deadline:
+      os.killpg(job.pid, 0)
+      time.sleep(0.05)

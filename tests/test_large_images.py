@@ -2,15 +2,17 @@
 
 import json
 import pathlib
+import shutil
 
 import builders
 import numpy as np
+import photographs
 import pytest
 import runs
 
 from gr_jax import console, evaluate, experiment, train
 from gr_jax.errors import UserError
-from gr_jax.workdir import read_config, write_start
+from gr_jax.workdir import check_scenario, read_config, write_start
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,26 @@ def test_folders_named_from_here_are_found_from_elsewhere(run, tmp_path, monkeyp
   assert experiment.load(saved).scenario.digest == begun.scenario.digest
   # As it was given, where a config is compared or used again.
   assert config.data_dir == data.name
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("how", [
+    lambda path: path.write_bytes(path.read_bytes() + b"\0"), lambda path: path.unlink()], ids=["changed", "removed"])
+def test_going_on_with_other_pictures_is_refused(tmp_path, part, how):
+  photographs.write(tmp_path / "photos", classes=2, per_class=8, test_per_class=3, sides=(40, 60))
+  config = runs.get_config("folder_lt", **{"data_dir": str(tmp_path / "photos"), "scenario.num_tasks": 2})
+  folder = tmp_path / "run"
+  folder.mkdir()
+  write_start(folder, experiment.load(config))
+  (folder / "metrics.jsonl").write_text("{}\n")
+  check_scenario(folder, experiment.load(config))
+  # A copy is the same data, whenever it was made.
+  shutil.copytree(tmp_path / "photos", tmp_path / "copy", copy_function=shutil.copyfile)
+  config.data_dir = str(tmp_path / "copy")
+  check_scenario(folder, experiment.load(config))
+  how(sorted((tmp_path / "copy" / part).rglob("*.jpg"))[0])
+  with pytest.raises(UserError, match="holds a run on other images .*the data set has changed"):
+    check_scenario(folder, experiment.load(config))
 
 
 def test_same_command_again_trains_nothing(run):

@@ -156,9 +156,14 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
   return augment
 
 
-def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ...],
+def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ...], cropped: bool,
                ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The view for features and evaluation: the picture as it is, or the central crop of a squeezed one.
+  """The view for features and evaluation.
+
+  Args:
+    image_size, mean, std: see `make_augment`.
+    cropped: whether the pictures are views already, which are taken as they are; else they are squeezed whole, and
+      the central crop is taken from them.
 
   Returns:
     plain(images [batch, height, width, channels] uint8, sizes [batch, 2] int32) -> [batch, image_size,
@@ -173,8 +178,6 @@ def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ..
     return crop_and_resize(image, rows, columns)
 
   def plain(images: jax.Array, sizes: jax.Array) -> jax.Array:
-    if images.shape[1:3] != (image_size, image_size):
-      images = jax.vmap(central)(images, sizes)
-    return normalise(images, mean, std)
+    return normalise(images if cropped else jax.vmap(central)(images, sizes), mean, std)
 
   return plain

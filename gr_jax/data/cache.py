@@ -10,9 +10,9 @@ A box is drawn in the original picture's geometry. Each of its edges is multipli
 its axis, and the fractional box is resized from the stored square; squeezing the axes apart is undone by that. What is
 lost is sharpness where a box is smaller than the view. On crops at 224 pixels from scikit-learn's two photographs
 (427 x 640 and their 375 x 500 corners, 160 drawn boxes) the mean difference to the crop of the original was 3.8 grey
-levels at a stored side of 256, 2.9 at 320, 2.2 at 384, 1.8 at 448 (2026-11-21); on crops of ten photographs, sides of
-300 to 600, some enlarged, 2.1 at 256, 1.4 at 320, 1.0 at 384. 28,000 pictures take 5.5, 8.6, 12.4 and 16.9 GB (10^9
-bytes). The 224-pixel configs keep 320.
+levels at a stored side of 256, 2.8 at 320, 2.1 at 384, 1.7 at 448; on crops of ten photographs, sides of 300 to 600,
+some enlarged, 2.1, 1.4, 1.0 and 0.8 (`python tests/strip.py FILE.png`, which also draws them; 2026-11-21). 28,000
+pictures take 5.5, 8.6, 12.4 and 16.9 GB (10^9 bytes). The 224-pixel configs keep 320.
 """
 
 from __future__ import annotations
@@ -167,6 +167,9 @@ def locked(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
     except BlockingIOError:
       say(f"another job is decoding the same pictures into {path.parent}; waiting for it")
       fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+      raise UserError(f"{path.parent} cannot be locked ({error.strerror}), as some network folders cannot; name "
+                      f"another with --config.cache_dir") from error
     yield
 
 
@@ -256,9 +259,11 @@ def _open(folder: pathlib.Path, shape: tuple[int, ...]) -> Cached:
     sizes, sums = (np.load(folder / name) for name in ("sizes.npy", "sums.npy"))
     # A mapping of nothing is refused by the system.
     images = np.load(folder / "images.npy", mmap_mode="r" if np.prod(shape) else None)
-  except (OSError, ValueError, EOFError) as error:
-    raise UserError(damaged(error)) from error
-  if record.get("entry") != folder.name or record.get("small") != small:
+    own = record["entry"] == folder.name and record["small"] == small
+  # NumPy reads an array's header as Python, and for a damaged one raises nearly anything.
+  except Exception as error:
+    raise UserError(damaged(f"{type(error).__name__}: {error}".partition("\n")[0])) from error
+  if not own:
     raise UserError(damaged("its record does not fit its arrays"))
   if images.shape != shape or images.dtype != np.uint8 or sizes.shape != (shape[0], 2):
     raise UserError(damaged(f"its images are {images.shape}, not {shape}"))

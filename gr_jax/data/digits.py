@@ -21,6 +21,9 @@ class _ArraySplit:
   ids: list[str]
   fingerprint: str = "scikit-learn's"
 
+  def identity(self, row: int) -> str:
+    return self.ids[row]
+
   def image(self, row: int) -> np.ndarray:
     return self.images[row]
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 
 from gr_jax.data.source import Source
 from gr_jax.errors import UserError
@@ -27,7 +26,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 # Of ImageNet, which stand for photographs in general.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# What is known of pictures that have been looked at, beside them.
+# Which pictures have been looked at and can be decoded, beside them.
 _LOOKED_AT = ".gr_jax-pictures.json"
 
 ON_BAD_IMAGE = ("fail", "skip")
@@ -53,16 +52,28 @@ class FolderSplit:
   ids: list[str]
 
   @functools.cached_property
-  def fingerprint(self) -> str:
-    """Of the files' names, sizes and times of change; a missing one is told of when it is read."""
-    digest = hashlib.sha256()
+  def _files(self) -> list[tuple[int, int]]:
+    """Bytes and time of change in ns of each file; (-1, 0) for a missing one, which is told of when it is read."""
+    found = []
     for path in self.ids:
       try:
         status = (self.root / path).stat()
+        found.append((status.st_size, status.st_mtime_ns))
       except OSError:
-        continue
-      digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\0".encode())
+        found.append((-1, 0))
+    return found
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Of the files' names, sizes and times of change."""
+    digest = hashlib.sha256()
+    for path, (size, changed) in zip(self.ids, self._files):
+      digest.update(f"{path} {size} {changed}\0".encode())
     return digest.hexdigest()
+
+  def identity(self, row: int) -> str:
+    """Id and bytes of the file, which a copy of it shares; see source.Split."""
+    return f"{self.ids[row]} {self._files[row][0]}"
 
   def encoded(self, row: int) -> bytes:
     """The file; see source.Split."""
@@ -80,13 +91,32 @@ class FolderSplit:
     path = self.root / self.ids[row]
     try:
       return how(path)
-    except _UNREADABLE as error:
+    except (FileNotFoundError, BadPicture) as error:
       raise UserError(f"picture {path} cannot be read ({error}); replace it, or leave out such pictures with "
                       f"--config.folder.on_bad_image=skip") from error
+    except OSError as error:
+      raise UserError(_out_of_reach(path, error)) from error
 
 
-# What Pillow raises for files that are cut short, missing, something else, or tell of a giant picture.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)
+class BadPicture(Exception):
+  """The file can be read, but it is no picture, or a damaged one."""
+
+
+def _out_of_reach(path: pathlib.Path, error: OSError) -> str:
+  return f"picture {path} cannot be read ({error.strerror}); mend that (disk, network folder, rights)"
+
+
+def _opened(path: pathlib.Path, how: Callable[[PIL.Image.Image], Any]) -> Any:
+  try:
+    with PIL.Image.open(path, formats=_FORMATS) as picture:
+      return how(picture)
+  except MemoryError:
+    raise
+  # For damaged bytes Pillow raises nearly anything: struct.error, KeyError and TypeError have been seen.
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno is not None:
+      raise
+    raise BadPicture(str(error) or type(error).__name__) from error
 
 
 def decode(path: pathlib.Path) -> np.ndarray:
@@ -96,23 +126,37 @@ def decode(path: pathlib.Path) -> np.ndarray:
   dropped, what it hid stays.
 
   Raises:
-    OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError: it cannot be decoded.
+    BadPicture: it cannot be decoded.
+    OSError: the system does not give it.
   """
-  with PIL.Image.open(path, formats=_FORMATS) as picture:
-    # In place: only what is turned is copied.
-    PIL.ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith("I"):
+  def pixels(picture: PIL.Image.Image) -> np.ndarray:
+    turn = _TURNS.get(_orientation(picture))
+    # Not Pillow's exif_transpose, which also writes the EXIF anew and trips over odd entries.
+    turned = picture.transpose(turn) if turn is not None else picture
+    if turned.mode.startswith("I"):
       # Pillow would cut all above 255 off.
-      return np.repeat((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    whole = picture.convert("RGBA") if picture.mode == "P" and "transparency" in picture.info else picture
+      return np.repeat((np.asarray(turned).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    whole = turned.convert("RGBA") if turned.mode == "P" and "transparency" in turned.info else turned
     return np.asarray(whole.convert("RGB"))
+
+  return _opened(path, pixels)
 
 
 def upright_size(path: pathlib.Path) -> tuple[int, int]:
-  """Height and width of what `decode` gives, from the header alone; raises as `decode`."""
-  with PIL.Image.open(path, formats=_FORMATS) as picture:
-    turned = picture.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return picture.size if turned else picture.size[::-1]
+  """Height and width of what `decode` gives: from the header, but for PNG, whose EXIF may come last; raises as
+  `decode`."""
+  return _opened(path, lambda picture: picture.size if _orientation(picture) in _ON_ITS_SIDE else picture.size[::-1])
+
+
+def _orientation(picture: PIL.Image.Image) -> Any:
+  return picture.getexif().get(PIL.ExifTags.Base.Orientation)
+
+
+# EXIF orientation -> what makes the picture upright.
+_TURNS = {2: PIL.Image.Transpose.FLIP_LEFT_RIGHT, 3: PIL.Image.Transpose.ROTATE_180,
+          4: PIL.Image.Transpose.FLIP_TOP_BOTTOM, 5: PIL.Image.Transpose.TRANSPOSE,
+          6: PIL.Image.Transpose.ROTATE_270, 7: PIL.Image.Transpose.TRANSVERSE, 8: PIL.Image.Transpose.ROTATE_90}
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def load(root: str | None, *, train_list: str | None, test_list: str | None, test_fraction: float, test_seed: int,
@@ -122,7 +166,7 @@ def load(root: str | None, *, train_list: str | None, test_list: str | None, tes
   Args:
     root: with train/<class>/* and test/<class>/*, or what the paths in list files are relative to.
     train_list, test_list: files of lines `path label`; the label is the last word, a name or a whole number; empty
-      lines and those that begin with # do not count. Relative to the current folder.
+      lines and those that begin with # do not count. Relative to the root, as the paths in them.
     test_fraction: above 0: this share of each class of the training pictures, at least one, is the test set.
     test_seed: which ones, in the order of a hash of (seed, path).
     on_bad_image: "fail": the first picture that is needed and cannot be read ends the run; "skip": every picture is
@@ -145,21 +189,22 @@ def load(root: str | None, *, train_list: str | None, test_list: str | None, tes
     raise UserError(f"folder.test_fraction is {test_fraction}, but there is a test set ({test_list or base / 'test'}); "
                     f"unset one of them: --config.folder.test_fraction=0")
   if not has_test and not test_fraction:
-    raise UserError(f"there is no test set: no {base / 'test'}, no --config.folder.test_list; give one, or take a "
-                    f"share of each class with --config.folder.test_fraction=0.2")
+    lacking = "no --config.folder.test_list" if train_list else f"no {base / 'test'}, no --config.folder.test_list"
+    raise UserError(f"there is no test set: {lacking}; give one, or take a share of each class with "
+                    f"--config.folder.test_fraction=0.2")
   test = (_read_list(base, test_list) if test_list else _scan(base, "test", notes)) if has_test else []
-  _check_apart(train, test)
+  _check_apart(base, train, test)
   skipped: tuple[str, ...] = ()
   if on_bad_image == "skip":
     skipped = _bad_ones(base, [path for path, _ in (*train, *test)], progress)
-    train, test = ([row for row in rows if row[0] not in set(skipped)] for rows in (train, test))
+    train, test = (_without(rows, set(skipped)) for rows in (train, test))
     if skipped:
       notes.append(f"{len(skipped)} pictures that cannot be read are left out, such as {skipped[0]}")
   if not has_test:
     train, test = _share(train, test_fraction, test_seed)
     notes.append(f"test set: {len(test)} pictures, {100 * test_fraction:g} % of each class, by a hash of (seed "
                  f"{test_seed}, path)")
-  names = _class_names(train, test)
+  names = _class_names(train, test, numbered=train_list is not None)
   label = {name: number for number, name in enumerate(names)}
 
   def split(rows: _Rows) -> FolderSplit:
@@ -179,6 +224,11 @@ def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
   rows, others = [], []
   for path in classes:
     inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    for file in inside:
+      try:
+        file.as_posix().encode()
+      except UnicodeEncodeError as error:
+        raise UserError(f"{file.as_posix()!r} is a name that is no UTF-8; rename it") from error
     found = [file for file in inside if file.suffix.lower() in _SUFFIXES]
     others += [file for file in inside if file.suffix.lower() not in _SUFFIXES]
     if not found:
@@ -193,12 +243,15 @@ def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
 
 def _read_list(base: pathlib.Path, name: str) -> _Rows:
   """The rows of a list file, in its order; every picture must be there."""
-  path = pathlib.Path(name).expanduser()
+  path = base / pathlib.Path(name).expanduser()
   try:
     # With or without the mark that some editors put first.
     lines = path.read_text("utf-8-sig").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"the list {name} cannot be read ({error})") from error
+  except OSError as error:
+    raise UserError(f"the list {path} cannot be read ({error.strerror}); lists are looked for in --config.data_dir, or "
+                    f"give an absolute path") from error
+  except UnicodeDecodeError as error:
+    raise UserError(f"the list {path} is no text in UTF-8 ({error}); save it as such") from error
   rows, seen, missing = [], {}, []
   for number, line in enumerate(lines, start=1):
     if not line.strip() or line.lstrip().startswith("#"):
@@ -207,14 +260,15 @@ def _read_list(base: pathlib.Path, name: str) -> _Rows:
     if len(words) != 2:
       raise UserError(f"line {number} of {name} is {line!r}; it takes a path and a label")
     file = base / words[0].strip()
-    # Inside the root the id does not depend on where the root is.
-    key = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.as_posix()
-    if key in seen:
-      raise UserError(f"line {number} of {name} names {words[0]} again, after line {seen[key]}; a picture has one line")
-    seen[key] = number
+    real = _real(file)
+    if real in seen:
+      raise UserError(f"line {number} of {name} names {words[0]} again, after line {seen[real]}; a picture has one "
+                      f"line")
+    seen[real] = number
     if not file.is_file():
       missing.append((number, file))
-    rows.append((key, words[1]))
+    # Inside the root the id does not depend on where the root is.
+    rows.append((file.relative_to(base).as_posix() if file.is_relative_to(base) else file.as_posix(), words[1]))
   if missing:
     number, file = missing[0]
     raise UserError(f"{len(missing)} pictures of {name} are not there, the first in line {number}: {file}; paths are "
@@ -224,29 +278,56 @@ def _read_list(base: pathlib.Path, name: str) -> _Rows:
   return rows
 
 
-def _check_apart(train: _Rows, test: _Rows) -> None:
-  both = {path for path, _ in train} & {path for path, _ in test}
+@functools.lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+  return os.path.realpath(folder)
+
+
+def _real(file: pathlib.Path) -> str:
+  """Where a file really is, however it is spelt or linked."""
+  if file.is_symlink():
+    return os.path.realpath(file)
+  return os.path.join(_real_folder(os.path.dirname(file)), file.name)
+
+
+def _check_apart(base: pathlib.Path, train: _Rows, test: _Rows) -> None:
+  trained_on = {_real(base / path) for path, _ in train}
+  both = [path for path, _ in test if _real(base / path) in trained_on]
   if both:
     raise UserError(f"{len(both)} pictures are in the training and in the test set, such as {min(both)}; a picture "
                     f"that was trained on must not be tested on")
 
 
-def _class_names(train: _Rows, test: _Rows) -> tuple[str, ...]:
-  """Class names in order: whole numbers by value, without a gap from 0; else by name."""
+def _without(rows: _Rows, skipped: set[str]) -> _Rows:
+  """The rows whose picture is not among the skipped ones.
+
+  Raises:
+    UserError: a class would be left without any.
+  """
+  kept = [row for row in rows if row[0] not in skipped]
+  lost = sorted({name for _, name in rows} - {name for _, name in kept})
+  if lost:
+    example = next(path for path, name in rows if name == lost[0])
+    raise UserError(f"{len(lost)} classes have no picture that can be read ({', '.join(lost[:5])}; such as {example}); "
+                    f"replace them, or leave these classes out")
+  return kept
+
+
+def _class_names(train: _Rows, test: _Rows, *, numbered: bool) -> tuple[str, ...]:
+  """Class names in order: whole numbers by value, else by name; `numbered`: whole numbers have no gap from 0."""
   trained, tested = {name for _, name in train}, {name for _, name in test}
-  for only, other, where, lacking in ((trained - tested, tested, "training", "test"),
-                                      (tested - trained, trained, "test", "training")):
-    if only and other:
+  for only, where, lacking in ((trained - tested, "training", "test"), (tested - trained, "test", "training")):
+    if only:
       raise UserError(f"{len(only)} classes have {where} pictures but no {lacking} pictures "
                       f"({', '.join(sorted(only)[:5])}); add some, or leave these classes out")
   if not all(name.isdecimal() for name in trained):
     return tuple(sorted(trained))
-  numbers = sorted(trained, key=int)
-  if [int(name) for name in numbers] != list(range(len(numbers))):
-    gap = next(number for number, name in enumerate(numbers) if int(name) != number)
-    raise UserError(f"class {gap} has no picture: the labels are whole numbers, so {len(numbers)} classes are to be "
-                    f"0 to {len(numbers) - 1}; renumber them, or give names")
-  return tuple(numbers)
+  names = sorted(trained, key=lambda name: (int(name), name))
+  if numbered and [int(name) for name in names] != list(range(len(names))):
+    gap = next(number for number, name in enumerate(names) if int(name) != number)
+    raise UserError(f"class {gap} has no picture: the labels are whole numbers, so {len(names)} classes are to be "
+                    f"0 to {len(names) - 1}; renumber them, or give names")
+  return tuple(names)
 
 
 def _share(rows: _Rows, fraction: float, seed: int) -> tuple[_Rows, _Rows]:
@@ -265,39 +346,43 @@ def _share(rows: _Rows, fraction: float, seed: int) -> tuple[_Rows, _Rows]:
 
 
 def _bad_ones(base: pathlib.Path, paths: Sequence[str], progress: Callable) -> tuple[str, ...]:
-  """Those that cannot be decoded. What was found is kept beside the pictures; a file that has changed since is looked
-  at again."""
-  known, index = _read_known(base / _LOOKED_AT), {}
+  """Those that are missing or cannot be decoded. The good ones are remembered beside the pictures; a bad one, and a
+  file that has changed, is looked at again at every start.
 
-  def look(path: str) -> tuple[str, list]:
+  Raises:
+    UserError: the system does not give a picture that is there; that may pass, and must not decide what is learnt.
+  """
+  known = _read_known(base / _LOOKED_AT)
+
+  def look(path: str) -> tuple[str, list[int] | None]:
     try:
       status = (base / path).stat()
-    except OSError:
-      return path, [0, 0, False]
-    if path in known and known[path][:2] == [status.st_size, status.st_mtime_ns]:
-      return path, known[path]
-    try:
-      decode(base / path)
-    except _UNREADABLE:
-      return path, [status.st_size, status.st_mtime_ns, False]
-    return path, [status.st_size, status.st_mtime_ns, True]
+      found = [status.st_size, status.st_mtime_ns]
+      if known.get(path) != found:
+        decode(base / path)
+    except (FileNotFoundError, BadPicture):
+      return path, None
+    except OSError as error:
+      raise UserError(_out_of_reach(base / path, error)) from error
+    return path, found
 
   # Decoding releases the interpreter's lock, so threads use every core.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    index = dict(progress(pool.map(look, paths), total=len(paths)))
-  if index != known:
+    looked = dict(progress(pool.map(look, paths), total=len(paths)))
+  good = {path: found for path, found in looked.items() if found is not None}
+  if good != known:
     temporary = base / f"{_LOOKED_AT}.{os.getpid()}"
     try:
-      temporary.write_text(json.dumps(index))
+      temporary.write_text(json.dumps(good))
       os.replace(temporary, base / _LOOKED_AT)
     except OSError:
       # A folder that only others may write to: the pictures are looked at again at the next start.
       temporary.unlink(missing_ok=True)
-  return tuple(path for path in paths if not index[path][2])
+  return tuple(path for path in paths if looked[path] is None)
 
 
-def _read_known(path: pathlib.Path) -> dict[str, list]:
-  """{path: [bytes, modification time in ns, whether it can be decoded]}; nothing where that cannot be read."""
+def _read_known(path: pathlib.Path) -> dict[str, Any]:
+  """{path: [bytes, modification time in ns]} of pictures that could be decoded; nothing where that cannot be read."""
   try:
     found = json.loads(path.read_text())
   except (OSError, ValueError):

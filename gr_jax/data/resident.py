@@ -83,6 +83,9 @@ def _load(source: Source, split: Split, rows_of_class: Sequence, view: View, ima
 
   # Decoding releases the interpreter's lock, so threads use every core.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    read_all = list(progress(pool.map(read, rows), total=len(rows)))
-  return Data(images=np.stack([picture for picture, _ in read_all]),
-              sizes=np.asarray([size for _, size in read_all], np.int32), labels=labels)
+    found, sizes = None, np.zeros((len(rows), 2), np.int32)
+    for place, (picture, size) in enumerate(progress(pool.map(read, rows), total=len(rows))):
+      # Straight into its place: twice the memory would be needed otherwise.
+      found = np.zeros((len(rows), *picture.shape), np.uint8) if found is None else found
+      found[place], sizes[place] = picture, size
+  return Data(found, sizes, labels)

@@ -22,6 +22,10 @@ class Split(Protocol):
   ids: list[str]
   fingerprint: str
 
+  def identity(self, row: int) -> str:
+    """The id, and what else tells cheaply that a picture is the one it was; the same on every machine."""
+    ...
+
   def size(self, row: int) -> tuple[int, int]:
     """Height and width of the picture, from its header where it has one; raises as `image`."""
     ...

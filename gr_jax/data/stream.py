@@ -81,6 +81,8 @@ class _Requests:
 
   def __getitem__(self, index: int) -> np.ndarray:
     if self._array is None:
+      # The first request of a worker.
+      workers.leave_with_the_parent()
       self._array = np.load(self._path, mmap_mode="r")
     return np.asarray(self._array[index])
 

@@ -80,7 +80,7 @@ CATALOGUE = {
         facts=Facts(fixed_order=ICARL_ORDER, max_count="first"), select=_select_imagenet_subset,
         manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
     "imagenet1000": Entry(
-        tfds_name="imagenet2012", test_split="validation", id_feature="file_name", facts=Facts(),
+        tfds_name="imagenet2012", test_split="validation", id_feature="file_name", facts=Facts(total=1_281_167),
         manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
     "food101": Entry(
         tfds_name="food101", test_split="validation", id_feature=None, facts=Facts(total=75_750),
@@ -159,6 +159,10 @@ class TfdsSplit:
   def ids(self) -> list[str]:
     """[images]; see `source.Split`."""
     return [name.decode() for name in self._chosen[1].ids.tolist()]
+
+  def identity(self, row: int) -> str:
+    """The id: a prepared version of a data set has one content; see `source.Split`."""
+    return self.ids[row]
 
   def encoded(self, row: int) -> bytes:
     """The file of a picture."""

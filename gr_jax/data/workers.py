@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,8 +33,8 @@ def results(function: Callable[[Any], Any], items: Iterable, *, initializer: Cal
   before = set(multiprocessing.active_children())
   # Not forked: the threads of JAX would be left behind holding their locks.
   with concurrent.futures.ProcessPoolExecutor(
-      count(), mp_context=multiprocessing.get_context("spawn"), initializer=initializer,
-      initargs=initargs) as pool:
+      count(), mp_context=multiprocessing.get_context("spawn"), initializer=_begin,
+      initargs=(initializer, *initargs)) as pool:
     waiting = {pool.submit(function, item) for item in items}
     try:
       while waiting:
@@ -51,6 +52,21 @@ def results(function: Callable[[Any], Any], items: Iterable, *, initializer: Cal
         end(before)
 
 
+def _begin(initializer: Callable, *initargs: Any) -> None:
+  leave_with_the_parent()
+  initializer(*initargs)
+
+
+def leave_with_the_parent() -> None:
+  """Ends this process when its parent is gone: a killed one tells its processes nothing, and they would wait for work
+  for ever. To be called once in such a process."""
+  def wait() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
 def hanging(timeout: float) -> str:
   """What is said of processes that do not answer."""
   return (f"the processes that read pictures have answered nothing for {timeout:g} s (worker_timeout); is the disk or "
@@ -60,7 +76,7 @@ def hanging(timeout: float) -> str:
 def died() -> str:
   """What is said of a process that is gone."""
   return ("a process that reads pictures died, perhaps killed because memory ran out; the same command again goes "
-          "on")
+          "on (a script of one's own begins its work under if __name__ == '__main__', since these processes import it)")
 
 
 def end(before: set) -> None:

@@ -327,7 +327,7 @@ def test_none_is_the_picture_itself_normalised():
   expected = (images / 255.0 - np.asarray(mean)) / np.asarray(std)
   assert view.dtype == jnp.float32
   np.testing.assert_allclose(view, expected, atol=1e-5)
-  plain = augment.make_plain(image_size=32, mean=mean, std=std)(images, np.full((4, 2), 32, np.int32))
+  plain = augment.make_plain(image_size=32, mean=mean, std=std, cropped=True)(images, np.full((4, 2), 32, np.int32))
   np.testing.assert_array_equal(plain, view)
 
 
@@ -355,7 +355,7 @@ def test_extreme_pictures_give_finite_views(height, width):
   views = augmented("resized_crop_flip", stored, size=32, sizes=sizes)
   assert views.shape == (16, 32, 32, 3) and np.isfinite(views).all()
   assert views.min() >= -1e-3 and views.max() <= 255.001
-  plain = np.asarray(augment.make_plain(image_size=32, **IDENTITY)(stored, np.int32(sizes))) * 255
+  plain = np.asarray(augment.make_plain(image_size=32, **IDENTITY, cropped=False)(stored, np.int32(sizes))) * 255
   assert plain.shape == (16, 32, 32, 3) and np.isfinite(plain).all()
   assert plain.min() >= -1e-3 and plain.max() <= 255.001
 
@@ -365,7 +365,7 @@ def test_plain_view_of_a_squeezed_picture_is_the_central_crop(height, width):
   for name in ("china.jpg", "flower.jpg"):
     original = builders.photograph(name)[:height, 100:100 + width]
     stored = cache.squeeze(original, 128)
-    view = np.asarray(augment.make_plain(image_size=112, **IDENTITY)(
+    view = np.asarray(augment.make_plain(image_size=112, **IDENTITY, cropped=False)(
         stored[None], np.int32([(height, width)])))[0] * 255
     expected = cache.central_crop(original, 112).astype(np.float32)
     # Squeezed and stretched again, the picture is a little softer, no more.
@@ -374,3 +374,12 @@ def test_plain_view_of_a_squeezed_picture_is_the_central_crop(height, width):
     # One pixel off is visibly worse: the crop sits where it should.
     shifted = np.roll(expected, 4, axis=1)
     assert np.abs(view - shifted)[:, 8:-8].mean() > np.abs(view - expected)[:, 8:-8].mean() + 1
+
+
+def test_plain_view_of_a_picture_kept_at_the_views_own_side_is_its_centre():
+  wide = np.full((100, 300, 3), 255, np.uint8)
+  wide[:, 100:200] = 0
+  view = augment.make_plain(image_size=32, **IDENTITY, cropped=False)(
+      cache.squeeze(wide, 32)[None], np.int32([(100, 300)]))
+  # The middle third, less what antialiasing lets in at its edges.
+  assert np.abs(view[:, :, 4:-4]).max() < 1e-3

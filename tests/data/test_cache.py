@@ -1,7 +1,6 @@
 """The cache of decoded pictures: what is in it, and what full disks, kills, second jobs and damage do to it."""
 
 import fcntl
-import os
 import pickle
 import resource
 import shutil
@@ -112,6 +111,28 @@ def test_prepared_data_set_is_read_by_processes(tmp_path):
   np.testing.assert_array_equal(found.images[1], cache.squeeze(split.image(2), 37))
 
 
+@pytest.mark.parametrize("file", ["images.npy", "sizes.npy", "sums.npy"])
+def test_any_damage_of_a_header_is_noticed(built, tmp_path, file):
+  split, place, *_ = built
+  shutil.copytree(place, tmp_path / "cache")
+  path = tmp_path / "cache" / entries(place)[0] / file
+  whole = path.read_bytes()
+  for number in range(128):
+    for flip in (1, 4, 255):
+      path.write_bytes(whole[:number] + bytes([whole[number] ^ flip]) + whole[number + 1:])
+      with pytest.raises(UserError, match="is damaged .*remove that folder"):
+        load(split, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}", "null"])
+def test_a_record_of_another_kind_is_damage(built, tmp_path, content):
+  split, place, *_ = built
+  shutil.copytree(place, tmp_path / "cache")
+  (tmp_path / "cache" / entries(place)[0] / "record.json").write_text(content)
+  with pytest.raises(UserError, match="is damaged .*remove that folder"):
+    load(split, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("file", ["images.npy", "sizes.npy", "sums.npy", "record.json"])
 def test_damage_is_noticed_at_opening(built, tmp_path, file):
   split, place, *_ = built
@@ -197,7 +218,7 @@ def test_kill_in_the_middle_leaves_no_entry_and_is_cleaned_up(files, tmp_path):
   deadline = time.monotonic() + 60
   while not entries(tmp_path) and time.monotonic() < deadline:
     time.sleep(0.05)
-  os.killpg(job.pid, signal.SIGKILL)
+  runs.kill_the_parent_alone(job)
   job.wait()
   left, = entries(tmp_path)
   assert left.endswith(".partial")

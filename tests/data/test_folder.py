@@ -1,6 +1,8 @@
 """One's own pictures: layouts, lists, modes, damage; and a run on them."""
 
+import errno
 import json
+import os
 import shutil
 
 import builders
@@ -102,16 +104,48 @@ def _list(tmp_path, lines, name="list.txt"):
     (["train/cat/0.jpg 0", "train/gone.jpg 1"], "1 pictures of .* are not there, the first in line 2: .*gone.jpg"),
     (["# nothing"], "names no picture"),
     (["test/cat/0.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
+    (["train/../test/cat/0.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
+    (["link/cat/0.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
+    (["link.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
+    (["train/cat/0.jpg 0", "./train/ant/../cat/0.jpg 0"], "line 2 of .* names .* again, after line 1"),
     (["train/cat/0.jpg 0", "train/ant/0.jpg 7"], r"1 classes have training pictures but no test pictures \(7\)")])
 def test_lists_that_cannot_be_used(root, tmp_path, lines, words):
+  (root / "link").symlink_to("test")
+  (root / "link.jpg").symlink_to("test/cat/0.jpg")
   test = _list(tmp_path, ["test/cat/0.jpg 0"], "test.txt")
   with pytest.raises(UserError, match=words):
     load(root, train_list=str(_list(tmp_path, lines)), test_list=str(test))
 
 
 def test_a_list_that_is_not_there(root):
-  with pytest.raises(UserError, match="the list nowhere.txt cannot be read"):
+  with pytest.raises(UserError, match=f"the list {root}/nowhere.txt cannot be read .No such file"):
     load(root, train_list="nowhere.txt", test_list="nowhere.txt")
+  (root / "latin.txt").write_bytes("train/cat/0.jpg K\u00e4fer\n".encode("latin-1"))
+  with pytest.raises(UserError, match="latin.txt is no text in UTF-8"):
+    load(root, train_list="latin.txt", test_list="latin.txt")
+  (root / "train.txt").write_text("train/cat/0.jpg 0\n")
+  with pytest.raises(UserError, match="no test set: no --config.folder.test_list; give one"):
+    load(root, train_list="train.txt")
+
+
+def test_lists_are_looked_for_beside_the_pictures(root, tmp_path, monkeypatch):
+  _list(root, ["train/cat/0.jpg 0"], "train.txt")
+  _list(root, ["test/cat/0.jpg 0"], "test.txt")
+  monkeypatch.chdir(tmp_path)
+  assert load(root, train_list="train.txt", test_list="test.txt").train.ids == ["train/cat/0.jpg"]
+
+
+def test_folders_with_numbers_for_names_are_ordered_by_value(root):
+  for part in ("train", "test"):
+    for old, new in (("ant", "10"), ("bee", "2"), ("cat", "1")):
+      (root / part / old).rename(root / part / new)
+  assert load(root).class_names == ("1", "2", "10")
+
+
+def test_a_name_that_is_no_utf8(root):
+  (root / "train" / "cat" / os.fsdecode(b"caf\xe9.jpg")).touch()
+  with pytest.raises(UserError, match=r"caf.udce9.jpg' is a name that is no UTF-8; rename it"):
+    load(root)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -202,6 +236,23 @@ def test_exif_orientation_is_carried_out(tmp_path, orientation, turn):
     assert folder.upright_size(tmp_path / name) == turn(pixels).shape[:2]
 
 
+def test_damaged_exif_is_a_bad_picture_or_none(tmp_path):
+  exif = PIL.Image.Exif()
+  exif[0x0112], exif[0x010f], exif[0x011a] = 6, "maker", 72.0
+  whole = write(tmp_path / "x.jpg", exif=exif).read_bytes()
+  start, rng, bad = whole.index(b"Exif"), np.random.default_rng(0), 0
+  for _ in range(1500):
+    content = bytearray(whole)
+    for place in rng.integers(start, start + 90, rng.integers(1, 4)):
+      content[place] = rng.integers(256)
+    (tmp_path / "x.jpg").write_bytes(content)
+    try:
+      assert folder.decode(tmp_path / "x.jpg").shape[:2] == folder.upright_size(tmp_path / "x.jpg")
+    except folder.BadPicture as error:
+      bad += bool(str(error))
+  assert 0 < bad < 1500
+
+
 def damage(root):
   """Four pictures that cannot be read, each in another way."""
   cut = root / "train" / "cat" / "0.jpg"
@@ -237,9 +288,35 @@ def test_bad_pictures_can_be_left_out(root):
   assert "train/cat/empty.jpg" in load(root, on_bad_image="skip").train.ids
 
 
+def test_a_fault_that_may_pass_leaves_nothing_out(root, monkeypatch):
+  decode = folder.decode
+
+  def failing(path):
+    if path.name == "0.jpg":
+      raise OSError(errno.EIO, "Input/output error")
+    return decode(path)
+
+  with monkeypatch.context() as broken:
+    broken.setattr(folder, "decode", failing)
+    with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); mend that"):
+      load(root, on_bad_image="skip")
+    split = load(root).train
+    with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); mend that"):
+      split.image(split.ids.index("train/cat/0.jpg"))
+  assert load(root, on_bad_image="skip").skipped == ()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_class_without_a_good_picture_is_not_dropped(root, part):
+  for path in (root / part / "bee").iterdir():
+    path.write_text("no picture")
+  with pytest.raises(UserError, match=rf"1 classes have no picture that can be read \(bee; such as {part}/bee/0.jpg"):
+    load(root, on_bad_image="skip")
+
+
 def test_a_damaged_index_is_made_again(root):
   bad = damage(root)
-  for content in ("", "[]", "{"):
+  for content in ("", "[]", "{", '{"train/cat/1.png": 5}'):
     (root / ".gr_jax-pictures.json").write_text(content)
     assert sorted(load(root, on_bad_image="skip").skipped) == bad
 

@@ -1,5 +1,7 @@
 """Streamed views against Pillow and against the step's own; dead, hanging and failing workers."""
 
+import subprocess
+import sys
 import time
 
 import builders
@@ -8,6 +10,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import runs
 
 from gr_jax import seeding
 from gr_jax.data import augment, cache, folder, stream
@@ -91,6 +94,24 @@ def test_dead_or_hanging_worker_ends_it_in_a_bounded_time(files, faults, words):
   with pytest.raises(UserError, match=words):
     views(originals(files, **faults), [np.arange(32, dtype=np.int32)], [0], timeout=15)
   assert time.monotonic() - started < 90
+
+
+def test_workers_leave_with_a_killed_parent(files, tmp_path):
+  script = tmp_path / "stream.py"
+  script.write_text(
+      f"import sys; sys.path[:0] = {[str(runs.ROOT), str(runs.ROOT / 'tests')]!r}\n"
+      "import pathlib, time\nimport numpy as np\nfrom data import test_stream\nfrom gr_jax.data import stream\n"
+      "if __name__ == '__main__':\n"
+      f"  found = test_stream.originals(pathlib.Path({str(files)!r}))\n"
+      "  views = stream.central(found, np.arange(8), side=16, block=2, timeout=60)\n"
+      "  next(views)\n"
+      "  print('begun', flush=True)\n"
+      "  time.sleep(600)\n")
+  job = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL, text=True)
+  with job.stdout:
+    assert job.stdout.readline() == "begun\n"
+  runs.kill_the_parent_alone(job)
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
