@@ -104,6 +104,15 @@ def test_going_on_with_other_pictures_is_refused(tmp_path, part, how):
     check_scenario(folder, experiment.load(config))
 
 
+def test_all_of_imagenet_is_all_of_it(tmp_path):
+  builders.imagenet2012(tmp_path, per_class=1, test_per_class=1)
+  config = runs.get_config("imagenet1000_lt", **{
+      "data_dir": str(tmp_path), "scenario.kind": "conv", "scenario.num_tasks": 2,
+      "scenario.first_task_classes": None})
+  with pytest.raises(UserError, match="1281167 training images, but"):
+    experiment.load(config)
+
+
 def test_same_command_again_trains_nothing(run):
   config, workdir, results = run
   before = (workdir / "metrics.jsonl").read_bytes()
