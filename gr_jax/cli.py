@@ -38,6 +38,9 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
     if not flags.FLAGS["verbosity"].present:
       # Orbax reports every file it moves, and warns of what was asked for; --verbosity=0 shows it all.
       logging.set_verbosity(logging.ERROR)
+    # Imported here, so that a bad flag is answered at once.
+    from gr_jax import convolution_library
+    convolution_library.enable()
     compilation_cache.enable(_CACHE.value)
     main(argv)
 

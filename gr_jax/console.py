@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import tqdm
 
-from gr_jax import distributed
+from gr_jax import convolution_library, distributed
 from gr_jax.experiment import Experiment
 from gr_jax.plan import TaskPlan
 
@@ -71,6 +71,13 @@ def scenario_lines(experiment: Experiment) -> str:
   for j, (asked, found) in drawn.capped.items():
     lines.append(f"  capped: class {drawn.class_names[j]} has {found} images, the profile asks for {asked}")
   return "\n".join(lines)
+
+
+def computation_line(experiment: Experiment) -> str:
+  """Precision, and on a CPU which library computes convolutions."""
+  device = experiment.devices[0]
+  library = f"; {convolution_library.describe()}" if device.platform == "cpu" else ""
+  return f"precision: {experiment.precision}{library}"
 
 
 def dry_run_lines(experiment: Experiment) -> str:

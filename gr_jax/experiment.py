@@ -20,7 +20,7 @@ from gr_jax.data.source import Source
 from gr_jax.errors import UserError
 from gr_jax.feed import Feed
 from gr_jax.methods import Method
-from gr_jax.models import classifier
+from gr_jax.models import classifier, folding
 from gr_jax.state import TrainState
 
 Progress = Callable[..., Any]
@@ -194,6 +194,7 @@ class TrainPrograms:
     init: root -> TrainState, with root = jax.random.key(seed) on every device.
     start_task: (state, facts, root) -> (state with new columns, fresh momentum and Phi, teacher): the teacher is a
       copy, since the state's own arrays are donated to the next step.
+    fold_teacher: teacher -> the same network without batch norm, as run_epoch takes it.
     run_epoch: see step.make_epoch.
     features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
   """
@@ -202,6 +203,7 @@ class TrainPrograms:
   steps_per_call: int
   init: Callable[[jax.Array], TrainState]
   start_task: Callable[[TrainState, Any, jax.Array], tuple[TrainState, Any]]
+  fold_teacher: Callable[[Any], Any]
   run_epoch: Callable[..., tuple[TrainState, step.StepMetrics]]
   features: Callable[[TrainState, np.ndarray], np.ndarray]
 
@@ -299,6 +301,7 @@ def train_programs(experiment: Experiment, pictures: step.Data | stream.Original
   return TrainPrograms(
       data=data, feed=feeding, steps_per_call=steps, init=init,
       start_task=lambda state, facts, root: start(state, replicate(facts), root),
+      fold_teacher=jax.jit(folding.fold_teacher, out_shardings=everywhere),
       run_epoch=step.make_epoch(train_step, batch_size=config.batch_size, devices=devices, order=order),
       features=features)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax import parallel
-from gr_jax.models import classifier
+from gr_jax.models import classifier, folding
 from gr_jax.state import Data, Pool
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
@@ -37,7 +37,7 @@ def make_evaluate(
     0..stop-1 of `data` are looked at, each once.
   """
   def evaluate(params, batch_stats, data: Data, task_of_class, seen, stop):
-    variables = {"params": params["backbone"], "batch_stats": batch_stats}
+    variables = folding.fold(params["backbone"], batch_stats)
     head = classifier.mask(params["classifier"], seen)
 
     def add(i, counts):
@@ -70,7 +70,7 @@ def make_extract(
   rounds = -(-capacity // (block * len(devices)))
 
   def extract(params, batch_stats, data: Data, pool: Pool) -> jax.Array:
-    variables = {"params": params["backbone"], "batch_stats": batch_stats}
+    variables = folding.fold(params["backbone"], batch_stats)
 
     def fill(i, found):
       rows, valid, inside = _block_of(i, block, pool.size)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gr_jax import metrics
+from gr_jax import convolution_library, metrics
 from gr_jax.experiment import Experiment
 from gr_jax.plan import TaskPlan
 from gr_jax.state import TrainState
@@ -64,7 +64,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
   return {
       "method": config.method, "seed": config.seed, "scenario_digest": drawn.digest,
-      "tasks_done": progress.task, "seconds": progress.seconds, "versions": _versions(),
+      "tasks_done": progress.task, "seconds": progress.seconds, "versions": _versions(experiment.devices[0].platform),
       "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
       "precision": experiment.precision,
       "accuracy_matrix": matrix,
@@ -98,9 +98,11 @@ def task_row(experiment: Experiment, plan: TaskPlan, state: TrainState, alpha: l
       "exemplars": [len(kept) for kept in progress.exemplars], "seconds": progress.seconds}
 
 
-def _versions() -> dict[str, str]:
+def _versions(platform: str) -> dict[str, str]:
+  """Of the packages, and on a CPU which library computed convolutions."""
   names = ("gr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-  return {name: importlib.metadata.version(name) for name in names}
+  found = {name: importlib.metadata.version(name) for name in names}
+  return {**found, "convolutions": convolution_library.in_use()} if platform == "cpu" else found
 
 
 # Of results.json, what is averaged over replicas.

@@ -49,7 +49,7 @@ def make_train_step(
 
   Returns:
     step(state, teacher, facts, data, batch, key, learning_rate) -> (next state, metrics), where `teacher` is
-    {"params", "batch_stats"} of the previous task or None, `batch` [local batch] int32 are this device's
+    {"params", "batch_stats"} of the previous task, best `models.fold_teacher` of it, or None, `batch` [local batch] int32 are this device's
     rows of `data`, and `key` is that of the step. Every result is equal on all devices.
   """
   def inputs(data: Data, batch: jax.Array, key: jax.Array) -> jax.Array:

@@ -18,10 +18,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from gr_jax import console, inference, memory, methods, parallel, step, throughput
+from gr_jax import console, convolution_library, inference, memory, methods, parallel, step, throughput
 from gr_jax import experiment as experiments
 from gr_jax.data import augment
 from gr_jax.experiment import Experiment
+from gr_jax.models import folding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Bench:
     state = jax.jit(found.init_state)(jax.random.key(config.seed))
     old = {"params": state.params, "batch_stats": state.batch_stats} if teacher and self.number else None
     return everywhere((
-        state, jax.tree.map(jnp.copy, old), plan.facts, self.pictures, experiments.pool(rows, found.capacity),
+        state, None if old is None else folding.fold_teacher(old), plan.facts, self.pictures, experiments.pool(rows, found.capacity),
         jax.random.key(config.seed), np.int32(0), np.int32(0), np.int32(self.steps), np.float32(1e-3)))
 
   def program(self, **changes: Any) -> Callable[..., Any]:
@@ -242,7 +243,8 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
   device, on_cpu = found.devices[0], found.devices[0].platform == "cpu"
   report: dict[str, Any] = {
       "config": config.to_dict(), "devices": f"{len(found.devices)} x {device.device_kind}",
-      "precision": found.precision, "jax": jax.__version__, "date": time.strftime("%Y-%m-%d"),
+      "precision": found.precision, "jax": jax.__version__,
+      "convolutions": convolution_library.describe() if on_cpu else None, "date": time.strftime("%Y-%m-%d"),
       "import_seconds": import_seconds(), "load_seconds": loading, "programs": {}}
   last = len(found.plans) - 1
   for name, number in {"base task": 0, "task 2": min(1, last), f"task {last + 1}": last}.items():
@@ -311,7 +313,8 @@ def table(report: dict[str, Any]) -> str:
     return f"{1e3 * timing['median']:.2f} ({1e3 * timing['fastest']:.2f} to {1e3 * timing['slowest']:.2f})"
 
   lines = [f"{report['devices']}, {report['precision']}, batch {report['config']['batch_size']}, "
-           f"{report['config']['model']}, jax {report['jax']}, {report['date']}", "",
+           f"{report['config']['model']}, jax {report['jax']}, {report['date']}"
+           + (f"; {report['convolutions']}" if report["convolutions"] else ""), "",
            "| program | compile, s | step, ms: median (range) | images/s | TFLOP/s (share of the product's) | GB/s "
            "(share of the copy's) | temporary memory, MiB |", "|---|---|---|---|---|---|---|"]
   top = report["ceilings"]

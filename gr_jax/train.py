@@ -16,7 +16,7 @@ import numpy as np
 
 from gr_jax import checkpoints as checkpointing
 from gr_jax import config as configuration
-from gr_jax import console, distributed, finite, interruption, journal, memory, meter, parallel, replicas, results
+from gr_jax import console, convolution_library, distributed, finite, interruption, journal, memory, meter, parallel, replicas, results
 from gr_jax import experiment as experiments
 from gr_jax import workdir as workdirs
 from gr_jax.experiment import Experiment, TrainPrograms
@@ -43,6 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     Interrupted: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
   """
   folder = workdirs.locate(workdir)
+  convolution_library.enable()
   distributed.agree({**configuration.shared(config), "code": distributed.code_version(), "jax": jax.__version__})
   experiment = distributed.together(lambda: experiments.load(
       config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding,
@@ -56,7 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     if finished is not None:
       console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
       return finished
-    console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}")
+    console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}\n{console.computation_line(experiment)}")
     pictures, tests = distributed.together(lambda: [
         experiments.load_pictures(experiment, split, console.decoding, console.say) for split in ("train", "test")])
     workdirs.write_start(folder, experiment)
@@ -134,6 +135,7 @@ def _train_task(
   pool = experiments.pool(np.concatenate(rows), experiment.capacity)
   if plan.number == 0 or not experiment.method.uses_teacher:
     teacher = None
+  folded = None if teacher is None else programs.fold_teacher(teacher)
   done = progress.epoch * plan.steps_per_epoch + progress.steps
   with meter.Meter(plan, num_tasks=len(experiment.plans), epochs=config.epochs, done=done, sums=progress.sums,
                    batch_size=config.batch_size, log=log, started=started) as measured, _blaming(lambda: state), \
@@ -144,7 +146,7 @@ def _train_task(
       rate = learning_rate(call.epoch, schedule=config.schedule, base=config.learning_rate, epochs=config.epochs,
                            milestones=config.milestones, decay=config.learning_rate_decay)
       state, metrics_of_call = programs.run_epoch(
-          state, teacher, facts, inputs.data, inputs.pool, root,
+          state, folded, facts, inputs.data, inputs.pool, root,
           *everywhere((np.int32(call.epoch), inputs.first, inputs.stop, np.float32(rate))))
       measured.add(call, rate, metrics_of_call)
       epoch, steps = divmod(call.epoch * plan.steps_per_epoch + call.stop, plan.steps_per_epoch)

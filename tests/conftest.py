@@ -7,6 +7,11 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
+# As every command does.
+from gr_jax import convolution_library  # noqa: E402
+
+convolution_library.enable()
+
 _CACHE = "GR_JAX_TESTS_CACHE"
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax.errors import UserError
-from gr_jax.models import convolution
+from gr_jax.models import convolution, norm
 from gr_jax.models.resnet import ResNet
 
 # The 6n+2 depths in use; 50 is left out, since "resnet50" means the bottleneck network everywhere.
@@ -54,6 +54,7 @@ def make_backbone(
   depth = int(match[1]) if match else 0
   precision = resolve_precision(precision, platform)
   shared = {"axis_name": axis_name, "convolution": convolution.for_platform(platform),
+            "normalise": norm.for_platform(platform),
             "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
             # XLA's default on a GPU is TF32 and on a TPU bfloat16: float32 has to be asked for.
             "precision": jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT}

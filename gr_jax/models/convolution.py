@@ -19,11 +19,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gr_jax import convolution_library
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
 # Elements of the output gradient in one piece of the batch: 1 MiB of float32. The kernel's gradient
 # goes over all of a piece again and again; pieces that outgrow a core's second-level cache (2 MiB
-# where this was measured) run at a third of the speed.
+# where this was measured) run at a third of the speed. tests/benchmarks/kernel_gradient.py measures it.
 _PIECE = 2**18
 
 _Pair = tuple[int, int]
@@ -147,14 +150,8 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
   # The low padding stays; the high one is what makes the result as large as the kernel.
   pads = [(low, (out - 1) * s + k - size - low) for (low, _), out, s, k, size
           in zip(padding, grad.shape[1:3], strides, window, inputs.shape[1:3])]
-
-  def piece_gradient(piece):
-    x, g = (a.astype(total_dtype) for a in piece)
-    # [in, height, width, batch] and [out_height, out_width, batch, out]: canonical order, and again
-    # a barrier to keep it.
-    operands = lax.optimization_barrier((x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3)))
-    return lax.conv_general_dilated(*operands, (1, 1), pads, rhs_dilation=strides,
-                                    dimension_numbers=_NHWC, precision=precision)
+  form = _rows_of_channels if convolution_library.in_use() == convolution_library.ONEDNN else _images_of_channels
+  piece_gradient = functools.partial(form, strides=strides, pads=pads, precision=precision, dtype=total_dtype)
 
   batch = len(inputs)
   size = max(1, min(batch, _PIECE // math.prod(grad.shape[1:])))
@@ -163,8 +160,30 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
   pieces = tuple(a[:cut].reshape(count, size, *a.shape[1:]) for a in (inputs, grad))
   # A loop, since a copy of the convolution for each piece would double the time of compilation; two
   # at a time took up to a tenth off a ResNet-32 step.
-  _, totals = lax.scan(lambda _, piece: (None, piece_gradient(piece)), None, pieces, unroll=2)
+  _, totals = lax.scan(lambda _, piece: (None, piece_gradient(*piece)), None, pieces, unroll=2)
   total = jnp.sum(totals, axis=0)
   if cut < batch:
-    total += piece_gradient((inputs[cut:], grad[cut:]))
-  return total.transpose(1, 2, 0, 3).astype(kernel.dtype)
+    total += piece_gradient(inputs[cut:], grad[cut:])
+  return total.astype(kernel.dtype)
+
+
+def _images_of_channels(x: jax.Array, grad: jax.Array, *, strides: _Pair, pads: list[_Pair], precision: Any,
+                        dtype: Any) -> jax.Array:
+  """A piece's share of the kernel's gradient, each input channel an image of its own: for XLA's own convolution."""
+  # [in, height, width, batch] and [out_height, out_width, batch, out]: canonical order, and again a barrier to keep it.
+  operands = lax.optimization_barrier(
+      (x.astype(dtype).transpose(3, 1, 2, 0), grad.astype(dtype).transpose(1, 2, 0, 3)))
+  return lax.conv_general_dilated(*operands, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_NHWC,
+                                  precision=precision).transpose(1, 2, 0, 3)
+
+
+def _rows_of_channels(x: jax.Array, grad: jax.Array, *, strides: _Pair, pads: list[_Pair], precision: Any,
+                      dtype: Any) -> jax.Array:
+  """The same as one 3-D convolution of [1, height, width, in, batch], for oneDNN.
+
+  oneDNN multiplies blocks of one row of the result: a row of input channels fills them, where the three columns of a
+  3x3 kernel's gradient leave them almost empty. In bfloat16 a piece's sum is rounded once, when it is complete.
+  """
+  operands = lax.optimization_barrier((x.transpose(1, 2, 3, 0)[None], grad.transpose(1, 2, 0, 3)[:, :, None]))
+  return lax.conv_general_dilated(*operands, (1, 1, 1), [*pads, (0, 0)], rhs_dilation=(*strides, 1),
+                                  dimension_numbers=_NDHWC, precision=precision)[0].astype(dtype)

@@ -14,6 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gr_jax.models import norm as norms
+from gr_jax.models.norm import BatchNorm, Normalise
+
 # N(0, 2 / fan_out), not truncated.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -34,14 +37,14 @@ class BasicBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [batch, height, width, channels] -> [batch, height/stride, width/stride, filters]."""
-    y = _conv3x3(self.conv, self.filters, self.stride)(x)
-    y = nn.relu(self.norm()(y))
+    y = self.norm()(_conv3x3(self.conv, self.filters, self.stride)(x))
     y = _conv3x3(self.conv, self.filters)(y)
-    y = self.norm()(y)
+    # Layers are numbered as they are made: the shortcut's come last.
+    last = self.norm()
     if x.shape != y.shape:
       x = self.conv(self.filters, (1, 1), strides=(self.stride,) * 2, padding=_pad(0))(x)
-      x = self.norm()(x)
-    return nn.relu(x + y)
+      x = self.norm()(x, relu=False)
+    return last(y, x)
 
 
 class ResNet(nn.Module):
@@ -61,6 +64,7 @@ class ResNet(nn.Module):
   stem: str
   axis_name: str | None = None
   convolution: Callable[..., jax.Array] = jax.lax.conv_general_dilated
+  normalise: Normalise = norms.for_platform("gpu")
   dtype: Any = jnp.float32
   precision: jax.lax.Precision | None = None
 
@@ -81,13 +85,14 @@ class ResNet(nn.Module):
     """
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype,
                              precision=self.precision, conv_general_dilated=self.convolution)
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5,
-                             axis_name=self.axis_name, dtype=self.dtype)
+    # models/folding.py leaves no running statistics.
+    folded = not (train or self.is_initializing() or self.variables.get("batch_stats"))
+    norm = functools.partial(BatchNorm, train=train, axis_name=self.axis_name, normalise=self.normalise, folded=folded)
     if self.stem == "cifar":
-      x = nn.relu(norm()(_conv3x3(conv, self.filters)(images)))
+      x = norm()(_conv3x3(conv, self.filters)(images))
     else:
       x = conv(self.filters, (7, 7), strides=(2, 2), padding=_pad(3))(images)
-      x = nn.max_pool(nn.relu(norm()(x)), (3, 3), strides=(2, 2), padding=_pad(1))
+      x = nn.max_pool(norm()(x), (3, 3), strides=(2, 2), padding=_pad(1))
     maps = []
     for i, blocks in enumerate(self.stages):
       for j in range(blocks):

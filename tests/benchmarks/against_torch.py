@@ -73,7 +73,7 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
 
   from gr_jax import methods, models, parallel, step
   from gr_jax.data import augment
-  from gr_jax.models import classifier
+  from gr_jax.models import classifier, folding
   from gr_jax.state import TrainState
 
   devices = jax.devices()[:1]
@@ -106,7 +106,7 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
     stored = images if name == AUGMENTED else normalised(images)
     data = step.Data(stored, np.full((len(labels), 2), SIDE, np.int32), labels)
     pool = step.Pool(np.arange(len(labels), dtype=np.int32), np.int32(len(labels)))
-    fixed = everywhere((draw(1, facts.old), facts, data, pool, jax.random.key(0)))
+    fixed = everywhere((folding.fold_teacher(draw(1, facts.old)), facts, data, pool, jax.random.key(0)))
     epoch = 0
 
     def advance(steps: int) -> None:

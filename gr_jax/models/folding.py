@@ -1,0 +1,47 @@
+"""Batch norm folded into the convolutions before it: a network that is not trained any more needs no pass of its own.
+
+In evaluation mode (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel and a
+bias. A network without `batch_stats` is read as one that has been folded (models/resnet.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from gr_jax.models.norm import EPSILON
+
+
+def fold(params: Any, batch_stats: Any) -> dict[str, Any]:
+  """The same network in evaluation mode, without batch norm; compute it once, before the loop over batches.
+
+  Args:
+    params: of a backbone in which layer BatchNorm_i follows the convolution Conv_i without a bias; one without batch
+      norm stays as it is.
+    batch_stats: its running means and variances.
+
+  Returns:
+    {"params": scaled kernels, and of batch norm a bias alone; "batch_stats": {}}.
+  """
+  return {"params": _fold(params, batch_stats), "batch_stats": {}}
+
+
+def fold_teacher(teacher: Any) -> dict[str, Any]:
+  """`fold` of {"params": {"backbone", "classifier"}, "batch_stats"}, the classifier as it is."""
+  backbone = fold(teacher["params"]["backbone"], teacher["batch_stats"])
+  return {"params": {**teacher["params"], "backbone": backbone["params"]}, "batch_stats": backbone["batch_stats"]}
+
+
+def _fold(params: Any, stats: Any) -> Any:
+  folded = {}
+  for name, layer in params.items():
+    kind, _, number = name.partition("_")
+    norm = f"BatchNorm_{number}"
+    if kind == "Conv" and norm in params:
+      factor = params[norm]["scale"] * jax.lax.rsqrt(stats[norm]["var"] + EPSILON)
+      folded[name] = {"kernel": layer["kernel"] * factor}
+      folded[norm] = {"bias": params[norm]["bias"] - stats[norm]["mean"] * factor}
+    elif kind != "BatchNorm":
+      folded[name] = _fold(layer, stats.get(name, {})) if isinstance(layer, dict) else layer
+  return folded

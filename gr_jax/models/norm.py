@@ -1,0 +1,158 @@
+"""Batch normalisation with what follows it, shortcut and ReLU, in as few passes over memory as XLA's CPU backend allows.
+
+Ioffe & Szegedy, "Batch Normalization", ICML 2015. Autodiff of the same formula keeps the normalised values and walks over
+the activations again for every term. The derivative written here keeps the convolution's output and the ReLU's, which are
+in memory anyway, and needs two passes: one for both sums, one for the gradient. See `for_platform`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# METHOD.md section 3: running <- 0.9 running + 0.1 batch.
+_MOMENTUM = 0.9
+EPSILON = 1e-5
+
+
+class Statistics(NamedTuple):
+  """Of a batch, over images and pixels of all devices: mean and biased variance, [channels] float32 or wider."""
+  mean: jax.Array
+  variance: jax.Array
+
+
+Normalise = Callable[..., tuple[jax.Array, Statistics]]
+
+
+def for_platform(platform: str) -> Normalise:
+  """What `BatchNorm` computes with on "cpu", "gpu" or "tpu".
+
+  Elsewhere than on a CPU, autodiff's own derivative: XLA fuses it well there, and ours has not been measured.
+  """
+  return normalise if platform == "cpu" else _value
+
+
+def _value(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax.Array, relu: bool,
+           axis_name: str | None) -> tuple[jax.Array, Statistics]:
+  statistics, _ = _batch_statistics(x, axis_name)
+  return _apply(x, shortcut, scale, bias, statistics, relu), statistics
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def normalise(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax.Array, relu: bool,
+              axis_name: str | None) -> tuple[jax.Array, Statistics]:
+  """relu((x - mean) / sqrt(variance + epsilon) * scale + bias + shortcut), with the statistics of x itself.
+
+  Reverse mode only. No gradient flows through the returned statistics: they are for the running ones.
+
+  Args:
+    x: [batch, height, width, channels] floating.
+    shortcut: of the shape and dtype of x; None for none.
+    scale, bias: [channels] float32 or wider.
+    relu: whether negative values become 0.
+    axis_name: of the mapped axis over which the statistics are averaged; None for none.
+
+  Returns:
+    (values of the shape and dtype of x, Statistics).
+  """
+  return _value(x, shortcut, scale, bias, relu, axis_name)
+
+
+def _forward(x, shortcut, scale, bias, relu, axis_name):
+  statistics, rises = _batch_statistics(x, axis_name)
+  y = _apply(x, shortcut, scale, bias, statistics, relu)
+  return (y, statistics), (x, y if relu else None, scale, bias, statistics, rises, shortcut is not None)
+
+
+def _backward(relu, axis_name, residuals, cotangents):
+  x, y, scale, bias, (mean, variance), rises, has_shortcut = residuals
+  grad, _ = cotangents
+  if relu:
+    grad = jnp.where(y > 0, grad, jnp.zeros_like(grad))
+  wide = mean.dtype
+  deviation = jax.lax.rsqrt(variance + EPSILON)
+  count = x.size // x.shape[-1]
+  total, product = _sums(grad, x, wide)
+  # Sum of grad times the normalised values.
+  product = (product - total * mean) * deviation
+  shared = jnp.stack([total, product]) / count
+  if axis_name is not None:
+    shared = jax.lax.pmean(shared, axis_name)
+  # A variance that rounding made negative was replaced by 0, and passes no gradient on.
+  slope = jnp.where(rises, shared[1], 0.0) * deviation
+  towards_x = (grad.astype(wide) - shared[0] - (x.astype(wide) - mean) * slope) * (deviation * scale)
+  return (towards_x.astype(x.dtype), grad if has_shortcut else None, product.astype(scale.dtype),
+          total.astype(bias.dtype))
+
+
+normalise.defvjp(_forward, _backward)
+
+
+def _batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[Statistics, jax.Array]:
+  """Statistics in float32 at least, and where the variance is above 0 before it is kept from falling below."""
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  moments = jnp.stack(_sums(x, x, wide)) / (x.size // x.shape[-1])
+  if axis_name is not None:
+    moments = jax.lax.pmean(moments, axis_name)
+  mean, square = moments
+  variance = square - mean**2
+  return Statistics(mean, jnp.maximum(variance, 0.0)), variance > 0
+
+
+def _sums(a: jax.Array, b: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+  """(sum of a, sum of a * b) over all but the channels, in `dtype`."""
+  a, b, axes = a.astype(dtype), b.astype(dtype), tuple(range(a.ndim - 1))
+  return jnp.sum(a, axes), jnp.sum(a * b, axes)
+
+
+def _apply(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax.Array, statistics: Statistics,
+           relu: bool) -> jax.Array:
+  mean, variance = statistics
+  return _finish((x - mean) * (jax.lax.rsqrt(variance + EPSILON) * scale), bias, shortcut, relu, x.dtype)
+
+
+def _finish(x: jax.Array, bias: jax.Array, shortcut: jax.Array | None, relu: bool, dtype: Any) -> jax.Array:
+  """Bias, shortcut and ReLU in the bias's dtype: rounded once, and a form that oneDNN takes into the convolution."""
+  x = x.astype(bias.dtype) + bias
+  if shortcut is not None:
+    x += shortcut
+  return (jnp.maximum(x, 0) if relu else x).astype(dtype)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over images and pixels, then a shortcut and ReLU where they are asked for.
+
+  Attributes:
+    train: statistics of the batch, and the running ones updated; else the running ones.
+    axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
+    normalise: see `for_platform`.
+    folded: everything but the bias has been folded into the convolution (models/folding.py).
+  """
+  train: bool
+  axis_name: str | None
+  normalise: Normalise
+  folded: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, shortcut: jax.Array | None = None, *, relu: bool = True) -> jax.Array:
+    """x, shortcut [batch, height, width, channels] -> the same shape and dtype."""
+    channels = x.shape[-1:]
+    bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+    if self.folded:
+      return _finish(x, bias, shortcut, relu, x.dtype)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+    variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+    scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+    if not self.train:
+      return _apply(x, shortcut, scale, bias, Statistics(mean.value, variance.value), relu)
+    # pmap's axis is unbound while shapes are worked out.
+    y, batch = self.normalise(x, shortcut, scale, bias, relu, None if self.is_initializing() else self.axis_name)
+    if not self.is_initializing():
+      for running, now in ((mean, batch.mean), (variance, batch.variance)):
+        running.value = _MOMENTUM * running.value + (1 - _MOMENTUM) * now
+    return y
