@@ -5,7 +5,8 @@ for each head, norms and ratios in loops over classes on the host. `BestStep` is
 know. Both compute what `gr_jax.step.make_train_step` computes (METHOD.md sections 3 to 6, the default
 switches; test_torch_steps.py compares them); written from that specification.
 
-Facts of a task are `gr_jax.state.TaskFacts` of NumPy arrays; old classes come first, then the new ones.
+Facts of a task are `TaskFacts` of NumPy arrays (or gr_jax's, which has the same names); old classes come first,
+then the new ones. Neither needs JAX.
 """
 
 from __future__ import annotations
@@ -98,6 +99,42 @@ class Losses(NamedTuple):
   distillation: torch.Tensor
 
 
+class TaskFacts(NamedTuple):
+  """What the steps need to know of a task.
+
+  Attributes:
+    old, new: [classes] bool.
+    class_counts: [classes] float32, images present in the task; 0 for unseen classes.
+    lost: [classes] float32, images of old classes that are gone.
+    attenuation, distillation_weight: a and w_kd.
+  """
+  old: np.ndarray
+  new: np.ndarray
+  class_counts: np.ndarray
+  lost: np.ndarray
+  attenuation: float
+  distillation_weight: float
+
+
+def task_facts(counts: np.ndarray, first: int, stop: int, *, per_class: int, weight_scale: float = 0.7,
+               gamma: float = 1.0) -> TaskFacts:
+  """Facts of the task that brings the classes first..stop-1 (METHOD.md sections 4 and 5).
+
+  Args:
+    counts: [classes] int, training images n_j of each class.
+    first, stop: as above.
+    per_class: m, exemplars a class.
+    weight_scale: 0.7 in w_kd = 0.7 sqrt(N_old / N_new).
+    gamma: of the attenuation.
+  """
+  classes = np.arange(len(counts))
+  old, new = classes < first, (classes >= first) & (classes < stop)
+  present = np.where(new, counts, np.where(old, np.minimum(counts, per_class), 0))
+  n_old, n_new = float(counts[old].sum()), float(counts[new].sum())
+  return TaskFacts(old, new, present.astype(np.float32), np.where(old, counts - present, 0).astype(np.float32),
+                   math.exp(-gamma * n_old / (n_old + n_new)), weight_scale * math.sqrt(n_old / n_new))
+
+
 def mixing(facts: Any) -> tuple[np.ndarray, float]:
   """(v [classes], h) of distribution-aware distillation; both follow from the counts of the task."""
   lost = np.where(facts.old, facts.lost, 0).astype(np.float64)
@@ -119,15 +156,16 @@ class ReleasedStep:
     facts: of the task.
     teacher: (backbone, heads) after the previous task; None in the first.
     learning_rate, momentum, weight_decay: of SGD.
+    bfloat16: whether the backbones run under autocast.
   """
 
   def __init__(self, backbone: Backbone, heads: Sequence[nn.Linear], facts: Any,
                teacher: tuple[Backbone, Sequence[nn.Linear]] | None, *, learning_rate: float,
-               momentum: float = 0.9, weight_decay: float = 5e-4):
+               momentum: float = 0.9, weight_decay: float = 5e-4, bfloat16: bool = False):
     self.backbone, self.heads, self.teacher = backbone.train(), heads, teacher
     if teacher is not None:
       teacher[0].eval()
-    self.device = heads[0].weight.device
+    self.device, self.bfloat16 = heads[0].weight.device, bfloat16
     seen = sum(head.out_features for head in heads)
     self.num_old = int(np.sum(facts.old))
     counts = torch.as_tensor(np.asarray(facts.class_counts)[:seen], device=self.device)
@@ -142,7 +180,7 @@ class ReleasedStep:
 
   def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Losses:
     """One step on images [batch, 3, height, width] float32 and labels [batch] int64."""
-    features = self.backbone(images)
+    features = self._features(self.backbone, images)
     logits = torch.cat([head(features) for head in self.heads], dim=1)
     ce, kd = F.cross_entropy(logits + self.log_prior, labels), torch.zeros((), device=self.device)
     if self.teacher is not None:
@@ -160,10 +198,14 @@ class ReleasedStep:
     self.optimizer.step()
     return Losses(ce.detach(), kd.detach())
 
+  def _features(self, backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+      return backbone(images)
+
   def _distillation(self, student: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     backbone, heads = self.teacher
     with torch.no_grad():
-      features = backbone(images)
+      features = self._features(backbone, images)
       teacher = torch.cat([head(features) for head in heads], dim=1)
       targets = F.softmax(teacher / TEMPERATURE, dim=1)
     mixed = self.weights * student + (1 - self.weights) * teacher
