@@ -56,7 +56,8 @@ def check(framework: str, python: str, packages: Sequence[str]) -> tuple[str, di
                             capture_output=True, text=True, check=True).stdout
     versions = json.loads(answer)
   except (OSError, ValueError, subprocess.SubprocessError) as error:
-    last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+    said = (getattr(error, "stderr", None) or "").strip().splitlines()
+    last = said[-1] if said else f"{type(error).__name__} when it was started"
     raise SystemExit(f"error: {flag(framework)} is {python}, which does not work as a Python interpreter ({last}); "
                      f"give another one") from error
   missing = [name for name in packages if name not in versions]

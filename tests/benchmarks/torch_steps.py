@@ -446,19 +446,22 @@ class HostPictures(torch.utils.data.Dataset):
     images: [images, side, side, 3] uint8.
     labels: [images].
     mean, std: of the channels.
+    augment: whether to crop and flip at random; False: the pictures as they are.
   """
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray, mean: Sequence[float], std: Sequence[float]):
-    self.images, self.labels = images, labels
+  def __init__(self, images: np.ndarray, labels: np.ndarray, mean: Sequence[float], std: Sequence[float], *,
+               augment: bool = True):
+    self.images, self.labels, self.augment = images, labels, augment
     self.mean, self.std = (np.asarray(values, np.float32)[:, None, None] for values in (mean, std))
 
   def __len__(self) -> int:
     return len(self.images)
 
   def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-    side = self.images.shape[1]
-    box = self._draw_box(side + 2 * _PAD)
-    picture = crop_flip_on_host(self.images[index], *box, np.random.random() < 0.5)
+    picture = self.images[index]
+    if self.augment:
+      box = self._draw_box(picture.shape[0] + 2 * _PAD)
+      picture = crop_flip_on_host(picture, *box, np.random.random() < 0.5)
     values = np.asarray(picture, np.float32).transpose(2, 0, 1) / 255
     return torch.from_numpy((values - self.mean) / self.std), int(self.labels[index])
 
