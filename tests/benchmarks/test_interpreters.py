@@ -1,4 +1,4 @@
-"""Interpreters are checked before anything starts; sides answer over their pipes; neither parent needs JAX or PyTorch."""
+"""Interpreters are checked before anything starts; sides answer over pipes; the parents need no JAX or PyTorch."""
 
 import json
 import subprocess
@@ -76,7 +76,8 @@ def test_an_interpreter_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
 def test_a_good_interpreter_tells_its_versions():
   path, versions = interpreters.check("jax", sys.executable, ["jax", "ml_collections"])
   assert path == sys.executable
-  assert versions["python"] == ".".join(map(str, sys.version_info[:3])) and versions["jax"] and versions["ml_collections"]
+  assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+  assert versions["jax"] and versions["ml_collections"]
 
 
 def test_gr_jax_is_that_of_this_checkout(tmp_path):

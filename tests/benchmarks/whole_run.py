@@ -134,8 +134,8 @@ def torch_results(answer: pathlib.Path, output: Sequence[str]) -> tuple[dict[str
 def report(found: dict[str, Any]) -> str:
   """The tables as text."""
   options, sides = found["options"], found["sides"]
-  lines = [f"{found['date']}, {options['device']}, {found['cores']} cores, {options['precision']}; {options['config']}, "
-           f"{options['epochs']} epochs a task, milestones ({options['milestones']})"]
+  lines = [f"{found['date']}, {options['device']}, {found['cores']} cores, {options['precision']}; "
+           f"{options['config']}, {options['epochs']} epochs a task, milestones ({options['milestones']})"]
   for name in (FIRST, RELEASED):
     side = sides[name]
     versions = ", ".join(f"{package} {side['versions'][package]}" for package in ("python", JAX, TORCH)
