@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from jax import lax
 
+from gr_jax import convolution_library
 from gr_jax.models import convolution
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -34,6 +35,15 @@ LAYERS = {
     "one channel": (32, 8, 8, 1, 16, 3, 1, 1),
 }
 FEW = ["3x3, pieces and a rest", "3x3 stride 2, odd", "1x1 stride 2, even"]
+
+
+@pytest.fixture(params=[convolution_library.ONEDNN, convolution_library.XLA])
+def library(request, monkeypatch):
+  """Both forms of the kernel's gradient, whatever jaxlib has: they are right on any library, fast on their own."""
+  monkeypatch.setattr(convolution_library, "in_use", lambda: request.param)
+  # The library is no argument of the jitted function: a test must not find another's program in its cache.
+  _value_and_gradients.clear_cache()
+  return request.param
 
 
 def _case(batch, height, width, channels, features, kernel, stride, padding, dtype=jnp.float32):
@@ -80,11 +90,13 @@ def _assert_as_autodiff(inputs, kernel, grad, strides, padding, tolerance):
     _assert_close(actual, expected, tolerance)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_value_and_gradients_are_those_of_lax(layer):
   _assert_as_autodiff(*_case(*LAYERS[layer]), tolerance=1e-5)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("layer", FEW)
 def test_bfloat16_is_as_exact_as_its_rounding(layer):
   inputs, kernel, grad, *statics = _case(*LAYERS[layer], dtype=jnp.bfloat16)
@@ -96,7 +108,10 @@ def test_bfloat16_is_as_exact_as_its_rounding(layer):
     _assert_close(actual.astype(jnp.float32), expected, 2**-8)
 
 
-@hypothesis.settings(deadline=None, max_examples=15, derandomize=True)
+# The library stays the same for all examples of a test, as it should.
+@hypothesis.settings(deadline=None, max_examples=15, derandomize=True,
+                     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("library")
 @hypothesis.given(data=st.data())
 def test_any_small_shape(data):
   draw, few = data.draw, st.integers(1, 4)
@@ -116,6 +131,7 @@ def test_any_small_shape(data):
     _assert_as_autodiff(*case, strides, padding, tolerance=1e-5)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("strides, padding", [(ONES, ((1, 1), (1, 1))), ((2, 1), ((1, 0), (0, 2)))])
 def test_against_loops_over_scalars(strides, padding):
   inputs, kernel, grad = _random(np.random.default_rng(2), (2, 4, 5, 2), (3, 2, 2, 3), strides,
@@ -134,17 +150,64 @@ def test_against_loops_over_scalars(strides, padding):
     _assert_close(np.asarray(actual, np.float64), expected, 1e-6)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("layer", FEW)
-def test_inside_a_loop_as_outside(layer):
+@pytest.mark.parametrize("loop", ["fori_loop", "scan"])
+def test_inside_a_loop_as_outside(layer, loop):
   inputs, kernel, grad, *statics = _case(*LAYERS[layer])
 
   def step(kernel):
     return kernel - 1e-3 * _value_and_gradients(_ours, inputs, kernel, grad, *statics)[2]
 
-  looped = jax.jit(lambda n, kernel: lax.fori_loop(0, n, lambda _, k: step(k), kernel))(3, kernel)
-  _assert_close(looped, step(step(step(kernel))), 1e-6)
+  def looped(count, kernel):
+    if loop == "fori_loop":
+      return lax.fori_loop(0, count, lambda _, k: step(k), kernel)
+    return lax.scan(lambda k, _: (step(k), None), kernel, length=3)[0]
+
+  _assert_close(jax.jit(looped)(3, kernel), step(step(step(kernel))), 1e-6)
 
 
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layer", FEW)
+def test_float64_keeps_its_digits(layer):
+  with jax.enable_x64(True):
+    _assert_as_autodiff(*_case(*LAYERS[layer], dtype=jnp.float64), tolerance=1e-13)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layer", FEW)
+def test_a_batch_of_one(layer):
+  _assert_as_autodiff(*_case(1, *LAYERS[layer][1:]), tolerance=1e-5)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pictures_of_one_pixel(stride):
+  """As the last stage of a deep network sees small pictures."""
+  _assert_as_autodiff(*_case(3, 1, 1, 4, 5, 3, stride, 1), tolerance=1e-5)
+
+
+def test_the_library_chooses_the_form(library):
+  inputs, kernel, grad, *statics = _case(*LAYERS["3x3, one piece"])
+  text = str(jax.make_jaxpr(lambda k: jax.vjp(lambda k: _ours(inputs, k, *statics), k)[1](grad))(kernel))
+  # Five dimensions in oneDNN's form alone.
+  assert ("spec=(0, 4, 1, 2, 3)" in text) == (library == convolution_library.ONEDNN), text
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layer", FEW)
+def test_under_vmap(layer):
+  """Several networks at a time."""
+  inputs, kernel, grad, *statics = _case(*LAYERS[layer])
+  kernels, grads = jnp.stack([kernel, 2 * kernel]), jnp.stack([grad, -grad])
+  together = jax.vmap(lambda k, g: _value_and_gradients(_ours, inputs, k, g, *statics))(kernels, grads)
+  for i in range(2):
+    alone = _value_and_gradients(_ours, inputs, kernels[i], grads[i], *statics)
+    for found, expected in zip(together, alone, strict=True):
+      _assert_close(found[i], expected, 1e-5)
+
+
+@pytest.mark.usefixtures("library")
 def test_under_pmap():
   inputs, kernel, grad, *statics = _case(*LAYERS["3x3, pieces and a rest"])
 
@@ -156,6 +219,7 @@ def test_under_pmap():
   _assert_close(mapped[0], gradient(inputs, kernel, grad), 1e-6)
 
 
+@pytest.mark.usefixtures("library")
 def test_flax_calls_it_as_it_calls_lax():
   images = jnp.asarray(np.random.default_rng(3).normal(size=(2, 8, 8, 3)), jnp.float32)
   layers = [nn.Conv(4, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)], conv_general_dilated=c)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from gr_jax import console, evaluate, experiment, parallel, train
+from gr_jax import console, convolution_library, evaluate, experiment, parallel, train
 from gr_jax import workdir as workdirs
 from gr_jax.errors import UserError
 
@@ -32,6 +32,7 @@ def test_results_have_every_part(finished):
   assert found["method"] == "gr" and found["seed"] == 0 and found["tasks_done"] == 3
   assert found["scenario_digest"] == json.loads((workdir / "scenario.json").read_text())["digest"]
   assert {"jax", "flax", "optax", "gr_jax"} <= set(found["versions"])
+  assert found["versions"]["convolutions"] == convolution_library.in_use()
   for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
     matrix = found[name]
     assert [len(row) for row in matrix] == [3, 3, 3]

@@ -23,6 +23,9 @@ def fold(params: Any, batch_stats: Any) -> dict[str, Any]:
 
   Returns:
     {"params": scaled kernels, and of batch norm a bias alone; "batch_stats": {}}.
+
+  Raises:
+    ValueError: a batch norm has no running statistics, such as in a network that is folded already.
   """
   return {"params": _fold(params, batch_stats), "batch_stats": {}}
 
@@ -39,6 +42,8 @@ def _fold(params: Any, stats: Any) -> Any:
     kind, _, number = name.partition("_")
     norm = f"BatchNorm_{number}"
     if kind == "Conv" and norm in params:
+      if norm not in stats:
+        raise ValueError(f"fold: no running statistics of {norm}; pass the network's batch_stats, and fold it once only")
       factor = params[norm]["scale"] * jax.lax.rsqrt(stats[norm]["var"] + EPSILON)
       folded[name] = {"kernel": layer["kernel"] * factor}
       folded[norm] = {"bias": params[norm]["bias"] - stats[norm]["mean"] * factor}

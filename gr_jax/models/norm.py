@@ -73,7 +73,8 @@ def _backward(relu, axis_name, residuals, cotangents):
   x, y, scale, bias, (mean, variance), rises, has_shortcut = residuals
   grad, _ = cotangents
   if relu:
-    grad = jnp.where(y > 0, grad, jnp.zeros_like(grad))
+    # Not `y > 0`: where the value is NaN, so is the gradient that comes back, and it should be seen.
+    grad = jnp.where(y == 0, jnp.zeros_like(grad), grad)
   wide = mean.dtype
   deviation = jax.lax.rsqrt(variance + EPSILON)
   count = x.size // x.shape[-1]
@@ -117,11 +118,11 @@ def _apply(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax
 
 
 def _finish(x: jax.Array, bias: jax.Array, shortcut: jax.Array | None, relu: bool, dtype: Any) -> jax.Array:
-  """Bias, shortcut and ReLU in the bias's dtype: rounded once, and a form that oneDNN takes into the convolution."""
-  x = x.astype(bias.dtype) + bias
+  """Bias, shortcut and ReLU in the wider dtype: rounded once, and a form that oneDNN takes into the convolution."""
+  x = x + bias
   if shortcut is not None:
     x += shortcut
-  return (jnp.maximum(x, 0) if relu else x).astype(dtype)
+  return (nn.relu(x) if relu else x).astype(dtype)
 
 
 class BatchNorm(nn.Module):
@@ -132,6 +133,9 @@ class BatchNorm(nn.Module):
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
     normalise: see `for_platform`.
     folded: everything but the bias has been folded into the convolution (models/folding.py).
+
+  Raises (when called):
+    ValueError: `folded`, but the parameters have a scale: they are those of a network that has not been folded.
   """
   train: bool
   axis_name: str | None
@@ -144,6 +148,9 @@ class BatchNorm(nn.Module):
     channels = x.shape[-1:]
     bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
     if self.folded:
+      if self.has_variable("params", "scale"):
+        raise ValueError(f"{'/'.join(self.path)} has a scale, but batch_stats holds no running statistics: pass the "
+                         f"network's batch_stats, or fold it first (gr_jax.models.folding.fold)")
       return _finish(x, bias, shortcut, relu, x.dtype)
     mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
     variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
