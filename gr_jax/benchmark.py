@@ -1,8 +1,8 @@
-"""Where the time goes: python -m gr_jax.benchmark --config=configs/cifar100_lt.py [--json=...] [--replicas=5].
+"""Where the time goes: python -m gr_jax.benchmark --config=configs/cifar100_lt.py [--long] [--json=...] [--replicas=5].
 
 Times the very programs that training uses, on all local devices, CPU or GPU: compilation, steps of the base task and
-of a later one, the step taken apart by leaving one thing out at a time, evaluation, herding, memory, and the share of
-two ceilings measured in the same run. Where pictures differ in size, also how fast they are decoded and reach the
+of the second one, evaluation, herding, memory, and the share of two ceilings measured in the same run. With --long also
+the last task, and the step taken apart by leaving one thing out at a time. Where pictures differ in size, also how fast they are decoded and reach the
 device: all of them have to fit onto it.
 
 Little is imported here: processes that decode pictures import the command that started them.
@@ -30,8 +30,9 @@ def write(report: dict[str, Any], path: str | None) -> None:
 def _define_flags() -> None:
   """Here and not at import: gr_jax.main defines flags of these names."""
   flags.DEFINE_string("json", None, "File for all figures.")
-  flags.DEFINE_integer("calls", 7, "Timed calls of each program.", lower_bound=1)
-  flags.DEFINE_integer("steps", 5, "Steps of one call.", lower_bound=1)
+  flags.DEFINE_bool("long", False, "Also the last task, and the step taken apart: several minutes on a CPU.")
+  flags.DEFINE_integer("calls", None, "Timed calls of each program. Default: 7 with --long, else 3.", lower_bound=1)
+  flags.DEFINE_integer("steps", None, "Steps of one call. Default: 5 with --long, else 2.", lower_bound=1)
   flags.DEFINE_integer("replicas", 0, "Compare formulations of so many trainings at once.", lower_bound=0)
 
 
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> None:
   # Programs of an earlier run would take no time to compile.
   jax.config.update("jax_enable_compilation_cache", False)
   given = flags.FLAGS
-  write(timings.measure(config_flag.config(), calls=given.calls, steps=given.steps, replicas=given.replicas),
+  write(timings.measure(config_flag.config(), calls=given.calls or (7 if given.long else 3),
+                        steps=given.steps or (5 if given.long else 2), replicas=given.replicas, long=given.long),
         given.json)
 
 

@@ -1,4 +1,9 @@
-"""JAX's persistent compilation cache, on by default: the second start of a config compiles nothing."""
+"""JAX's persistent compilation cache, on by default: the second start of a config compiles nothing.
+
+Programs that call oneDNN are the exception: jaxlib 0.12 cannot serialise such a call. JAX tries, fails with
+`MemoryError: std::bad_alloc`, warns and goes on. The start line says so once (convolution_library.describe), and the
+warning is switched off.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,7 @@ def enable(folder: str | None) -> pathlib.Path | None:
     The folder in use; None without a cache. One that cannot be written is a warning, and the run goes on.
   """
   import jax
+  warnings.filterwarnings("ignore", message=r"Error writing persistent compilation cache entry .* std::bad_alloc")
   if folder == "off":
     jax.config.update("jax_compilation_cache_dir", None)
     return None

@@ -51,7 +51,7 @@ def in_use() -> str:
 def describe() -> str:
   """A line for the log: which library is in use, and, where it is not oneDNN, why. Starts JAX."""
   if in_use() == ONEDNN:
-    return "convolutions: oneDNN"
+    return "convolutions: oneDNN; jaxlib cannot keep its programs, so every start compiles them"
   if _too_old():
     why = "oneDNN, which is faster, comes with jaxlib 0.12 and Python 3.12"
   elif unknown := _unknown():

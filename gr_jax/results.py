@@ -64,7 +64,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
   return {
       "method": config.method, "seed": config.seed, "scenario_digest": drawn.digest,
-      "tasks_done": progress.task, "seconds": progress.seconds, "versions": _versions(experiment.devices[0].platform),
+      "tasks_done": progress.task, "seconds": progress.seconds, "versions": versions(experiment.devices[0].platform),
       "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
       "precision": experiment.precision,
       "accuracy_matrix": matrix,
@@ -98,7 +98,7 @@ def task_row(experiment: Experiment, plan: TaskPlan, state: TrainState, alpha: l
       "exemplars": [len(kept) for kept in progress.exemplars], "seconds": progress.seconds}
 
 
-def _versions(platform: str) -> dict[str, str]:
+def versions(platform: str) -> dict[str, str]:
   """Of the packages, and on a CPU which library computed convolutions."""
   names = ("gr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
   found = {name: importlib.metadata.version(name) for name in names}

@@ -211,7 +211,7 @@ def import_seconds() -> float:
   return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replicas: int) -> dict[str, Any]:
+def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replicas: int, long: bool) -> dict[str, Any]:
   """Everything that the table shows, seconds and bytes, as a JSON-able dict.
 
   Args:
@@ -219,17 +219,18 @@ def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replic
     calls: timed calls of each program.
     steps: of one call.
     replicas: how many trainings to compare formulations of; 0 for none.
+    long: also the last task, and the step with one thing after another left out.
   """
   started = time.perf_counter()
   found = experiments.load(config, progress=console.decoding, say=console.say)
   if not found.source.uniform:
     with throughput.empty_cache(config) as changed:
-      return _measure(dataclasses.replace(found, config=changed), config, started, calls, steps, replicas)
-  return _measure(found, config, started, calls, steps, replicas)
+      return _measure(dataclasses.replace(found, config=changed), config, started, calls, steps, replicas, long)
+  return _measure(found, config, started, calls, steps, replicas, long)
 
 
 def _measure(found: Experiment, config: ml_collections.ConfigDict, started: float, calls: int, steps: int,
-             replicas: int) -> dict[str, Any]:
+             replicas: int, long: bool) -> dict[str, Any]:
   """`found` has an empty cache where its pictures differ in size; `config` is the user's."""
   way, decoding = None, 0.0
   if found.source.uniform:
@@ -247,7 +248,8 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
       "convolutions": convolution_library.describe() if on_cpu else None, "date": time.strftime("%Y-%m-%d"),
       "import_seconds": import_seconds(), "load_seconds": loading, "programs": {}}
   last = len(found.plans) - 1
-  for name, number in {"base task": 0, "task 2": min(1, last), f"task {last + 1}": last}.items():
+  measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})
+  for name, number in measured.items():
     bench = Bench(found, pictures, number, calls, steps)
     arguments = bench.arguments()
     program, compile_seconds = compiled(bench.program(), arguments)
@@ -265,14 +267,8 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
   report["ceilings"] = ceilings(device, found.precision, 2048 if on_cpu else 8192, 2**27 if on_cpu else 2**32)
 
   bench = Bench(found, pictures, min(1, last), calls, steps)
-  full = report["programs"]["task 2"]["step"]
-  report["without"] = {name: dataclasses.asdict(bench.time(bench.program(**changes), bench.arguments()))
-                       for name, changes in variants(found).items()}
-  report["without"]["distillation and teacher"] = dataclasses.asdict(
-      bench.time(bench.program(), bench.arguments(teacher=False)))
-  report["shares"] = {name: 1 - timing["median"] / full["median"] for name, timing in report["without"].items()}
-  report["method_over_plain"] = full["median"] / report["without"][
-      "reweighting, prior and DAKD (plain distillation stays)"]["median"]
+  if long:
+    report |= _taken_apart(bench, report["programs"]["task 2"]["step"])
   report |= _looking(found, pictures, tests, calls)
   if way:
     report["pictures"] = {**way, "paths": throughput.on_their_way(found, count=calls, steps=steps),
@@ -284,6 +280,17 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
   report["peak_device_bytes"] = statistics_of_device.get("peak_bytes_in_use")
   report["peak_host_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   return report
+
+
+def _taken_apart(bench: Bench, full: dict[str, float]) -> dict[str, Any]:
+  """The step of a later task, timed as `full`, with one thing after another left out."""
+  without = {name: dataclasses.asdict(bench.time(bench.program(**changes), bench.arguments()))
+             for name, changes in variants(bench.experiment).items()}
+  without["distillation and teacher"] = dataclasses.asdict(
+      bench.time(bench.program(), bench.arguments(teacher=False)))
+  plain = without["reweighting, prior and DAKD (plain distillation stays)"]
+  return {"without": without, "shares": {name: 1 - timing["median"] / full["median"] for name, timing in without.items()},
+          "method_over_plain": full["median"] / plain["median"]}
 
 
 def _looking(found: Experiment, pictures: step.Data, tests: step.Data, calls: int) -> dict[str, float]:
@@ -326,12 +333,14 @@ def table(report: dict[str, Any]) -> str:
         f"| {name} | {row['compile_seconds']:.1f} | {milliseconds(row['step'])} | {row['images_per_second']:.0f} | "
         f"{rate(row['flops_per_step'], top['flops'], 1e12)} | {rate(row['bytes_per_step'], top['bytes'], 1e9)} | "
         f"{'-' if temporary is None else round(temporary / 2**20)} |")
-  lines += ["", f"ceilings: matrix product {top['flops'] / 1e12:.3g} TFLOP/s, copy {top['bytes'] / 1e9:.3g} GB/s", "",
-            "| step of task 2 without | ms: median (range) | share of the step |", "|---|---|---|"]
-  lines += [f"| {name} | {milliseconds(timing)} | {100 * report['shares'][name]:.1f} % |"
-            for name, timing in report["without"].items()]
-  lines += ["", f"the method's own cost: {report['method_over_plain']:.3f} x the step with plain cross-entropy and "
-            f"plain distillation",
+  lines += ["", f"ceilings: matrix product {top['flops'] / 1e12:.3g} TFLOP/s, copy {top['bytes'] / 1e9:.3g} GB/s"]
+  if "without" in report:
+    lines += ["", "| step of task 2 without | ms: median (range) | share of the step |", "|---|---|---|",
+              *[f"| {name} | {milliseconds(timing)} | {100 * report['shares'][name]:.1f} % |"
+                for name, timing in report["without"].items()],
+              "", f"the method's own cost: {report['method_over_plain']:.3f} x the step with plain cross-entropy and "
+              f"plain distillation"]
+  lines += ["",
             f"images/s: evaluation {report['evaluation_images_per_second']:.0f}, features "
             f"{report['feature_images_per_second']:.0f}, herding {report['herding_images_per_second']:.0f}",
             f"start: import {report['import_seconds']:.1f} s, first step after {report['first_step_seconds']:.1f} s "

@@ -11,13 +11,17 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax import distributed, journal
+from gr_jax import distributed, journal, models, results
 from gr_jax.errors import UserError
 from gr_jax.experiment import Experiment
+
+# What a run began with, besides its config.
+START = "start.json"
 
 # Keys that name folders of this machine.
 _FOLDERS = ("data_dir", "cache_dir")
@@ -47,7 +51,11 @@ def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> Non
     return
   path = folder / "config.json"
   if path.exists() and _has_begun(folder):
-    lines = configuration.difference(configuration.flatten(read_config(folder)), configuration.flatten(config))
+    saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
+    # "auto" may stand for one precision where the run began and for another here.
+    saved["precision"] = _saved_precision(folder, saved["precision"])
+    wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
+    lines = configuration.difference(saved, wanted)
     if lines:
       raise UserError(f"{folder} holds a run of another config:\n  " + "\n  ".join(lines) +
                       "\nchoose another --workdir, or give the config of that run")
@@ -82,6 +90,13 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     raise UserError(f"{path} cannot be read ({error}); without it the run cannot be used: put it back, or choose "
                     f"another --workdir") from error
   return config
+
+
+def _saved_precision(folder: pathlib.Path, precision: str) -> str:
+  """What the run's precision stood for when it began; runs of earlier versions saved the config's value alone."""
+  path = folder / START
+  return journal.read_json(path, "precision")["precision"] if path.exists() else models.resolve_precision(
+      precision, jax.devices()[0].platform)
 
 
 @contextlib.contextmanager
@@ -151,7 +166,7 @@ def pictures_digest(experiment: Experiment) -> str:
 
 
 def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
-  """config.json and scenario.json, by process 0: from here on the folder belongs to this run."""
+  """config.json, start.json and scenario.json, by process 0: from here on the folder belongs to this run."""
   if not distributed.primary():
     return
   content = experiment.config.to_dict()
@@ -160,6 +175,10 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
     if content[key] not in (None, "off"):
       content[key] = str(pathlib.Path(content[key]).expanduser().absolute())
   journal.write_json(folder / "config.json", content)
+  if not _has_begun(folder):
+    platform = experiment.devices[0].platform
+    journal.write_json(folder / START, {
+        "precision": experiment.precision, "platform": platform, "versions": results.versions(platform)})
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
       "digest": drawn.digest, "pictures_digest": pictures_digest(experiment), "dataset": source.name,
@@ -181,8 +200,8 @@ def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | N
   path = folder / "results.json"
   if not path.exists():
     return None
-  results = journal.read_json(path, "tasks_done")
-  return results if results["tasks_done"] >= experiment.stop_after_task else None
+  found = journal.read_json(path, "tasks_done")
+  return found if found["tasks_done"] >= experiment.stop_after_task else None
 
 
 def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:

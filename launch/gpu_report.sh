@@ -42,14 +42,14 @@ for stage in $stages; do
   case $stage in
     correctness) once correctness "$python" tests/on_device.py ;;
     speed)
-      once speed "$python" -m gr_jax.benchmark --config=configs/cifar100_lt.py --calls=10 --steps=50 \
+      once speed "$python" -m gr_jax.benchmark --config=configs/cifar100_lt.py --long --calls=10 --steps=50 \
         --replicas="${REPLICAS:-5}" --json="$out/speed.json"
       ;;
     torch) once torch "$python" tests/benchmarks/against_torch.py --device="${DEVICE:-cuda}" --json="$out/torch.json" ;;
     pictures)
       once photographs "$python" tests/photographs.py "$out/photographs" --sides=300,600
       once pictures "$python" -m gr_jax.benchmark --config=configs/folder_lt.py --config.data_dir="$out/photographs" \
-        --calls=5 --steps=10 --json="$out/pictures.json"
+        --long --calls=5 --steps=10 --json="$out/pictures.json"
       ;;
     paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" \
       "${sweep_flags[@]}" ;;

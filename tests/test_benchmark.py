@@ -13,7 +13,7 @@ from gr_jax import benchmark, timings
 @pytest.fixture(scope="module")
 def report():
   return timings.measure(runs.get_config(
-      "digits_lt", **{"scenario.num_tasks": 3, "evaluation_block": 50}), calls=1, steps=1, replicas=2)
+      "digits_lt", **{"scenario.num_tasks": 3, "evaluation_block": 50}), calls=1, steps=1, replicas=2, long=True)
 
 
 def test_every_figure_is_there(report):
@@ -55,15 +55,11 @@ def test_the_flags_are_those_of_training(tmp_path):
   assert done.returncode == 2 and "--config is missing" in done.stderr
 
 
-def test_pictures_of_mixed_sizes_on_their_way(tmp_path, monkeypatch):
-  # The others are timed above.
-  baseline = "reweighting, prior and DAKD (plain distillation stays)"
-  every = timings.variants
-  monkeypatch.setattr(timings, "variants", lambda found: {baseline: every(found)[baseline]})
+def test_pictures_of_mixed_sizes_on_their_way(tmp_path):
   photographs.write(tmp_path / "photos", classes=4, per_class=20, test_per_class=2, sides=(40, 90))
   found = timings.measure(runs.get_config("folder_lt", **{
       "data_dir": str(tmp_path / "photos"), "image_size": 32, "stored_size": 37, "model": "resnet8", "batch_size": 8,
-      "scenario.num_tasks": 2, "evaluation_block": 8}), calls=1, steps=1, replicas=0)
+      "scenario.num_tasks": 2, "evaluation_block": 8}), calls=1, steps=1, replicas=0, long=False)
   rows = found["pictures"]
   # Each class holds a tenth out.
   assert rows["decoded"] == 4 * 18 + 4 * 2
@@ -75,5 +71,7 @@ def test_pictures_of_mixed_sizes_on_their_way(tmp_path, monkeypatch):
   assert found["first_step_seconds"] < rows["first_step_without_cache_seconds"]
   text = timings.table(json.loads(json.dumps(found)))
   assert "Pillow alone" in text and "| stream |" in text
+  # The short form, which is the default.
+  assert set(found["programs"]) == {"base task", "task 2"} and "without" not in text
   # Its own cache is gone, and nothing has been put into the user's.
   assert not list((tmp_path / "photos" / "gr_jax_cache").iterdir())
