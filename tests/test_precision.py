@@ -1,5 +1,7 @@
 """Precisions: what they are on each platform, and that only the backbone computes in bfloat16."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +48,16 @@ def test_a_bfloat16_run_is_saved_and_learns(tmp_path):
   assert found["precision"] == "bfloat16" and found["task_accuracies"][0] > 0.4
   digests = max(runs.records(tmp_path / "run").items())[1]["digests"]
   assert digests["model"]
+
+
+def test_what_auto_stood_for_is_saved_and_kept(tmp_path, monkeypatch):
+  """A restart where "auto" stands for another precision is refused, naming both; the run's own precision is taken."""
+  begun = train.train(runs.short(stop_after_task=1), tmp_path / "run")
+  start = json.loads((tmp_path / "run" / "start.json").read_text())
+  assert (start["precision"], start["platform"]) == ("float32", "cpu") == (begun["precision"], "cpu")
+  assert start["versions"] == begun["versions"] and start["versions"]["convolutions"] in ("oneDNN", "XLA")
+  monkeypatch.setitem(models.AUTO_PRECISION, "cpu", "bfloat16")
+  with pytest.raises(UserError, match="another config:\n  precision: 'float32' -> 'bfloat16'\n"):
+    train.train(runs.short(stop_after_task=2), tmp_path / "run")
+  found = train.train(runs.short(stop_after_task=2, precision="float32"), tmp_path / "run")
+  assert found["tasks_done"] == 2 and found["precision"] == "float32"
