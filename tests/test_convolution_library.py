@@ -38,7 +38,7 @@ print(library.describe())
 """)
   assert sorted(flag.split("=")[0] for flag in once.split()) == [FLAG, OTHER] and f"{FLAG}=true" in once.split()
   assert twice == once and known == "[]"
-  assert (used, said) == ("oneDNN", "convolutions: oneDNN")
+  assert used == "oneDNN" and said.startswith("convolutions: oneDNN")
 
 
 @needs_onednn
