@@ -16,7 +16,8 @@ needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason=f"jaxlib {jaxlib.__vers
 
 def run(code, flags=None):
   """Prints of a fresh process in which `library` is the module; `flags`: XLA_FLAGS, None: not set."""
-  environment = {name: value for name, value in runs.environment().items() if name != "XLA_FLAGS"}
+  environment = {name: value for name, value in runs.environment(JAX_COMPILATION_CACHE_DIR="").items()
+                 if name != "XLA_FLAGS"}
   done = subprocess.run(
       [sys.executable, "-W", "error", "-c", f"import os\nfrom gr_jax import convolution_library as library\n{code}"],
       env=environment if flags is None else {**environment, "XLA_FLAGS": flags}, text=True, capture_output=True,
