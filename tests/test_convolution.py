@@ -105,7 +105,8 @@ def test_bfloat16_is_as_exact_as_its_rounding(layer):
   exact = _value_and_gradients(_lax, *wide, *statics)
   for actual, expected in zip(ours, exact, strict=True):
     assert actual.dtype == jnp.bfloat16
-    _assert_close(actual.astype(jnp.float32), expected, 2**-8)
+    # Rounded once, and under oneDNN the kernel's gradient twice: each piece, and their sum.
+    _assert_close(actual.astype(jnp.float32), expected, 2**-7)
 
 
 # The library stays the same for all examples of a test, as it should.
