@@ -16,12 +16,13 @@ from typing import Any
 
 from absl import flags
 
-from gr_jax import cli, config_flag
+from gr_jax import cli
+from gr_jax import flags as config_flag
 
 
 def write(report: dict[str, Any], path: str | None) -> None:
   """Prints the table; the report goes into a file where one is named."""
-  from gr_jax import timings
+  from gr_jax.benchmarking import steps as timings
   print(timings.table(report))
   if path:
     pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n")
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
   del argv
   import jax
 
-  from gr_jax import timings
+  from gr_jax.benchmarking import steps as timings
   # Programs of an earlier run would take no time to compile.
   jax.config.update("jax_enable_compilation_cache", False)
   given = flags.FLAGS

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from gr_jax import compilation_cache, interruption
+from gr_jax.devices import compilation_cache
 from gr_jax.errors import UserError
+from gr_jax.runs import signals
 
 # A disk that is full, over its quota, read-only, or somebody else's.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -39,7 +40,7 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
       # Orbax reports every file it moves, and warns of what was asked for; --verbosity=0 shows it all.
       logging.set_verbosity(logging.ERROR)
     # Imported here, so that a bad flag is answered at once.
-    from gr_jax import convolution_library
+    from gr_jax.devices import convolution_library
     convolution_library.enable()
     compilation_cache.enable(_CACHE.value)
     main(argv)
@@ -57,6 +58,6 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
   except FloatingPointError as error:
     print(f"diverged: {error}", file=sys.stderr)
     sys.exit(3)
-  except interruption.Interrupted as error:
+  except signals.Interrupted as error:
     print(f"interrupted: {error}", file=sys.stderr)
-    sys.exit(interruption.EXIT_CODE)
+    sys.exit(signals.EXIT_CODE)

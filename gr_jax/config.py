@@ -10,9 +10,12 @@ from typing import Any
 
 import ml_collections
 
-from gr_jax import distributed, memory, models, plan, scenario
-from gr_jax.data import augment, catalogue, folder
+from gr_jax import memory, models, scenario
+from gr_jax.data import augment
+from gr_jax.data.sources import catalogue, folder
+from gr_jax.devices import processes
 from gr_jax.errors import UserError
+from gr_jax.scenario import plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +157,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for key, value in flat.items():
     _check(key, KEYS[key], value)
   catalogue.check(config.dataset)
-  distributed.parse(config.distributed)
+  processes.parse(config.distributed)
   for key in flat:
     if key not in needed:
       raise UserError(f"config key {key!r} is of the data set 'folder', but dataset is {config.dataset!r}; "

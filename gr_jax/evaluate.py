@@ -33,11 +33,12 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
     UserError: no run, no such task, other data, an unreadable checkpoint.
   """
   # Imported here, so that a bad flag is answered at once.
-  from gr_jax import checkpoints as checkpointing
-  from gr_jax import console, parallel, replicas
-  from gr_jax import experiment as experiments
-  from gr_jax import results as measured
-  from gr_jax import workdir as workdirs
+  from gr_jax.devices import parallel
+  from gr_jax.runs import checkpoints as checkpointing
+  from gr_jax.runs import console, replicas
+  from gr_jax.runs import results as measured
+  from gr_jax.runs import workdir as workdirs
+  from gr_jax.training import experiment as experiments
   workdir = workdirs.locate(workdir)
   if not (workdir / "config.json").is_file():
     raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
@@ -84,7 +85,8 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
 
 
 def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str, Any]:
-  from gr_jax import console, metrics
+  from gr_jax import metrics
+  from gr_jax.runs import console
   # Only the last row is looked at: the earlier ones stand for tasks that were not evaluated.
   correct, aware = (np.tile(row, (task, 1)) for row in counts[:2])
   task_of_class = experiment.scenario.task_of_class
@@ -124,7 +126,7 @@ def main(argv: list[str]) -> None:
   if given.holdout_json:
     if given.task is not None or given["split"].present:
       raise UserError("--holdout_json is about every task and the held-out images: leave out --task and --split")
-    from gr_jax import journal
+    from gr_jax.runs import journal
     found = holdout_accuracies(given.workdir, data_dir=given.data_dir)
     journal.write_json(pathlib.Path(given.holdout_json), {"holdout_accuracies": found})
     return

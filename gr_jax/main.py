@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from absl import flags
 
-from gr_jax import cli, config_flag
+from gr_jax import cli
+from gr_jax import flags as config_flag
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics, results. A run that is there goes on. Default: "
@@ -24,10 +25,13 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value or f"runs/{config_flag.path().stem}-s{config.seed}"
   print(f"workdir: {workdir}", flush=True)
   # Imported here, so that a bad flag is answered at once.
-  from gr_jax import console, distributed, experiment, train
-  with distributed.joined(config.distributed, join_timeout=_JOIN.value, heartbeat_timeout=_HEARTBEAT.value):
+  from gr_jax import train
+  from gr_jax.devices import processes
+  from gr_jax.runs import console
+  from gr_jax.training import experiment
+  with processes.joined(config.distributed, join_timeout=_JOIN.value, heartbeat_timeout=_HEARTBEAT.value):
     if _DRY_RUN.value:
-      console.say(console.dry_run_lines(distributed.together(lambda: experiment.load(
+      console.say(console.dry_run_lines(processes.together(lambda: experiment.load(
           config, progress=console.decoding, say=console.say))))
     else:
       train.train(config, workdir)

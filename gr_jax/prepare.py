@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from gr_jax import cli
-from gr_jax.data import tfds_source
+from gr_jax.data.sources import tfds_source
 from gr_jax.errors import UserError
 
 

@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from gr_jax import cli, interruption, journal
+from gr_jax import cli
 from gr_jax.errors import UserError
+from gr_jax.runs import journal, signals
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File that defines get_sweep() -> {config, seeds, rows}.")
 _ROOT = flags.DEFINE_string("root", None, "Folder of the runs and the table. Default: runs/<sweep's name>.")
@@ -136,7 +137,7 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
       except queue.Empty:
         return
       code = finish(run, environment)
-      ends = {0: "done", interruption.EXIT_CODE: "interrupted, and saved"}
+      ends = {0: "done", signals.EXIT_CODE: "interrupted, and saved"}
       failure = f"FAILED with code {code}, see {run.workdir}.log"
       print(f"{run.row} seed {run.seed}: {ends.get(code, failure)}", flush=True)
       if code:
@@ -214,7 +215,7 @@ def _devices(jobs: int) -> list[str | None]:
 
 def _leave(number: int, frame: Any) -> None:
   del frame
-  raise interruption.Interrupted(f"{signal.Signals(number).name} came, and every run has been asked to save; the same "
+  raise signals.Interrupted(f"{signal.Signals(number).name} came, and every run has been asked to save; the same "
                                  f"command again goes on")
 
 

@@ -14,16 +14,19 @@ import jax
 import ml_collections
 import numpy as np
 
-from gr_jax import checkpoints as checkpointing
 from gr_jax import config as configuration
-from gr_jax import console, convolution_library, distributed, finite, interruption, journal, memory, meter, parallel, replicas, results
-from gr_jax import experiment as experiments
-from gr_jax import workdir as workdirs
-from gr_jax.experiment import Experiment, TrainPrograms
-from gr_jax.interruption import Interrupted
-from gr_jax.plan import TaskPlan, calls, learning_rate
-from gr_jax.results import Progress
-from gr_jax.state import TrainState
+from gr_jax import memory
+from gr_jax.devices import convolution_library, parallel, processes
+from gr_jax.runs import checkpoints as checkpointing
+from gr_jax.runs import console, journal, meter, replicas, results, signals
+from gr_jax.runs import workdir as workdirs
+from gr_jax.runs.results import Progress
+from gr_jax.runs.signals import Interrupted
+from gr_jax.scenario.plan import TaskPlan, calls, learning_rate
+from gr_jax.training import experiment as experiments
+from gr_jax.training import finite
+from gr_jax.training.experiment import Experiment, TrainPrograms
+from gr_jax.training.state import TrainState
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -44,25 +47,25 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
   """
   folder = workdirs.locate(workdir)
   convolution_library.enable()
-  distributed.agree({**configuration.shared(config), "code": distributed.code_version(), "jax": jax.__version__})
-  experiment = distributed.together(lambda: experiments.load(
+  processes.agree({**configuration.shared(config), "code": processes.code_version(), "jax": jax.__version__})
+  experiment = processes.together(lambda: experiments.load(
       config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding,
       say=console.say))
   with workdirs.held(folder):
-    distributed.together(lambda: workdirs.check_scenario(folder, experiment))
-    finished = distributed.together(lambda: workdirs.finished(folder, experiment))
-    distributed.agree({"digest of the images": experiment.scenario.digest, "precision": experiment.precision,
+    processes.together(lambda: workdirs.check_scenario(folder, experiment))
+    finished = processes.together(lambda: workdirs.finished(folder, experiment))
+    processes.agree({"digest of the images": experiment.scenario.digest, "precision": experiment.precision,
                        "digest of the pictures": workdirs.pictures_digest(experiment),
                        "a finished run in the workdir": finished is not None})
     if finished is not None:
       console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
       return finished
     console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}\n{console.computation_line(experiment)}")
-    pictures, tests = distributed.together(lambda: [
+    pictures, tests = processes.together(lambda: [
         experiments.load_pictures(experiment, split, console.decoding, console.say) for split in ("train", "test")])
     workdirs.write_start(folder, experiment)
     # Until here a signal ends the process as any other: nothing has been done that could be lost.
-    with interruption.listening() as asked_here:
+    with signals.listening() as asked_here:
       asked = functools.partial(_asked_anywhere, asked_here)
       if config.replicas > 1:
         found = replicas.run_side_by_side(experiment, folder, pictures, tests, functools.partial(
@@ -77,7 +80,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 
 def _asked_anywhere(asked_here: Callable[[], bool]) -> bool:
   """All processes stop after the same call, whichever was asked."""
-  return distributed.any_process(asked_here())
+  return processes.any_process(asked_here())
 
 
 def learn(experiment: Experiment, programs: TrainPrograms, count_correct: Callable[..., np.ndarray],
@@ -196,9 +199,9 @@ def _resume(experiment: Experiment, programs: TrainPrograms, checkpoints: checkp
     inside = begun and not first and experiment.method.uses_teacher
     return _items(abstract, {"params": abstract.params, "batch_stats": abstract.batch_stats} if inside else None)
 
-  newest = distributed.together(lambda: checkpoints.restore_newest(
+  newest = processes.together(lambda: checkpoints.restore_newest(
       targets, warn=lambda line: console.say(f"warning: {line}")))
-  distributed.agree({"checkpoint to go on from": newest and newest[0]})
+  processes.agree({"checkpoint to go on from": newest and newest[0]})
   if newest is None:
     return Progress(), programs.init(root), None
   step, record, found = newest

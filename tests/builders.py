@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from sklearn import datasets
 from tensorflow_datasets.core import registered
 
-from gr_jax.data import tfds_source
+from gr_jax.data.sources import tfds_source
 
 # Real classes of imagenet2012 that ImageNet-Subset leaves out: tench, goldfish, great white shark.
 OTHER_WNIDS = ("n01440764", "n01443537", "n01484850")

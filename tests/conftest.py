@@ -8,7 +8,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 
 # As every command does.
-from gr_jax import convolution_library  # noqa: E402
+from gr_jax.devices import convolution_library  # noqa: E402
 
 convolution_library.enable()
 

@@ -8,10 +8,14 @@ import numpy as np
 import tiny
 import trajectory
 
-from gr_jax import methods, models, parallel, plan, scenario, seeding, step
+from gr_jax import methods, models, scenario, seeding
 from gr_jax.data import augment
-from gr_jax.models import classifier
-from gr_jax.state import TaskFacts, TrainState
+from gr_jax.devices import parallel
+from gr_jax.methods.base import TaskFacts
+from gr_jax.models import heads as classifier
+from gr_jax.scenario import plan
+from gr_jax.training import step
+from gr_jax.training.state import TrainState
 
 TRAJECTORY = trajectory.load()
 RATE = 1e-4

@@ -9,7 +9,7 @@ import builders
 import numpy as np
 import PIL.Image
 
-from gr_jax.data.source import Source
+from gr_jax.data.sources.base import Source
 from gr_jax.errors import UserError
 from gr_jax.scenario import Facts
 

@@ -8,7 +8,8 @@ import gc
 import json
 import pathlib
 
-from gr_jax import cli, config_flag, main
+from gr_jax import cli, main
+from gr_jax import flags as config_flag
 
 
 def resident_bytes():
@@ -19,7 +20,7 @@ def resident_bytes():
 
 
 def run(argv):
-  from gr_jax import console
+  from gr_jax.runs import console
   say = console.say
 
   def saying(text):

@@ -43,7 +43,10 @@ def settings():
 def learn(workdir, phase_file):
   """The run itself, in a process of its own, which notes the phase it is in: one pwrite at each change."""
   os.environ["JAX_NUM_CPU_DEVICES"] = "1"
-  from gr_jax import checkpoints, compilation_cache, experiment, interruption, memory, train
+  from gr_jax import memory, train
+  from gr_jax.devices import compilation_cache
+  from gr_jax.runs import checkpoints, signals
+  from gr_jax.training import experiment
   compilation_cache.enable(None)
   file = os.open(phase_file, os.O_CREAT | os.O_WRONLY)
 
@@ -67,8 +70,8 @@ def learn(workdir, phase_file):
   train._train_task = during("a step", train._train_task)
   try:
     train.train(runs.get_config("digits_lt", **settings()), workdir)
-  except interruption.Interrupted:
-    sys.exit(interruption.EXIT_CODE)
+  except signals.Interrupted:
+    sys.exit(signals.EXIT_CODE)
 
 
 def start(workdir, phase_file):

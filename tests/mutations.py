@@ -32,7 +32,7 @@ class Mutation(NamedTuple):
 MUTATIONS = (
   Mutation(
     "norms taken before the mean over devices",
-    "gr_jax/step.py",
+    "gr_jax/training/step.py",
     """\
     mean = (backbone_grads, ce_grads, kd_grads, ce, kd)
     if axis_name is not None:
@@ -49,7 +49,7 @@ MUTATIONS = (
     backbone_grads, (head_grads, method_state, ratios), ce, kd = mean
 
 """,
-    "tests/test_step.py::test_recorded_trajectory",
+    "tests/training/test_step.py::test_recorded_trajectory",
   ),
   Mutation(
     "Phi updated after the ratios",
@@ -95,10 +95,10 @@ MUTATIONS = (
   ),
   Mutation(
     "hold-out counted in n_j",
-    "gr_jax/scenario.py",
+    "gr_jax/scenario/draw.py",
     "return np.asarray([len(rows) for rows in self.train], np.int64)",
     "return np.asarray([len(t) + len(h) for t, h in zip(self.train, self.holdout)], np.int64)",
-    "tests/test_scenario.py",
+    "tests/scenario/test_scenario.py",
   ),
 )
 

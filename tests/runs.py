@@ -100,7 +100,7 @@ def results(workdir):
 
 def records(workdir):
   """Global step -> the JSON record of each checkpoint, array digests and exemplars included."""
-  from gr_jax.checkpoints import Checkpoints
+  from gr_jax.runs.checkpoints import Checkpoints
   with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
     return {step: timeless(checkpoints.record(step)) for step in checkpoints.steps()}
 
@@ -114,3 +114,13 @@ def kill_the_parent_alone(job):
     while time.monotonic() < deadline:
       os.killpg(job.pid, 0)
       time.sleep(0.05)
+
+
+def assert_equal(workdir, other):
+  """Bit-equal: accuracies, every row, and by digest parameters, statistics, momentum, Phi and exemplars."""
+  assert timeless(results(workdir)) == timeless(results(other))
+  assert list(map(timeless, rows(workdir))) == list(map(timeless, rows(other)))
+  ours, theirs = records(workdir), records(other)
+  assert ours.keys() == theirs.keys()
+  for step in ours:
+    assert ours[step] == theirs[step]

@@ -7,7 +7,8 @@ import photographs
 import pytest
 import runs
 
-from gr_jax import benchmark, timings
+from gr_jax import benchmark
+from gr_jax.benchmarking import steps as timings
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import re
 
 import runs
 
-from gr_jax import console, experiment
+from gr_jax.runs import console
+from gr_jax.training import experiment
 
 README = (runs.ROOT / "README.md").read_text()
 

@@ -8,8 +8,9 @@ import pytest
 import runs
 
 from gr_jax import config as configuration
-from gr_jax import evaluate, sweep, workdir
+from gr_jax import evaluate, sweep
 from gr_jax.errors import UserError
+from gr_jax.runs import workdir
 
 SWEEP = sweep.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"prior": False}})
 

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import runs
 
-from gr_jax import console, convolution_library, evaluate, experiment, parallel, train
-from gr_jax import workdir as workdirs
+from gr_jax import evaluate, train
+from gr_jax.devices import convolution_library, parallel
 from gr_jax.errors import UserError
+from gr_jax.runs import console
+from gr_jax.runs import workdir as workdirs
+from gr_jax.training import experiment
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +161,7 @@ def test_stopping_after_a_task_and_going_on_equals_an_unbroken_run(finished, tmp
   assert part["task_accuracies"][0] == unbroken["task_accuracies"][0]
   whole = train.train(runs.short(), tmp_path / "run")
   assert runs.timeless(whole) == runs.timeless(unbroken)
-  assert_equal_runs(workdir, tmp_path / "run")
-
-
-def assert_equal_runs(workdir, other):
-  """Bit-equal: accuracies, every row, and by digest parameters, statistics, momentum, Phi and exemplars."""
-  assert runs.timeless(runs.results(workdir)) == runs.timeless(runs.results(other))
-  assert list(map(runs.timeless, runs.rows(workdir))) == list(map(runs.timeless, runs.rows(other)))
-  ours, theirs = runs.records(workdir), runs.records(other)
-  assert ours.keys() == theirs.keys()
-  for step in ours:
-    assert ours[step] == theirs[step]
+  runs.assert_equal(workdir, tmp_path / "run")
 
 
 def test_killed_inside_a_task_with_a_teacher(tmp_path):
@@ -201,7 +194,7 @@ def test_killed_inside_a_task_with_a_teacher(tmp_path):
   assert f"going on after step {record[0]}" in again.stdout
   for row in runs.rows(broken):
     assert row["start"] == (1 if row["global_step"] <= record[0] else 2)
-  assert_equal_runs(unbroken, broken)
+  runs.assert_equal(unbroken, broken)
 
 
 _COUNT = """
@@ -271,7 +264,7 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path, capsys):
   assert (workdir / "damaged" / newest.name).is_dir()
   unbroken = train.train(runs.short(epochs=1, milestones=()), tmp_path / "unbroken")
   assert runs.timeless(mended) == runs.timeless(unbroken)
-  assert_equal_runs(tmp_path / "unbroken", workdir)
+  runs.assert_equal(tmp_path / "unbroken", workdir)
 
 
 def test_diverging_training_stops_and_names_the_place(tmp_path):

@@ -1,1 +1,1 @@
-"""From files to arrays on the device: sources, the resident data, augmentation, preparation."""
+"""From files to arrays on the device: sources, decoded pictures, augmentation, feeding."""

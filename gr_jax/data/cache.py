@@ -34,7 +34,7 @@ import numpy as np
 import PIL.Image
 
 from gr_jax.data import workers
-from gr_jax.data.source import Split
+from gr_jax.data.sources.base import Split
 from gr_jax.errors import UserError
 
 # Part of the name of every entry: raise it whenever the same key would mean other bytes.

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gr_jax.data import cache
+from gr_jax.data.arrays import Data
 from gr_jax.data.cache import Cached, View
-from gr_jax.data.source import Source, Split
+from gr_jax.data.sources.base import Source, Split
 from gr_jax.errors import UserError
 from gr_jax.scenario import Scenario
-from gr_jax.state import Data
 
 # Decodes rows of a split to a view: cache.load with all else bound.
 Decode = Callable[[Split, Sequence[int], View], Cached]

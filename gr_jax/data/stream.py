@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from gr_jax import parallel, seeding
+from gr_jax import seeding
 from gr_jax.data import augment, cache, workers
-from gr_jax.data.source import Split
+from gr_jax.data.arrays import Data
+from gr_jax.data.sources.base import Split
+from gr_jax.devices import parallel
 from gr_jax.errors import UserError
-from gr_jax.state import Data
 
 # Steps whose boxes are drawn by one call, so that one program serves every task.
 _STEPS_AT_ONCE = 16

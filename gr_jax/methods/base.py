@@ -8,7 +8,39 @@ from typing import Any, NamedTuple
 import jax
 
 from gr_jax.reweighting import Ratios
-from gr_jax.state import Outputs, TaskFacts
+
+
+class TaskFacts(NamedTuple):
+  """What is fixed while a task is learnt; arrays, so that no task compiles anything anew.
+
+  Attributes:
+    task: int32 scalar, from 0.
+    old, new: [classes] bool.
+    class_counts: [classes] float32, n'_j, training images present now; 0 = unseen or nothing left.
+    lost: [classes] float32, s_j = n_j - min(n_j, m) of old classes, else 0.
+    attenuation: float32 scalar a.
+    distillation_weight: float32 scalar w_kd; 0 in the first task.
+  """
+  task: jax.Array
+  old: jax.Array
+  new: jax.Array
+  class_counts: jax.Array
+  lost: jax.Array
+  attenuation: jax.Array
+  distillation_weight: jax.Array
+
+
+class Outputs(NamedTuple):
+  """What a network says of a batch, and, as a cotangent, what a loss says of it.
+
+  Attributes:
+    logits: [batch, classes] float32.
+    features: [batch, features] float32.
+    maps: one [batch, height, width, channels] a stage; () where the method does not ask for them.
+  """
+  logits: jax.Array
+  features: jax.Array
+  maps: tuple[jax.Array, ...]
 
 
 class Method(NamedTuple):

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax import losses, reweighting
-from gr_jax.methods.base import Method
-from gr_jax.state import Outputs, TaskFacts
+from gr_jax.methods.base import Method, Outputs, TaskFacts
 
 
 def gradient_reweighting(

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gr_jax import convolution_library
+from gr_jax.devices import convolution_library
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NDHWC = ("NDHWC", "DHWIO", "NDHWC")

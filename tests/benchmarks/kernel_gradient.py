@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gr_jax import convolution_library
+from gr_jax.devices import convolution_library
 
 convolution_library.enable()
 

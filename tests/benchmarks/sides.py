@@ -47,16 +47,20 @@ def normalised(images: np.ndarray) -> np.ndarray:
 
 
 def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
-  from gr_jax import convolution_library
+  from gr_jax.devices import convolution_library
   # As every command does, before JAX starts.
   convolution_library.enable()
   import jax
   import jax.numpy as jnp
 
-  from gr_jax import methods, models, parallel, plan, scenario, step
+  from gr_jax import methods, models, scenario
   from gr_jax.data import augment
-  from gr_jax.models import classifier, folding
-  from gr_jax.state import TrainState
+  from gr_jax.devices import parallel
+  from gr_jax.models import folding
+  from gr_jax.models import heads as classifier
+  from gr_jax.scenario import plan
+  from gr_jax.training import step
+  from gr_jax.training.state import TrainState
 
   devices = jax.devices()[:1]
   everywhere = functools.partial(parallel.replicate, devices=devices)

@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from configs import cifar100_lt
-from gr_jax import memory, plan, scenario
+from gr_jax import memory, scenario
+from gr_jax.scenario import plan
 
 torch = pytest.importorskip("torch")
 torch_run = importlib.import_module("torch_run")

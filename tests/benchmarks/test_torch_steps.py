@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from gr_jax import methods, models, plan, scenario, step
+from gr_jax import methods, models, scenario
 from gr_jax.data import augment
-from gr_jax.models import classifier
-from gr_jax.state import TrainState
+from gr_jax.models import heads as classifier
+from gr_jax.scenario import plan
+from gr_jax.training import step
+from gr_jax.training.state import TrainState
 
 torch = pytest.importorskip("torch")
 torch_steps = importlib.import_module("torch_steps")

@@ -201,7 +201,7 @@ def load_config(path: str) -> Any:
 def load_data(config: Any) -> tuple[dict[str, Any], np.ndarray, list[tuple[int, int]], str]:
   """(data, counts, tasks as `task_accuracies` takes them, digest of the scenario), from the prepared records."""
   from gr_jax import scenario
-  from gr_jax.data import catalogue
+  from gr_jax.data.sources import catalogue
   source = catalogue.load(config.dataset, config.data_dir)
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names, facts=source.facts,

@@ -2,7 +2,7 @@
 
 `ReleasedStep` is built as the authors' release builds its step: a linear head for each task, autograd called
 for each head, norms and ratios in loops over classes on the host. `BestStep` is the best plain PyTorch we
-know. Both compute what `gr_jax.step.make_train_step` computes (METHOD.md sections 3 to 6, the default
+know. Both compute what `gr_jax.training.step.make_train_step` computes (METHOD.md sections 3 to 6, the default
 switches; test_torch_steps.py compares them); written from that specification.
 
 Facts of a task are `TaskFacts` of NumPy arrays (or gr_jax's, which has the same names); old classes come first,

@@ -17,8 +17,9 @@ import PIL.Image
 import pytest
 import runs
 
-from gr_jax.data import cache, catalogue
+from gr_jax.data import cache
 from gr_jax.data.cache import View
+from gr_jax.data.sources import catalogue
 from gr_jax.errors import UserError
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax import scenario
-from gr_jax.data import cache, catalogue, digits, resident, tfds_source
+from gr_jax.data import cache, resident
+from gr_jax.data.sources import catalogue, digits, tfds_source
 from gr_jax.errors import UserError
 
 

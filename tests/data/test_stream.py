@@ -13,9 +13,10 @@ import pytest
 import runs
 
 from gr_jax import seeding
-from gr_jax.data import augment, cache, folder, stream
+from gr_jax.data import augment, cache, stream
+from gr_jax.data.arrays import Data
+from gr_jax.data.sources import folder
 from gr_jax.errors import UserError
-from gr_jax.state import Data
 
 SIDE, BATCH = 32, 16
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from gr_jax import models
-from gr_jax.models import classifier, folding
+from gr_jax.models import folding
+from gr_jax.models import heads as classifier
 
 NETWORKS = pytest.mark.parametrize("name, side", [("resnet8", 9), ("resnet32", 8), ("resnet18", 40)])
 

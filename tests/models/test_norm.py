@@ -11,7 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from jax import test_util
 
-from gr_jax import models, parallel
+from gr_jax import models
+from gr_jax.devices import parallel
 from gr_jax.models import norm
 
 SHAPE = (4, 3, 5, 6)

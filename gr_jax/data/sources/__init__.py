@@ -1,0 +1,1 @@
+"""Data sets: where pictures and labels come from."""

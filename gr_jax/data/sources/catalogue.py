@@ -1,0 +1,45 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from gr_jax.data.sources import digits, folder, tfds_source
+from gr_jax.data.sources.base import Source
+from gr_jax.errors import UserError
+
+NAMES = ("digits", "folder", *tfds_source.CATALOGUE)
+
+
+def check(name: str) -> None:
+  """Raises UserError for an unknown data set."""
+  if name not in NAMES:
+    near = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"dataset is {name!r}; known are {', '.join(NAMES)}{hint}")
+
+
+def load(name: str, data_dir: str | None, *, cache_dir: str | None = "off",
+         progress: Callable = lambda items, **_: items, say: Callable[[str], None] = lambda line: None,
+         **options: Any) -> Source:
+  """The data set called `name`.
+
+  Args:
+    name: one of NAMES.
+    data_dir: TFDS's data folder; None: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Of
+      "folder": the folder of the pictures.
+    cache_dir: see tfds_source.load.
+    progress: wraps pictures or records that are being looked at.
+    say: takes a line for the log.
+    options: of "folder" alone; see folder.load.
+
+  Raises:
+    UserError: unknown, not prepared, or damaged.
+  """
+  check(name)
+  if name == "folder":
+    return folder.load(data_dir, progress=progress, **options)
+  return digits.load() if name == "digits" else tfds_source.load(
+      name, tfds_source.data_folder(data_dir), cache_dir=cache_dir, progress=progress, say=say)

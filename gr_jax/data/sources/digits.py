@@ -1,0 +1,51 @@
+"""scikit-learn's handwritten digits: 1,797 real 8x8 pictures that come with the library, no download."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from gr_jax.data.sources.base import Source
+from gr_jax.scenario import Facts
+
+# The last rows of each class are the test set.
+_TEST_PER_CLASS = 50
+_MAX_COUNT = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class _ArraySplit:
+  images: np.ndarray
+  labels: np.ndarray
+  ids: list[str]
+  fingerprint: str = "scikit-learn's"
+
+  def identity(self, row: int) -> str:
+    return self.ids[row]
+
+  def image(self, row: int) -> np.ndarray:
+    return self.images[row]
+
+
+def load() -> Source:
+  """The digits as a source; id = row in scikit-learn's array, five digits."""
+  # Imported here: scikit-learn takes a second, and no other data set needs it.
+  from sklearn import datasets
+  bunch = datasets.load_digits()
+  # Sixteen grey levels above black: 0..16 becomes 0..255.
+  images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = bunch.target.astype(np.int64)
+  ids = [f"{row:05d}" for row in range(len(labels))]
+  in_test = np.zeros(len(labels), bool)
+  for label in range(10):
+    in_test[np.flatnonzero(labels == label)[-_TEST_PER_CLASS:]] = True
+
+  def split(mask: np.ndarray) -> _ArraySplit:
+    return _ArraySplit(images[mask], labels[mask], [ids[row] for row in np.flatnonzero(mask)])
+
+  return Source(
+      name="digits", class_names=tuple(str(label) for label in range(10)), train=split(~in_test),
+      test=split(in_test), facts=Facts(fixed_order=tuple(range(10)), max_count=_MAX_COUNT,
+                                    total=1297),
+      mean=(0.3,), std=(0.38,), uniform=True)

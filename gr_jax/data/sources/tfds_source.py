@@ -1,0 +1,282 @@
+"""Data sets that TFDS has prepared as array_record: read at random, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from gr_jax.data import cache
+from gr_jax.data.sources import label_index
+from gr_jax.data.sources.base import Source
+from gr_jax.data.sources.label_index import Index
+from gr_jax.errors import UserError
+from gr_jax.scenario import ICARL_ORDER, Facts
+
+_DEFAULT_FOLDER = "~/tensorflow_datasets"
+_IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A catalogued data set.
+
+  Attributes:
+    tfds_name: of the prepared data set.
+    test_split: TFDS's name of the split that is tested on.
+    id_feature: the feature with the stable id; None: the hash of the encoded picture.
+    facts, mean, std, uniform: as in `Source`.
+    select: TFDS's label names -> the labels to keep, in the source's class order; None: all.
+    manual: what the user has to fetch by hand before preparing, and where it goes; "" for nothing.
+  """
+  tfds_name: str
+  test_split: str
+  id_feature: str | None
+  facts: Facts
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  uniform: bool = False
+  select: Callable[[list[str]], list[int]] | None = None
+  manual: str = ""
+
+
+def imagenet_subset_wnids() -> list[str]:
+  """The 100 WordNet ids of ImageNet-Subset; position = index before ordering."""
+  lines = (pathlib.Path(__file__).parent / "imagenet_subset_wnids.txt").read_text().split("\n")
+  pairs = [line.split() for line in lines if line]
+  return [wnid for wnid, _ in sorted(pairs, key=lambda pair: int(pair[1]))]
+
+
+def _select_imagenet_subset(label_names: list[str]) -> list[int]:
+  missing = [wnid for wnid in imagenet_subset_wnids() if wnid not in label_names]
+  if missing:
+    raise UserError(f"the prepared imagenet2012 lacks {len(missing)} of ImageNet-Subset's 100 classes "
+                    f"({', '.join(missing[:5])}); prepare it from the full archives")
+  return [label_names.index(wnid) for wnid in imagenet_subset_wnids()]
+
+
+_IMAGENET_ARCHIVES = (
+    "download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from the ImageNet site (an account is needed) into "
+    "{data_dir}/downloads/manual/")
+
+CATALOGUE = {
+    "cifar100": Entry(
+        tfds_name="cifar100", test_split="test", id_feature="id", uniform=True,
+        facts=Facts(fixed_order=ICARL_ORDER, fixed_order_ltio=tuple(range(100)), profile_by_label=True,
+                    max_count=500, total=50_000),
+        mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023)),
+    "imagenet_subset": Entry(
+        tfds_name="imagenet2012", test_split="validation", id_feature="file_name",
+        facts=Facts(fixed_order=ICARL_ORDER, max_count="first"), select=_select_imagenet_subset,
+        manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
+    "imagenet1000": Entry(
+        tfds_name="imagenet2012", test_split="validation", id_feature="file_name", facts=Facts(total=1_281_167),
+        manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
+    "food101": Entry(
+        tfds_name="food101", test_split="validation", id_feature=None, facts=Facts(total=75_750),
+        **_IMAGENET_STATISTICS),
+}
+
+
+# Records read at a time while labels and ids are collected; one by one takes three times as long.
+_RECORDS_AT_ONCE = 1000
+
+
+class TfdsSplit:
+  """One split of a prepared data set, restricted to some labels; read when it is first asked for anything."""
+
+  def __init__(self, builder: Any, split: str, id_feature: str | None, labels: Sequence[int], *, again: str,
+               places: Sequence[pathlib.Path], progress: Callable, say: Callable[[str], None]):
+    """`again`: what to do about files that cannot be read; `places`: for an index, see index.load."""
+    self._folder, self._split, self._id_feature = builder.data_dir, split, id_feature
+    self._selected, self._again, self._places = list(labels), again, tuple(places)
+    self._progress, self._say = progress, say
+    files = builder.info.splits[split].filepaths
+    self._bytes = sum(os.path.getsize(path) for path in files)
+    # Names and sizes, not times: a copy of the data set is the same data set.
+    self.fingerprint = json.dumps([builder.info.full_name, split, *(
+        (pathlib.Path(path).name, os.path.getsize(path)) for path in files)])
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Without open files, and without what only the first process needs."""
+    return {name: value for name, value in self.__dict__.items()
+            if name not in ("_records", "_progress", "_say", "ids")}
+
+  @functools.cached_property
+  def _records(self) -> Any:
+    import tensorflow_datasets as tfds
+    # From the folder again, not from the builder, which cannot be sent to another process.
+    builder = tfds.builder_from_directory(str(self._folder))
+    return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
+
+  def _read(self, rows: Sequence[int]) -> Index:
+    """Labels as TFDS numbers them, and ids, of these records."""
+    def records() -> Iterator[tuple[int, bytes]]:
+      for first in range(0, len(rows), _RECORDS_AT_ONCE):
+        for record in self._records.__getitems__(rows[first:first + _RECORDS_AT_ONCE]):
+          yield int(record["label"]), (record[self._id_feature] if self._id_feature else
+                                       hashlib.sha256(record["image"]).hexdigest().encode())
+    try:
+      found = list(self._progress(records(), total=len(rows)))
+    # What array_record raises for a file that is cut short or is something else.
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
+    return Index(np.asarray([label for label, _ in found], np.int64), np.asarray([name for _, name in found], bytes))
+
+  @functools.cached_property
+  def _chosen(self) -> tuple[np.ndarray, Index]:
+    """The records with a selected label, and what is known of them; labels in the source's order."""
+    try:
+      count = len(self._records)
+    except (RuntimeError, ValueError, IndexError) as error:
+      raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
+    if self._places and self._bytes > label_index.FROM_BYTES:
+      found = label_index.load(self._read, count, json.dumps([self.fingerprint, self._id_feature]), places=self._places,
+                         name=f"{pathlib.Path(self._folder).parent.name}-{self._split}", say=self._say)
+    else:
+      found = self._read(range(count))
+    position = np.full(max(*self._selected, found.labels.max(initial=0)) + 1, -1)
+    position[self._selected] = np.arange(len(self._selected))
+    rows = np.flatnonzero(position[found.labels] >= 0)
+    return rows, Index(position[found.labels[rows]], found.ids[rows])
+
+  @property
+  def labels(self) -> np.ndarray:
+    """[images] int64; see `source.Split`."""
+    return self._chosen[1].labels
+
+  @functools.cached_property
+  def ids(self) -> list[str]:
+    """[images]; see `source.Split`."""
+    return [name.decode() for name in self._chosen[1].ids.tolist()]
+
+  def identity(self, row: int) -> str:
+    """The id: a prepared version of a data set has one content; see `source.Split`."""
+    return self.ids[row]
+
+  def encoded(self, row: int) -> bytes:
+    """The file of a picture."""
+    return self._records[int(self._chosen[0][row])]["image"]
+
+  def size(self, row: int) -> tuple[int, int]:
+    """Height and width; see `source.Split`."""
+    return self._open(row, lambda picture: picture.size[::-1])
+
+  def image(self, row: int) -> np.ndarray:
+    """The decoded picture, [height, width, 3] uint8; see `source.Split`."""
+    return self._open(row, lambda picture: np.asarray(picture.convert("RGB")))
+
+  def _open(self, row: int, how: Callable[[PIL.Image.Image], Any]) -> Any:
+    try:
+      with PIL.Image.open(io.BytesIO(self.encoded(row))) as picture:
+        return how(picture)
+    # The last one is raised for a damaged header that tells of a giant picture.
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+      name = self._chosen[1].ids[row].decode()
+      raise UserError(f"image {name!r} cannot be decoded ({error}); its record is damaged: "
+                      f"remove the folder of the data set and prepare it again") from error
+
+
+def data_folder(data_dir: str | None) -> pathlib.Path:
+  """The folder that holds prepared data sets; TFDS's own default where nothing names one."""
+  return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_FOLDER).expanduser().absolute()
+
+
+def prepare_command(entry: Entry, data_dir: pathlib.Path) -> str:
+  """The command that puts a data set into `data_dir`."""
+  flag = "" if data_dir == data_folder(None) else f" --data_dir={shlex.quote(str(data_dir))}"
+  return f"python -m gr_jax.prepare {entry.tfds_name}{flag}"
+
+
+def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
+  """The folder of the newest prepared version.
+
+  Raises:
+    UserError: not prepared; with the command that mends it.
+  """
+  parent = data_dir / entry.tfds_name
+  remedy = (f"prepare it once with: {prepare_command(entry, data_dir)} (needs: pip install -e '.[prepare]'). "
+            f"Prepared elsewhere? Name that folder with --config.data_dir or the environment variable "
+            f"TFDS_DATA_DIR")
+  if entry.manual:
+    remedy = f"{entry.manual.format(data_dir=data_dir)}, then {remedy}"
+  versions = [folder for folder in parent.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
+              and (folder / "dataset_info.json").is_file()] if parent.is_dir() else []
+  if not versions:
+    raise UserError(f"{entry.tfds_name} is not prepared: no version of it under {parent}; {remedy}")
+  return max(versions, key=lambda folder: tuple(int(part) for part in folder.name.split(".")))
+
+
+def _again(entry: Entry, data_dir: pathlib.Path, folder: pathlib.Path) -> str:
+  # TFDS takes a folder that is there for a finished one, so it has to go first.
+  return f"remove the folder {folder} and prepare it again: {prepare_command(entry, data_dir)}"
+
+
+def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
+  """TFDS's builder of the newest prepared version: everything is checked but the records themselves.
+
+  Raises:
+    UserError: see `locate`; also not array_record, unreadable or older metadata, a missing split or file.
+  """
+  folder = locate(entry, data_dir)
+  again = _again(entry, data_dir, folder)
+  import tensorflow_datasets as tfds
+  try:
+    builder = tfds.builder_from_directory(str(folder))
+  # JSON, protobuf and TFDS each have errors of their own for files that are cut short or missing.
+  except Exception as error:
+    raise UserError(f"the description of the data in {folder} cannot be read ({error}); {again}") from error
+  file_format = builder.info.file_format
+  if file_format is None or file_format.value != "array_record":
+    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; "
+                    f"{again}")
+  for feature in filter(None, ("image", "label", entry.id_feature)):
+    if feature not in builder.info.features:
+      raise UserError(f"{folder} has no feature {feature!r}, only {', '.join(builder.info.features)}; {again}")
+  for split in ("train", entry.test_split):
+    if split not in builder.info.splits:
+      raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; {again}")
+    for path in builder.info.splits[split].filepaths:
+      if not pathlib.Path(path).is_file():
+        raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is "
+                        f"missing; copy it there, or {again}")
+  return builder
+
+
+def load(name: str, data_dir: pathlib.Path, *, cache_dir: str | None = "off",
+         progress: Callable = lambda items, **_: items, say: Callable[[str], None] = lambda line: None) -> Source:
+  """A catalogued data set, from its prepared files; the records are read when they are first asked for.
+
+  Args:
+    name: of CATALOGUE.
+    data_dir: TFDS's data folder.
+    cache_dir: where an index of a large split is kept, see cache.folders; "off": nowhere.
+    progress: wraps the records while labels and ids are collected.
+    say: takes a line for the log.
+
+  Raises:
+    UserError: see `open_prepared`; later, where the records cannot be read.
+  """
+  entry = CATALOGUE[name]
+  builder = open_prepared(entry, data_dir)
+  names = list(builder.info.features["label"].names)
+  labels = list(range(len(names))) if entry.select is None else entry.select(names)
+  again = _again(entry, data_dir, pathlib.Path(builder.data_dir))
+  places = () if cache_dir == "off" else cache.folders(cache_dir, data_dir)
+  train, test = (
+      TfdsSplit(builder, split, entry.id_feature, labels, again=again, places=places, progress=progress, say=say)
+      for split in ("train", entry.test_split))
+  return Source(
+      name=name, class_names=tuple(names[label] for label in labels),
+      train=train, test=test, facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)

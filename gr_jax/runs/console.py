@@ -1,0 +1,146 @@
+"""What a run says on the screen. Fractions come in, per cent go out."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import tqdm
+
+from gr_jax.devices import convolution_library, processes
+from gr_jax.training.experiment import Experiment
+from gr_jax.scenario.plan import TaskPlan
+
+
+def say(text: str) -> None:
+  """One line or several, past any bar; of several processes the first one speaks."""
+  if processes.primary():
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def decoding(items: Iterable, *, total: int) -> Iterable:
+  """A bar over pictures that are being decoded; silent when there are few."""
+  return tqdm.tqdm(items, total=total, desc="reading pictures", unit="img", unit_scale=True, leave=False,
+                   disable=total < 5000 or not sys.stderr.isatty() or not processes.primary(), dynamic_ncols=True)
+
+
+def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size: int) -> tqdm.tqdm:
+  """The bar of one task, in images; `done` steps are behind it already."""
+  images = plan.steps_per_epoch * batch_size
+  # Into a file, such as a batch system's log, a line every half minute is enough.
+  interval = 0.1 if sys.stderr.isatty() else 30.0
+  epoch = done // plan.steps_per_epoch + 1
+  return tqdm.tqdm(
+      total=epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False, dynamic_ncols=True,
+      disable=not processes.primary(), mininterval=interval,
+      desc=f"task {plan.number + 1}/{num_tasks} epoch {epoch}/{epochs}")
+
+
+def move_bar(bar: tqdm.tqdm, plan: TaskPlan, num_tasks: int, epoch: int, epochs: int, *, images: int,
+             loss: float) -> None:
+  """Moves a task's bar on by the images of one call; `loss` is the epoch's mean so far."""
+  bar.set_description(f"task {plan.number + 1}/{num_tasks} epoch {epoch + 1}/{epochs}", refresh=False)
+  bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+  bar.update(images)
+
+
+def percent(value: float | None) -> str:
+  return "-" if value is None else f"{100 * value:.2f}"
+
+
+def scenario_lines(experiment: Experiment) -> str:
+  """Classes, counts and digest of the drawn scenario."""
+  drawn, counts = experiment.scenario, experiment.scenario.counts
+  held = sum(len(rows) for rows in drawn.holdout)
+  lines = [f"{experiment.config.dataset}: {drawn.num_classes} classes in {len(drawn.tasks)} tasks; "
+           f"{counts.sum()} images to train on, {held} held out; digest {drawn.digest[:16]}"]
+  lines += [f"  {note}" for note in experiment.source.notes]
+  for plan in experiment.plans:
+    own = counts[plan.task.first:plan.task.stop]
+    names = ", ".join(drawn.class_names[j] for j in list(plan.task.classes)[:6])
+    more = ", ..." if len(own) > 6 else ""
+    lines.append(f"  task {plan.number + 1}: {len(own)} classes ({names}{more}), {own.sum()} new images "
+                 f"({own.min()} to {own.max()} a class) + {plan.size - own.sum()} exemplars, "
+                 f"{plan.steps_per_epoch} steps an epoch")
+    lines.append(textwrap.fill(" ".join(map(str, own)), width=110, initial_indent="    images of each: ",
+                               subsequent_indent="      "))
+  for j, (asked, found) in drawn.capped.items():
+    lines.append(f"  capped: class {drawn.class_names[j]} has {found} images, the profile asks for {asked}")
+  return "\n".join(lines)
+
+
+def computation_line(experiment: Experiment) -> str:
+  """Precision, and on a CPU which library computes convolutions."""
+  device = experiment.devices[0]
+  library = f"; {convolution_library.describe()}" if device.platform == "cpu" else ""
+  return f"precision: {experiment.precision}{library}"
+
+
+def dry_run_lines(experiment: Experiment) -> str:
+  """Scenario, steps, programs and memory of a run, from shapes alone."""
+  config, state = experiment.config, experiment.abstract_state()
+  def size(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  steps = experiment.plans[-1].stop_step
+  teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
+  programs = ["train (first task)", *(["train (with a teacher)"] if teacher else []), "evaluate",
+              *(["features"] if config.memory.selection == "herding" and config.memory.per_class else [])]
+  return "\n".join([
+      scenario_lines(experiment),
+      f"steps: {steps} ({', '.join(str(p.stop_step - p.first_step) for p in experiment.plans)}) of "
+      f"{config.batch_size} images on {len(experiment.devices)} {experiment.devices[0].platform} device(s)"
+      + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+      f"programs: {len(programs)}: {', '.join(programs)}",
+      f"memory on each device: {_pictures(experiment)}, state {_mebibytes(size(state))} "
+      f"({parameters} parameters), teacher "
+      f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; activations come on top",
+      *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps are of each"]
+        if config.replicas > 1 else []),
+      "nothing was trained (--dry_run)"])
+
+
+def _pictures(experiment: Experiment) -> str:
+  """What the pictures take on a device, and in the cache."""
+  (train, test), path = experiment.picture_bytes, experiment.path[0]
+  if path == "resident":
+    return f"pictures {_mebibytes(train + test)} (train {_mebibytes(train)}, test {_mebibytes(test)})"
+  # The running call's and the next one's; a device has its share of each batch.
+  steps, share = experiment.steps_per_call, experiment.step_bytes // len(experiment.devices)
+  there = f"pictures {_mebibytes(2 * steps * share)} ({path}: two calls of {steps} steps)"
+  if experiment.source.uniform or experiment.config.cache_dir == "off":
+    return there
+  return f"{there}, in the cache {_mebibytes((train if path == 'prefetch' else 0) + test)}"
+
+
+def _mebibytes(count: int) -> str:
+  return f"{count / 2**20:.1f} MiB"
+
+
+def task_line(number: int, results: dict[str, Any]) -> str:
+  """The line after task `number` (from 0)."""
+  def of(name: str) -> str:
+    return percent(results[name][number])
+  return (f"task {number + 1}/{len(results['task_accuracies'])}: accuracy {of('task_accuracies')} %, mean of "
+          f"tasks {of('task_mean_accuracies')} %, forgetting {of('forgetting')}, backward transfer "
+          f"{of('backward_transfer')}; by task "
+          f"[{' '.join(percent(a) for a in results['accuracy_matrix'][number][:number + 1])}], task-aware "
+          f"[{' '.join(percent(a) for a in results['accuracy_matrix_task_aware'][number][:number + 1])}]")
+
+
+def closing_table(results: dict[str, Any]) -> str:
+  """The table at the end of a run."""
+  header = f"{'task':>4}  {'accuracy':>8}  {'task mean':>9}  {'forgetting':>10}  {'backward':>8}"
+  rows = [f"{t + 1:>4}  {percent(results['task_accuracies'][t]):>8}  "
+          f"{percent(results['task_mean_accuracies'][t]):>9}  {percent(results['forgetting'][t]):>10}  "
+          f"{percent(results['backward_transfer'][t]):>8}" for t in range(results["tasks_done"])]
+  groups = [f"{name} {percent(group['accuracy'])} % ({group['classes']} classes)"
+            for name, group in results["many_medium_few"].items() if group]
+  return "\n".join([
+      header, *rows,
+      f"average incremental accuracy {percent(results['average_incremental_accuracy'])} %, last "
+      f"{percent(results['last_accuracy'])} %" + (f"; {', '.join(groups)}" if groups else "")])

@@ -1,0 +1,99 @@
+"""The files of a run that people and scripts read: JSON, written so that a kill cannot leave half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from gr_jax.devices import processes
+from gr_jax.errors import UserError
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Replaces the file in one move that outlasts a power cut."""
+  _replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  temporary = path.with_suffix(".tmp")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
+
+
+def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
+  """Reads a JSON file that holds an object with (at least) some keys.
+
+  Raises:
+    UserError: it does not.
+  """
+  try:
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+      raise ValueError(f"no JSON object with {', '.join(keys)}")
+  except ValueError as error:
+    raise UserError(f"{path} cannot be read ({error}); move it away or choose another --workdir") from error
+  return content
+
+
+def _row(line: bytes) -> dict[str, Any]:
+  """A row of metrics.jsonl; ValueError where it is none."""
+  row = json.loads(line)
+  if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in ("global_step", "start")):
+    raise ValueError("not a row with global_step and start")
+  return row
+
+
+class Metrics:
+  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager.
+
+  Process 0 alone writes; elsewhere rows go nowhere.
+  """
+
+  def __init__(self, path: pathlib.Path, *, step: int):
+    """Opens the file for appending, without the rows that a killed start wrote after `step`.
+
+    Those epochs run again from the checkpoint of that step and write their rows again.
+    """
+    if not processes.primary():
+      self._file = None
+      return
+    rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines):
+      try:
+        rows.append(_row(line))
+      except ValueError as error:
+        # The kill may have cut the last line short; anything else is damage.
+        if number < len(lines) - 1:
+          raise UserError(f"line {number + 1} of {path} cannot be read ({error}); move the file away") from error
+    # Which start of the run a row comes from: after a kill the rows show what ran again, and what did not.
+    self._start = 1 + max((row["start"] for row in rows), default=0)
+    kept = [json.dumps(row) for row in rows if row["global_step"] <= step]
+    _replace(path, "".join(line + "\n" for line in kept))
+    self._file = path.open("a")
+
+  def write(self, **row: Any) -> None:
+    if self._file is not None:
+      self._file.write(json.dumps({**row, "start": self._start}) + "\n")
+      self._file.flush()
+
+  def sync(self) -> None:
+    """Puts the rows on the disk, where a checkpoint that follows them will be."""
+    if self._file is not None:
+      os.fsync(self._file.fileno())
+
+  def __enter__(self) -> Metrics:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    if self._file is not None:
+      self._file.close()

@@ -1,0 +1,102 @@
+"""Several trainings of one scenario with consecutive seeds, as one command.
+
+Replicas share the drawn scenario, the decoded pictures and the compiled programs, into which a seed comes as an
+argument. Each is a complete run in a folder of its own, so checkpoints, evaluation and resuming are those of a
+single run. Where there are several devices, each takes a replica at a time.
+
+On one device they are not vectorised into one program: `vmap` makes grouped convolutions, which took 4.4 times as
+long as one after another on a CPU (`python -m gr_jax.benchmark --replicas=2`), and copies of the step in one
+program gained nothing. Two host threads that send to the one CPU gained a fifth, and that is what runs there. On a
+GPU this has not been measured, so replicas run one after another on each.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import pathlib
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+
+from gr_jax.runs import console, results, workdir
+from gr_jax.training import experiment as experiments
+from gr_jax.training.experiment import Experiment
+from gr_jax.data.arrays import Data
+
+# Replicas at a time on a machine without any other device than its CPU.
+_CPU_THREADS = 2
+
+
+def member_config(config: ml_collections.ConfigDict, number: int) -> ml_collections.ConfigDict:
+  """The config of replica `number` (from 0) as a run of its own: seed + number, replicas = 1."""
+  member = config.copy_and_resolve_references()
+  with member.unlocked():
+    member.seed, member.replicas = config.seed + number, 1
+  return member
+
+
+def member_folder(folder: pathlib.Path, config: ml_collections.ConfigDict, number: int) -> pathlib.Path:
+  """Where replica `number` (from 0) keeps its files."""
+  return folder / f"seed-{config.seed + number}"
+
+
+def run_side_by_side(
+    experiment: Experiment, folder: pathlib.Path, pictures: Data, tests: Data,
+    learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+  """Runs every replica that is not finished; returns their mean, standard deviation and results.
+
+  Args:
+    experiment: of the config with `replicas` above 1.
+    folder: of the whole; replicas have theirs inside.
+    pictures, tests: decoded training and test pictures.
+    learn: (experiment, programs, count_correct, folder) -> results: train.learn.
+
+  Raises:
+    Interrupted: the run was asked to end; every replica that had begun has saved.
+  """
+  count = experiment.config.replicas
+  free: queue.SimpleQueue = queue.SimpleQueue()
+  devices = experiment.devices[:count]
+  at_once = _CPU_THREADS if devices[0].platform == "cpu" and len(devices) == 1 else 1
+  for group in [_Group(experiment, device, pictures, tests) for device in devices]:
+    for _ in range(at_once):
+      free.put(group)
+
+  def run(number: int) -> dict[str, Any]:
+    group = free.get()
+    try:
+      config, own = member_config(experiment.config, number), member_folder(folder, experiment.config, number)
+      return group.run(config, own, learn)
+    finally:
+      free.put(group)
+
+  with concurrent.futures.ThreadPoolExecutor(min(count, at_once * len(devices))) as pool:
+    found = list(pool.map(run, range(count)))
+  return results.over_replicas(found)
+
+
+class _Group:
+  """One device with its programs, which every replica that runs there shares."""
+
+  def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data, tests: Data):
+    self._experiment = dataclasses.replace(experiment, devices=(device,))
+    self._programs = experiments.train_programs(self._experiment, pictures)
+    self._count_correct = experiments.evaluator(self._experiment, tests)
+
+  def run(self, config: ml_collections.ConfigDict, folder: pathlib.Path,
+          learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    member = dataclasses.replace(self._experiment, config=config)
+    workdir.check_config(folder, config)
+    workdir.check_scenario(folder, member)
+    finished = workdir.finished(folder, member)
+    if finished is not None:
+      return finished
+    workdir.write_start(folder, member)
+    console.say(f"seed {config.seed} on {self._experiment.devices[0]}: {folder}")
+    found = learn(member, self._programs, self._count_correct, folder)
+    workdir.write_results(folder, found)
+    return found

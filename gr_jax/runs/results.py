@@ -1,0 +1,139 @@
+"""How far a run is, and what it has measured: the content of results.json and of metrics.jsonl's task rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gr_jax.devices import convolution_library
+from gr_jax import metrics
+from gr_jax.training.experiment import Experiment
+from gr_jax.scenario.plan import TaskPlan
+from gr_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a run is; with the arrays of a checkpoint all that the rest of the run depends on.
+
+  Attributes:
+    task: tasks that are done, which is the number (from 0) of the one to go on with.
+    epoch: epochs of that task that are done.
+    steps: steps of the next epoch that are done; above 0 only after an interruption.
+    sums: the metrics of those steps, summed: step.StepMetrics as nested tuples; () where there are none.
+    seconds: spent so far, over all starts of the run.
+    correct, correct_aware: for each task done the correct test images of each class, among all seen classes
+      and among the own task's.
+    exemplars: for each class seen in the tasks done its rows of the training data, in pick order.
+  """
+  task: int = 0
+  epoch: int = 0
+  steps: int = 0
+  sums: tuple = ()
+  seconds: float = 0.0
+  correct: tuple[tuple[int, ...], ...] = ()
+  correct_aware: tuple[tuple[int, ...], ...] = ()
+  exemplars: tuple[tuple[int, ...], ...] = ()
+
+  def after_task(self, counts: np.ndarray, exemplars: Sequence[np.ndarray], seconds: float) -> Progress:
+    """One task further; counts [3, classes] as inference.make_evaluate gives them."""
+    return Progress(
+        task=self.task + 1, seconds=seconds, correct=(*self.correct, tuple(counts[0].tolist())),
+        correct_aware=(*self.correct_aware, tuple(counts[1].tolist())),
+        exemplars=tuple(tuple(kept.tolist()) for kept in exemplars))
+
+  @classmethod
+  def from_record(cls, record: dict[str, Any]) -> Progress:
+    """From the JSON record of a checkpoint."""
+    def freeze(value: Any) -> Any:
+      return tuple(map(freeze, value)) if isinstance(value, list) else value
+    return cls(**{field.name: freeze(record[field.name]) for field in dataclasses.fields(cls)})
+
+
+def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
+  """The content of results.json: METHOD.md section 7; null for tasks that are not done."""
+  config, drawn = experiment.config, experiment.scenario
+  total = np.asarray([(experiment.source.test.labels == label).sum() for label in drawn.class_order])
+  task_of_class, correct = drawn.task_of_class, np.asarray(progress.correct)
+  matrix = metrics.accuracy_matrix(correct, total, task_of_class)
+  accuracies = metrics.task_accuracies(correct, total, task_of_class)
+  task_means = metrics.task_mean_accuracies(matrix)
+  seen = slice(0, drawn.tasks[progress.task - 1].stop)
+  return {
+      "method": config.method, "seed": config.seed, "scenario_digest": drawn.digest,
+      "tasks_done": progress.task, "seconds": progress.seconds, "versions": versions(experiment.devices[0].platform),
+      "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
+      "precision": experiment.precision,
+      "accuracy_matrix": matrix,
+      "accuracy_matrix_task_aware": metrics.accuracy_matrix(progress.correct_aware, total, task_of_class),
+      "task_accuracies": accuracies, "task_mean_accuracies": task_means,
+      "forgetting": metrics.forgetting(matrix), "backward_transfer": metrics.backward_transfer(matrix),
+      "average_incremental_accuracy": metrics.average_incremental_accuracy(accuracies),
+      "average_incremental_task_mean": metrics.average_incremental_accuracy(task_means),
+      "last_accuracy": accuracies[progress.task - 1],
+      "many_medium_few": metrics.many_medium_few(correct[-1][seen], total[seen], drawn.counts[seen])}
+
+
+def task_row(experiment: Experiment, plan: TaskPlan, state: TrainState, alpha: list[float],
+              results: dict[str, Any], progress: Progress) -> dict[str, Any]:
+  """The row of metrics.jsonl after a task; lists run over the seen classes in learning order."""
+  seen = slice(0, plan.task.stop)
+  phi, column = np.asarray(state.method.phi)[seen], np.asarray(state.method.column)[seen]
+  kernel = np.asarray(state.params["classifier"]["kernel"])[:, seen]
+  # Phi is the sum of the column norms over the task's steps, so their mean needs no record of its own.
+  steps = plan.stop_step - plan.first_step
+  return {
+      "kind": "task", "task": plan.number + 1, "global_step": plan.stop_step,
+      **{name: results[name][plan.number] for name in (
+          "task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer", "accuracy_matrix",
+          "accuracy_matrix_task_aware")},
+      "average_incremental_accuracy": results["average_incremental_accuracy"],
+      "many_medium_few": results["many_medium_few"], "correct": progress.correct[-1][seen],
+      "correct_task_aware": progress.correct_aware[-1][seen],
+      "gradient_norms": (phi / steps).tolist(), "phi": phi.tolist(), "alpha": alpha[seen],
+      "column": column.tolist(), "classifier_norms": np.linalg.norm(kernel, axis=0).tolist(),
+      "exemplars": [len(kept) for kept in progress.exemplars], "seconds": progress.seconds}
+
+
+def versions(platform: str) -> dict[str, str]:
+  """Of the packages, and on a CPU which library computed convolutions."""
+  names = ("gr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+  found = {name: importlib.metadata.version(name) for name in names}
+  return {**found, "convolutions": convolution_library.in_use()} if platform == "cpu" else found
+
+
+# Of results.json, what is averaged over replicas.
+_AVERAGED = ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies", "task_mean_accuracies", "forgetting",
+             "backward_transfer", "average_incremental_accuracy", "average_incremental_task_mean", "last_accuracy",
+             "many_medium_few", "seconds")
+
+
+def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """results.json of several replicas: every measure is their mean; `standard_deviation` holds the same keys.
+
+  Args:
+    found: the results of each replica, in the order of their seeds.
+
+  Returns:
+    The first replica's results with means in place of measures, and `standard_deviation` (of a sample),
+    `seeds` and `replicas`, the results of each.
+  """
+  measures = [{name: one[name] for name in _AVERAGED} for one in found]
+  return {**found[0], **_elementwise(np.mean, measures), "seeds": [one["seed"] for one in found],
+          "standard_deviation": _elementwise(lambda values: np.std(values, ddof=1), measures),
+          "replicas": list(found)}
+
+
+def _elementwise(function: Any, trees: Sequence[Any]) -> Any:
+  """A function of the numbers that stand at the same place of all trees; None where they are None."""
+  first = trees[0]
+  if isinstance(first, dict):
+    return {key: _elementwise(function, [tree[key] for tree in trees]) for key in first}
+  if isinstance(first, list):
+    return [_elementwise(function, list(items)) for items in zip(*trees)]
+  # What is the same in all, such as the number of classes in a group, stays what it is.
+  return first if first is None or isinstance(first, int) else float(function(trees))

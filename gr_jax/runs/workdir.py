@@ -1,0 +1,212 @@
+"""The folder of a run: whose it is, and what it holds besides metrics and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from gr_jax import config as configuration
+from gr_jax.devices import processes
+from gr_jax.runs import journal, results
+from gr_jax import models
+from gr_jax.errors import UserError
+from gr_jax.training.experiment import Experiment
+
+# What a run began with, besides its config.
+START = "start.json"
+
+# Keys that name folders of this machine.
+_FOLDERS = ("data_dir", "cache_dir")
+
+
+def locate(workdir: str | pathlib.Path) -> pathlib.Path:
+  """The folder that --workdir names.
+
+  Raises:
+    UserError: an address of an object store, which would become a folder of that name here.
+  """
+  if "://" in str(workdir):
+    raise UserError(f"--workdir is {workdir}; runs need a folder that can be locked and renamed in, so give a local or "
+                    f"mounted one and copy it afterwards")
+  return pathlib.Path(workdir).expanduser().absolute()
+
+
+def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Refuses a folder that cannot be used, or that holds a run of another config. Writes nothing into it.
+
+  Process 0 alone looks: what it finds, the others are told.
+
+  Raises:
+    UserError: the folder's config differs (the message shows how), or the folder cannot be written.
+  """
+  if not processes.primary():
+    return
+  path = folder / "config.json"
+  if path.exists() and _has_begun(folder):
+    saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
+    # "auto" may stand for one precision where the run began and for another here.
+    saved["precision"] = _saved_precision(folder, saved["precision"])
+    wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
+    lines = configuration.difference(saved, wanted)
+    if lines:
+      raise UserError(f"{folder} holds a run of another config:\n  " + "\n  ".join(lines) +
+                      "\nchoose another --workdir, or give the config of that run")
+  elif _has_begun(folder):
+    raise UserError(f"{folder} holds a run but no config.json, so whose it is is not known; choose another "
+                    f"--workdir")
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise UserError(f"--workdir {folder} cannot be written ({error}); choose another") from error
+
+
+def _has_begun(folder: pathlib.Path) -> bool:
+  """Whether anything has been trained there; what a refused or interrupted start leaves does not count."""
+  checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
+  return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (rows.exists() and rows.stat().st_size > 0)
+
+
+def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+  """The config that was saved with a run.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  path = folder / "config.json"
+  try:
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config.milestones = tuple(config.milestones)
+  except (ValueError, TypeError, AttributeError) as error:
+    raise UserError(f"{path} cannot be read ({error}); without it the run cannot be used: put it back, or choose "
+                    f"another --workdir") from error
+  return config
+
+
+def _saved_precision(folder: pathlib.Path, precision: str) -> str:
+  """What the run's precision stood for when it began; runs of earlier versions saved the config's value alone."""
+  path = folder / START
+  return journal.read_json(path, "precision")["precision"] if path.exists() else models.resolve_precision(
+      precision, jax.devices()[0].platform)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps a second job out of the folder; a kill of this one lets go of it.
+
+  Raises:
+    UserError: another job is at work there.
+  """
+  with open(folder / ".lock", "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"another job is at work in {folder}; wait for it, or choose another --workdir") from error
+    except OSError as error:
+      raise UserError(f"{folder} cannot be locked ({error.strerror}), as some network folders cannot; choose another "
+                      f"--workdir") from error
+    yield
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+  """`locked` by process 0 for all processes of the run.
+
+  Raises:
+    UserError: on all of them: another job is at work there, or one of them does not see the folder.
+  """
+  with contextlib.ExitStack() as stack:
+    if processes.primary():
+      processes.together(lambda: stack.enter_context(locked(folder)))
+    else:
+      processes.together(lambda: None)
+    processes.together(lambda: _check_seen(folder))
+    yield
+
+
+def _check_seen(folder: pathlib.Path) -> None:
+  if not (folder / ".lock").exists():
+    raise UserError(f"--workdir {folder} is not there on this host; choose one on a file system that all hosts share")
+
+
+def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
+  """Refuses to go on with a run whose images have changed.
+
+  Raises:
+    UserError: scenario.json holds another digest, of what was drawn or of the pictures themselves.
+  """
+  path = folder / "scenario.json"
+  if not path.exists() or not _has_begun(folder):
+    return
+  saved = journal.read_json(path, "digest", "pictures_digest")
+  for name, now in (("digest", experiment.scenario.digest), ("pictures_digest", pictures_digest(experiment))):
+    if saved[name] != now:
+      raise UserError(f"{folder} holds a run on other images ({name} {str(saved[name])[:16]}, now {now[:16]}): the "
+                      f"data set has changed; choose another --workdir")
+
+
+def pictures_digest(experiment: Experiment) -> str:
+  """SHA-256 of what a run rests on: each picture's place, class and `Split.identity`, test pictures among them."""
+  source, drawn, found = experiment.source, experiment.scenario, hashlib.sha256()
+  tests = [np.flatnonzero(source.test.labels == label) for label in drawn.class_order]
+  for part, split, rows_of_class in (("train", source.train, drawn.train), ("holdout", source.train, drawn.holdout),
+                                     ("test", source.test, tests)):
+    for number, rows in enumerate(rows_of_class):
+      found.update("\0".join((part, str(number), *(split.identity(row) for row in rows), "")).encode())
+  return found.hexdigest()
+
+
+def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
+  """config.json, start.json and scenario.json, by process 0: from here on the folder belongs to this run."""
+  if not processes.primary():
+    return
+  content = experiment.config.to_dict()
+  for key in _FOLDERS:
+    # A later command may be given somewhere else.
+    if content[key] not in (None, "off"):
+      content[key] = str(pathlib.Path(content[key]).expanduser().absolute())
+  journal.write_json(folder / "config.json", content)
+  if not _has_begun(folder):
+    platform = experiment.devices[0].platform
+    journal.write_json(folder / START, {
+        "precision": experiment.precision, "platform": platform, "versions": results.versions(platform)})
+  drawn, source = experiment.scenario, experiment.source
+  journal.write_json(folder / "scenario.json", {
+      "digest": drawn.digest, "pictures_digest": pictures_digest(experiment), "dataset": source.name,
+      "class_order": list(drawn.class_order),
+      "class_names": list(drawn.class_names), "counts": drawn.counts.tolist(),
+      "notes": list(source.notes), "skipped": list(source.skipped),
+      "holdout_counts": [len(rows) for rows in drawn.holdout],
+      "profile": None if drawn.profile is None else list(drawn.profile),
+      "capped": {drawn.class_names[j]: pair for j, pair in drawn.capped.items()},
+      "tasks": [{"classes": list(plan.task.classes), "new_images": int(drawn.counts[plan.task.classes].sum()),
+                 "images_present": plan.size, "steps_per_epoch": plan.steps_per_epoch}
+                for plan in experiment.plans],
+      "train_ids": [[source.train.ids[row] for row in rows] for rows in drawn.train],
+      "holdout_ids": [[source.train.ids[row] for row in rows] for rows in drawn.holdout]})
+
+
+def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | None:
+  """The results of a run that has done all the tasks it is asked for; None where there is work left."""
+  path = folder / "results.json"
+  if not path.exists():
+    return None
+  found = journal.read_json(path, "tasks_done")
+  return found if found["tasks_done"] >= experiment.stop_after_task else None
+
+
+def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:
+  """results.json, by process 0, the last file of a run: with it the run counts as finished."""
+  if processes.primary():
+    journal.write_json(folder / "results.json", content)

@@ -1,0 +1,1 @@
+"""The train step, its programs and what a config stands for."""

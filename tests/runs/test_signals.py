@@ -1,0 +1,143 @@
+"""SIGTERM and Ctrl-C: saved and ended with 75, gone on with bit-equal; a second one ends at once."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import runs
+
+from gr_jax import evaluate, train
+from gr_jax.runs import signals
+
+_FLAGS = ("--config=configs/digits_lt.py", "--config.epochs=16", "--config.milestones=(8,)",
+          "--config.scenario.num_tasks=3", "--config.checkpoint_every_epochs=16", "--config.steps_per_call=1")
+
+
+def wait_for(condition, process=None):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert time.monotonic() < deadline and (process is None or process.poll() is None), "it did not come to that"
+    time.sleep(0.005)
+
+
+def has_row(workdir, text):
+  path = workdir / "metrics.jsonl"
+  return path.exists() and any(text in line for line in path.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("unbroken") / "run"
+  assert runs.run("main", *_FLAGS, f"--workdir={workdir}").returncode == 0
+  return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, number):
+  broken = tmp_path / "broken"
+  process = subprocess.Popen(runs.command("main", *_FLAGS, f"--workdir={broken}"), env=runs.environment(),
+                             cwd=runs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  wait_for(lambda: has_row(broken, '"task": 2, "epoch": 6,'), process)
+  process.send_signal(number)
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == signals.EXIT_CODE == 75, said
+  assert f"{number.name}: saving" in said and "the same command again goes on" in said
+  step, record = max(runs.records(broken).items())
+  # No checkpoint was due: this one was made for the signal.
+  assert record["task"] == 1 and 0 < record["epoch"] < 16
+  assert not (broken / "results.json").exists()
+  again = runs.run("main", *_FLAGS, f"--workdir={broken}")
+  assert again.returncode == 0, again.stderr
+  assert f"going on after step {step}: 1 tasks, {record['epoch']} epochs and {record['steps']} steps" in again.stdout
+  for row in runs.rows(broken):
+    assert row["start"] == (1 if row["global_step"] <= step else 2)
+  runs.assert_equal(unbroken, broken)
+
+
+@pytest.mark.parametrize("after", [1, 2, 7, 12])
+def test_interrupted_after_any_call(tmp_path, monkeypatch, after):
+  """Calls of two of an epoch's five steps, so that interruptions fall inside epochs: sums and all go on exactly."""
+  settings = {"batch_size": 20, "steps_per_call": 2, "epochs": 2, "milestones": (), "scenario.num_tasks": 2,
+              "checkpoint_every_epochs": 2}
+  train.train(runs.short(**settings), tmp_path / "unbroken")
+
+  @contextlib.contextmanager
+  def asking_at_a_certain_call():
+    calls = iter(range(1, 10**6))
+    # Once at the beginning of the task, then after each call.
+    yield lambda: next(calls) > after
+
+  with monkeypatch.context() as patch:
+    patch.setattr(signals, "listening", asking_at_a_certain_call)
+    with pytest.raises(signals.Interrupted, match="the same command again goes on"):
+      train.train(runs.short(**settings), tmp_path / "run")
+  # Another length of the calls changes nothing but the rounding of sums.
+  train.train(runs.short(**settings), tmp_path / "run")
+  runs.assert_equal(tmp_path / "unbroken", tmp_path / "run")
+
+
+_DEAF = """
+import numpy as np
+from gr_jax import interruption
+with interruption.listening():
+  print("begun", flush=True)
+  np.linalg.svd(np.random.default_rng(0).normal(size=(9000, 9000)))
+"""
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+  """Also while the main thread is deep inside a library, where Python's own handlers would wait for minutes."""
+  process = subprocess.Popen([sys.executable, "-c", _DEAF], env=runs.environment(), stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+  try:
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: saving" in process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+  finally:
+    process.kill()
+    process.communicate()
+
+
+def test_handlers_are_put_back_and_other_threads_left_alone():
+  before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+  with signals.listening() as asked:
+    assert not asked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    wait_for(asked)
+  assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+  heard = []
+
+  def elsewhere():
+    with signals.listening() as asked:
+      heard.append(asked())
+
+  thread = threading.Thread(target=elsewhere)
+  thread.start()
+  thread.join()
+  assert heard == [False] and signal.getsignal(signal.SIGTERM) == before[0]
+
+
+def test_replicas_are_interrupted_together(tmp_path):
+  flags = ("--config=configs/digits_lt.py", "--config.epochs=200", "--config.milestones=()", "--config.replicas=2",
+           "--config.scenario.num_tasks=2", f"--workdir={tmp_path / 'run'}", "--config.checkpoint_every_epochs=200")
+  process = subprocess.Popen(runs.command("main", *flags), env=runs.environment(), cwd=runs.ROOT,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  folders = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 1)]
+  wait_for(lambda: all(has_row(folder, '"epoch": 2,') for folder in folders), process)
+  process.terminate()
+  _, said = process.communicate(timeout=60)
+  assert process.returncode == 75, said
+  for folder in folders:
+    (record,) = runs.records(folder).values()
+    assert record["task"] == 0 and record["epoch"] >= 2
+    # A replica is a run of its own, and nothing of it is finished.
+    with pytest.raises(ValueError, match="no checkpoint of a finished task"):
+      evaluate.evaluate(folder, 1)

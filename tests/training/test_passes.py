@@ -1,0 +1,101 @@
+"""Counting and extracting: a fake model with known answers, blocks, masks, any number of devices."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr_jax.devices import parallel
+from gr_jax.training import passes, step
+
+
+class Fake(nn.Module):
+  """Features are the pixels; with the identity as classifier the largest pixel is the answer."""
+  num_features: int = 5
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    del train
+    return x, ()
+
+
+def plain(images, sizes):
+  del sizes
+  return images.astype(jnp.float32)
+
+
+def data_of(images, labels):
+  return step.Data(np.asarray(images, np.float32), np.ones((len(images), 2), np.int32),
+                   np.asarray(labels, np.int32))
+
+
+PARAMS = {"backbone": {}, "classifier": {"kernel": np.eye(5, dtype=np.float32), "bias": np.zeros(5, np.float32)}}
+TASK_OF_CLASS = np.asarray([0, 0, 1, 1, 2], np.int32)
+
+
+def count(images, labels, seen, stop, *, devices=1, block=4):
+  devices = jax.devices()[:devices]
+  run = passes.make_evaluate(model=Fake(), prepare=plain, num_classes=5, block=block, devices=devices)
+  arguments = (PARAMS, {}, data_of(images, labels), TASK_OF_CLASS, np.asarray(seen), np.int32(stop))
+  return np.asarray(run(*parallel.replicate(arguments, devices)))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_a_model_that_always_answers_class_2(devices):
+  labels = np.repeat(np.arange(5), 7)
+  always = np.tile(np.eye(5)[2], (35, 1))
+  correct, aware, looked_at = count(always, labels, np.ones(5, bool), 35, devices=devices)
+  assert correct.tolist() == [0, 0, 7, 0, 0]
+  # Inside its own task: ties of zeros go to the first class of tasks 0 and 2; class 2 wins in task 1.
+  assert aware.tolist() == [7, 0, 7, 0, 7]
+  assert looked_at.tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 17, 35])
+@pytest.mark.parametrize("block", [1, 4, 50])
+def test_every_row_counts_once_and_padding_never(stop, block):
+  rng = np.random.default_rng(0)
+  images, labels = rng.normal(size=(35, 5)), rng.integers(0, 5, 35)
+  counts = [count(images, labels, np.ones(5, bool), stop, devices=n, block=block) for n in (1, 4)]
+  np.testing.assert_array_equal(counts[0], counts[1])
+  hits = images.argmax(1) == labels
+  np.testing.assert_array_equal(counts[0][0], np.bincount(labels[:stop], hits[:stop], minlength=5))
+  np.testing.assert_array_equal(counts[0][2], np.bincount(labels[:stop], minlength=5))
+
+
+def test_unseen_classes_never_answer():
+  images = np.tile([[0, 1, 2, 3, 9.0]], (4, 1))
+  correct, aware, _ = count(images, [3] * 4, [True] * 4 + [False], 4)
+  assert correct.tolist() == [0, 0, 0, 4, 0] and aware.tolist() == [0, 0, 0, 4, 0]
+
+
+def test_one_program_for_all_tasks():
+  devices = jax.devices()[:2]
+  traced = []
+
+  def prepare(images, sizes):
+    traced.append(images.shape)
+    return plain(images, sizes)
+
+  run = passes.make_evaluate(model=Fake(), prepare=prepare, num_classes=5, block=4, devices=devices)
+  data = data_of(np.zeros((35, 5)), np.repeat(np.arange(5), 7))
+  for seen in (2, 4, 5):
+    run(*parallel.replicate((PARAMS, {}, data, TASK_OF_CLASS, np.arange(5) < seen, np.int32(7 * seen)), devices))
+  assert len(traced) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 4, 9, 20])
+def test_features_by_row(devices, size):
+  devices = jax.devices()[:devices]
+  rng = np.random.default_rng(1)
+  images = rng.normal(size=(30, 5))
+  rows = np.zeros(20, np.int32)
+  rows[:size] = rng.permutation(30)[:size]
+  run = passes.make_extract(model=Fake(), prepare=plain, capacity=20, block=4, devices=devices)
+  found = np.asarray(run(*parallel.replicate(
+      (PARAMS, {}, data_of(images, np.zeros(30)), step.Pool(rows, np.int32(size))), devices)))
+  assert len(found) >= 20
+  np.testing.assert_array_equal(found[:size], images[rows[:size]].astype(np.float32))
+  assert not found[size:].any()
