@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from references import bic, differences, finetune, icarl, joint, lucir, lwf, notation, wa
+from references import bic, differences, eeil, finetune, icarl, il2m, joint, lucir, lwf, lws, notation, ssil, wa
 
 # Eight columns, not in the order of arrival: tasks 0, 1, 2 and two unseen classes.
 TASK_OF_CLASS = np.array([2, 0, 3, 1, 0, 3, 1, 2])
@@ -16,6 +16,7 @@ SEEN = OLD | NEW
 NONE = np.zeros(8, bool)
 COUNTS = np.array([30, 4, 9, 5, 20, 9, 20, 7])
 ALPHA, BETA = np.array([0.8, 1.3, 1.0, 1.0]), np.array([0.1, -0.4, 0.0, 0.0])
+SCALE = np.array([0.5, 1.2, np.nan, 0.7, 1.0, np.inf, -0.3, 2.0])
 GARBAGE = [0.0, np.nan, np.inf, -np.inf, 1e30]
 BATCH, FEATURES = 6, 5
 
@@ -73,6 +74,15 @@ LOSSES = {
            lambda z, p: wa.gradient(z, p.teacher, p.labels, OLD, NEW)),
     "bic": (lambda z, p: bic.loss(z, p.teacher, p.labels, OLD, NEW, ALPHA, BETA, TASK_OF_CLASS),
             lambda z, p: bic.gradient(z, p.teacher, p.labels, OLD, NEW, ALPHA, BETA, TASK_OF_CLASS)),
+    "eeil": (lambda z, p: eeil.loss(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS),
+             lambda z, p: eeil.gradient(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS)),
+    "eeil, last task skipped": (
+        lambda z, p: eeil.loss(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS, skip_last=True),
+        lambda z, p: eeil.gradient(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS, skip_last=True)),
+    "ssil": (lambda z, p: ssil.loss(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS),
+             lambda z, p: ssil.gradient(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS)),
+    "lws": (lambda z, p: lws.loss(z, SCALE, p.labels, SEEN),
+            lambda z, p: lws.gradients(z, SCALE, p.labels, SEEN, NEW, frozen=False)[0]),
 }
 
 
@@ -513,3 +523,150 @@ def test_lucir_old_columns_are_frozen():
   # A step along the surface of the sphere: the gradient is orthogonal to its feature and to its column.
   np.testing.assert_allclose((free.features * c.features).sum(axis=1), 0, atol=1e-14)
   np.testing.assert_allclose((free.kernel * c.kernel).sum(axis=0), 0, atol=1e-14)
+
+
+# ------------------------------------------------------------------------------------------------------- eeil
+
+
+def test_eeil_by_hand():
+  # p = (1/2, 1/2): every BCE is ln 2, so is their mean. Teacher q = (1/4, 3/4). The mean BCE's derivative with respect
+  # to p_c is u = ((1 - q) / (1 - p) - q / p) / 2 = (1/2, -1/2); p (u - p.u) = (1/4, -1/4); over T = 2: (1/8, -1/8).
+  old, new = mask("oon.")
+  z, teacher = row(0, 0, 0, np.nan), row(0, 2 * math.log(3), np.nan, np.nan)
+  assert eeil.distillation(z, teacher, old) == pytest.approx(math.log(2), rel=1e-14)
+  np.testing.assert_allclose(eeil.distillation_gradient(z, teacher, old), row(0.125, -0.125, 0, 0))
+  assert eeil.loss(z, teacher, [2], old, new, [0, 0, 1, 2]) == pytest.approx(math.log(3) + math.log(2), rel=1e-14)
+  # p = (1/4, 3/4), q = (1/2, 1/2): both classes have -(ln 1/4 + ln 3/4) / 2 = -ln(3/16) / 2.
+  assert eeil.distillation(teacher, z, old) == pytest.approx(-math.log(3 / 16) / 2, rel=1e-14)
+
+
+def test_eeil_of_equal_logits_has_no_gradient_and_a_single_class_no_term():
+  p = problem()
+  np.testing.assert_allclose(eeil.distillation_gradient(p.logits, p.logits, OLD), 0, atol=1e-16)
+  one = np.arange(8) == 1
+  assert eeil.distillation(p.logits, p.teacher, one) == 0
+  assert not eeil.distillation_gradient(p.logits, p.teacher, one).any()
+
+
+def test_eeil_distils_every_old_task():
+  assert eeil.distilled_tasks(TASK_OF_CLASS, OLD) == [0, 1]
+  assert eeil.distilled_tasks(TASK_OF_CLASS, OLD, skip_last=True) == [0]
+  assert eeil.distilled_tasks(TASK_OF_CLASS, NONE) == []
+  p = problem()
+  np.testing.assert_allclose(
+      eeil.gradient(p.logits, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS, skip_last=True)[:, TASK_OF_CLASS == 1],
+      notation.cross_entropy_gradient(p.logits, p.labels, SEEN)[:, TASK_OF_CLASS == 1])
+
+
+def test_eeil_balanced_rows_and_noise():
+  np.testing.assert_array_equal(eeil.balanced_rows([7, 8], [3, 0, 5]), [0, 3, 7, 8])
+  np.testing.assert_array_equal(eeil.balanced_rows([7, 8, 9, 6], [3, 0]), [0, 3, 6, 7, 8, 9])
+  assert eeil.gradient_noise(0) == 0.3 and eeil.gradient_noise(3) == pytest.approx(0.3 / 4**0.55)
+
+
+# ------------------------------------------------------------------------------------------------------- ssil
+
+
+def test_ssil_by_hand():
+  # Old 0, 1, new 2, 3. Row 0 is new: new logits (0, ln 3), label 3: ln 4/3. Row 1 is of the memory: old logits
+  # (0, 2 ln 3), i.e. (1/10, 9/10), label 0: ln 10. KL at T = 2 from the teacher's (1/2, 1/2): row 0 equal: 0;
+  # row 1 to (1/4, 3/4): ln 4 - ln(3)/2 - ln 2 = ln 2 - ln(3)/2; half of that over two rows.
+  old, new = mask("oonn.")
+  z = np.array([[1, 1, 0, math.log(3), np.nan], [0, 2 * math.log(3), 9, 9, np.nan]])
+  expected = math.log(4 / 3) + math.log(10) + (math.log(2) - math.log(3) / 2) / 2
+  tasks = [0, 0, 1, 1, 2]
+  assert ssil.loss(z, 0 * row(1, 1, 1, 1, 1).repeat(2, axis=0), [3, 0], old, new, tasks) == pytest.approx(expected)
+
+
+def test_ssil_softmaxes_are_separate():
+  p = problem()
+  gradient = ssil.gradient(p.logits, p.logits, p.labels, OLD, NEW, TASK_OF_CLASS)
+  of_old = OLD[p.labels]
+  assert not gradient[of_old][:, NEW].any() and not gradient[~of_old][:, OLD].any()
+  assert gradient[of_old][:, OLD].all() and gradient[~of_old][:, NEW].all()
+
+
+def test_ssil_padding_counts_nowhere():
+  p = problem()
+  arguments = OLD, NEW, TASK_OF_CLASS
+  present = np.array([True, True, False, True, False, True])
+  fewer = [part[present] for part in p[:3]]
+  dirty = np.where(present[:, None], p.logits, np.nan), np.where(present[:, None], p.teacher, np.nan), p.labels
+  assert ssil.loss(*dirty, *arguments, present=present) == ssil.loss(*fewer, *arguments)
+  gradient = ssil.gradient(*dirty, *arguments, present=present)
+  np.testing.assert_array_equal(gradient[present], ssil.gradient(*fewer, *arguments))
+  assert not gradient[~present].any()
+  # A memory that is all padding, as in the first task.
+  first = ssil.loss(p.logits, p.teacher, p.labels, NONE, SEEN, TASK_OF_CLASS, present=~OLD[p.labels])
+  assert first == notation.cross_entropy(p.logits[~OLD[p.labels]], p.labels[~OLD[p.labels]], SEEN)
+
+
+# ------------------------------------------------------------------------------------------------------- il2m
+
+
+def test_il2m_by_hand():
+  # Old class 0 of task 0, new class 1 of task 1. Factor (4 / 2) (6 / 3) = 4. Row 0: 1 -> 4 overtakes 3. Row 1: the
+  # largest is old, so nothing changes.
+  old, new = mask("on.")
+  scores = np.array([[1, 3, np.nan], [5, 3, np.inf]])
+  result = il2m.rectified(scores, [4, 0, 0], [2, 0, 0], [3, 6], [0, 1, 9], old, new, 1)
+  np.testing.assert_array_equal(result, [[4, 3, -np.inf], [5, 3, -np.inf]])
+  np.testing.assert_array_equal(il2m.rectified(scores, [4, 0, 0], [0, 0, 0], [3, 6], [0, 1, 9], old, new, 1)[:, :2],
+                                scores[:, :2])
+
+
+def test_il2m_statistics_by_hand():
+  scores = np.array([[1, 9, 5], [3, 0, 4], [2, 8, np.nan]])
+  means, measured = il2m.class_means(scores, [0, 0, 1], [True, True, True])
+  np.testing.assert_array_equal(means, [2, 8, 0])
+  np.testing.assert_array_equal(measured, [True, True, False])
+  # The largest of the first two columns: 9, 3, 8.
+  assert il2m.confidence(scores, [True, True, False]) == pytest.approx(20 / 3)
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_il2m_of_unchanged_statistics_is_the_identity(garbage):
+  p = problem(garbage)
+  scores, means = il2m.probabilities(p.logits, SEEN), np.full(8, 0.7)
+  np.testing.assert_allclose(scores.sum(axis=1), 1)
+  result = il2m.rectified(scores, means, means, [0.6, 0.6, 0.6, 0.6], TASK_OF_CLASS, OLD, NEW, TASK)
+  np.testing.assert_allclose(result[:, SEEN], scores[:, SEEN], rtol=1e-15)
+
+
+# -------------------------------------------------------------------------------------------------------- lws
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_lws_gradient_of_the_scales_is_that_of_central_differences(garbage):
+  p = problem(garbage)
+  numeric = differences.numeric_gradient(lambda scale: lws.loss(p.logits, scale, p.labels, SEEN), SCALE)
+  upon_logits, upon_scale = lws.gradients(p.logits, SCALE, p.labels, SEEN, NEW)
+  np.testing.assert_allclose(upon_scale, numeric, rtol=1e-7, atol=1e-9)
+  free, _ = lws.gradients(p.logits, SCALE, p.labels, SEEN, NEW, frozen=False)
+  np.testing.assert_array_equal(upon_logits, np.where(NEW, free, 0))
+  assert upon_scale[OLD].all() and not upon_scale[~SEEN].any()
+
+
+def test_lws_of_ones_is_the_identity():
+  p = problem(np.nan)
+  assert lws.loss(p.logits, np.ones(8), p.labels, SEEN) == notation.cross_entropy(p.logits, p.labels, SEEN)
+  np.testing.assert_array_equal(lws.scaled(p.logits, np.ones(8), SEEN)[:, SEEN], p.logits[:, SEEN])
+
+
+def test_lws_by_hand():
+  # z = (0, 2 ln 3), l = (5, 1/2): l z = (0, ln 3), p = (1/4, 3/4). Label 1: ln 4/3, g = (1/4, -1/4).
+  # dz = l g = (5/4, -1/8); dl = z g = (0, -ln(3) / 2).
+  z, seen = row(0, 2 * math.log(3)), np.array([True, True])
+  assert lws.loss(z, [5, 0.5], [1], seen) == pytest.approx(math.log(4 / 3), rel=1e-14)
+  upon_logits, upon_scale = lws.gradients(z, [5, 0.5], [1], seen, seen)
+  np.testing.assert_allclose(upon_logits, row(1.25, -0.125))
+  np.testing.assert_allclose(upon_scale, [0, -math.log(3) / 2])
+  np.testing.assert_allclose([lws.rate(0), lws.rate(15), lws.rate(30)], [0.1, 0.05, 0], atol=1e-17)
+
+
+def test_lws_class_aware_rows():
+  # Class 0 has rows 0..4, class 1 only 5, 6: two of each at a time, whatever the class has.
+  rows = lws.class_aware_rows([[1, 0], [0, 1]], {0: [[3, 0, 4, 1, 2]], 1: [[6, 5], [5, 6]]}, 7, repeats=2)
+  np.testing.assert_array_equal(rows, [6, 5, 3, 0, 4, 1, 5])
+  with pytest.raises(ValueError, match="4 rows from 1 classes"):
+    lws.class_aware_rows([[0]], {0: [[3, 0, 4, 1, 2]]}, 7)
