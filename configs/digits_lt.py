@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = "resnet8"
   config.precision = "auto"
   config.method = "gr"
+  # The method's own; those that are not here have its defaults (gr_jax/docs/methods.md).
+  config.method_options = ml_collections.ConfigDict()
   config.seed = 0
   config.replicas = 1
 
@@ -35,14 +37,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.memory = ml_collections.ConfigDict()
   config.memory.per_class = 5
   config.memory.selection = "herding"
-
-  config.reweighting = "dgr"
-  config.prior = True
-  config.distillation = "dakd"
-  config.task_ratio = "release"
-  config.distillation_weight = 0.7
-  config.attenuation_gamma = 1.0
-  config.temperature = 2.0
 
   config.epochs = 30
   config.schedule = "steps"

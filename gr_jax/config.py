@@ -10,12 +10,11 @@ from typing import Any
 
 import ml_collections
 
-from gr_jax import memory, models, scenario
+from gr_jax import memory, methods, models, optimizer, scenario
 from gr_jax.data import augment
 from gr_jax.data.sources import catalogue, folder
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
-from gr_jax.scenario import plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +45,11 @@ KEYS = {
     "worker_timeout": _Key(float, **_POSITIVE),
     "model": _Key(str),
     "precision": _Key(str, allowed=models.PRECISIONS),
-    "method": _Key(str, allowed=("gr",)),
+    "method": _Key(str, allowed=methods.NAMES),
     "seed": _Key(int, **_at_least(0)),
     "replicas": _Key(int, **_at_least(1)),
     "epochs": _Key(int, **_at_least(1)),
-    "schedule": _Key(str, allowed=plan.SCHEDULES),
+    "schedule": _Key(str, allowed=optimizer.SCHEDULES),
     "milestones": _Key(tuple),
     "learning_rate": _Key(float, **_POSITIVE),
     "learning_rate_decay": _Key(float, **_POSITIVE),
@@ -72,13 +71,6 @@ KEYS = {
     "scenario.seed": _Key(int, **_at_least(0)),
     "memory.per_class": _Key(int, **_at_least(0)),
     "memory.selection": _Key(str, allowed=memory.SELECTIONS),
-    "reweighting": _Key(str, allowed=("dgr", "class", "none")),
-    "prior": _Key(bool),
-    "distillation": _Key(str, allowed=("dakd", "kd", "none")),
-    "task_ratio": _Key(str, allowed=("release", "symmetric")),
-    "distillation_weight": _Key(float, **_at_least(0)),
-    "attenuation_gamma": _Key(float, **_at_least(0)),
-    "temperature": _Key(float, **_POSITIVE),
 }
 
 # Keys that configs of the data set "folder" have besides.
@@ -90,6 +82,13 @@ _FOLDER_KEYS = {
     "folder.on_bad_image": _Key(str, allowed=folder.ON_BAD_IMAGE),
 }
 KEYS |= _FOLDER_KEYS
+
+# The options of the chosen method, see methods.registry.
+OPTIONS = "method_options"
+
+# Keys of earlier versions, and where they are now.
+MOVED = {key: f"{OPTIONS}.{key}" for key in (
+    "reweighting", "prior", "distillation", "task_ratio", "distillation_weight", "attenuation_gamma", "temperature")}
 
 # What may change between two starts of one run: where things are and how often they are saved or shown.
 FREE_KEYS = ("data_dir", "distributed", "cache_dir", "worker_timeout", "checkpoint_every_epochs", "steps_per_call",
@@ -122,7 +121,9 @@ def shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def unknown_key(key: str) -> UserError:
-  """The error for a key that does not exist; names the nearest one."""
+  """The error for a key that does not exist; names its new place, or the nearest key."""
+  if key in MOVED:
+    return UserError(f"config key {key!r} is now {MOVED[key]!r}: give --config.{MOVED[key]}=...")
   near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)
   return UserError(f"unknown config key {key!r}; did you mean {near[0]!r}?")
 
@@ -146,6 +147,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     UserError: unknown or missing key, wrong type, value out of range; with the value and the remedy.
   """
   flat = flatten(config)
+  options = {key.removeprefix(f"{OPTIONS}."): flat.pop(key) for key in list(flat) if key.startswith(f"{OPTIONS}.")}
   for key in flat:
     if key not in KEYS:
       raise unknown_key(key)
@@ -175,9 +177,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if first is not None and tasks < 2:
     raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a first task "
                     f"of its own needs scenario.num_tasks of 2 or more")
+  methods.make(config.method, options, memory=config.memory.per_class)
   stop = config.stop_after_task
   if stop is not None and stop > tasks:
     raise UserError(f"stop_after_task is {stop}, but scenario.num_tasks is {tasks}; choose {tasks} or fewer")
+
+
+def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """A copy with every option of the method: those that the config leaves out have their defaults; raises as `validate`.
+  """
+  validate(config)
+  found = config.copy_and_resolve_references()
+  with found.unlocked():
+    found[OPTIONS] = ml_collections.ConfigDict(methods.resolve(config.method, dict(config.get(OPTIONS, {}))))
+  return found
 
 
 def _check(name: str, key: _Key, value: Any) -> None:

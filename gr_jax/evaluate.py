@@ -33,12 +33,16 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
     UserError: no run, no such task, other data, an unreadable checkpoint.
   """
   # Imported here, so that a bad flag is answered at once.
+  import jax
+
   from gr_jax.devices import parallel
   from gr_jax.runs import checkpoints as checkpointing
   from gr_jax.runs import console, replicas
   from gr_jax.runs import results as measured
   from gr_jax.runs import workdir as workdirs
+  from gr_jax.runs.stage import items
   from gr_jax.training import experiment as experiments
+  from gr_jax.training import pictures, programs
   workdir = workdirs.locate(workdir)
   if not (workdir / "config.json").is_file():
     raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
@@ -61,25 +65,26 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
       raise UserError(f"--task is {task}; {workdir} has checkpoints after task "
                       f"{', '.join(map(str, sorted(done)))}")
     record = checkpoints.record(done[task])
-    state = experiment.abstract_state()
-    model = checkpoints.restore(
-        done[task], {"model": {"params": state.params, "batch_stats": state.batch_stats}})["model"]
-  model = parallel.replicate(model, experiment.devices)
-  pictures = experiments.load_pictures(experiment, split, console.decoding, console.say)
-  count = experiments.evaluator(experiment, pictures, split=split)
-  counts = count(model["params"], model["batch_stats"], task)
+    network = checkpoints.restore(done[task], {"model": items(experiment.abstract_state(), jax.eval_shape(
+        experiment.init_carry))["model"]})["model"]
+  network = parallel.replicate({"carry": {}, **network}, experiment.devices)
+  images = pictures.load(experiment, split, console.decoding, console.say)
+  counts = programs.make_evaluator(experiment, images, split=split)(network, task)
   if split == "holdout":
-    return _holdout_numbers(experiment, counts, task)
+    return _holdout_numbers(experiment, counts[0], task)
   recorded = measured.Progress.from_record(record)
   # Rows of earlier tasks come from the run's own record, this task's from what was just counted.
-  progress = dataclasses.replace(
-      recorded, correct=(*recorded.correct[:-1], tuple(counts[0].tolist())),
-      correct_aware=(*recorded.correct_aware[:-1], tuple(counts[1].tolist())))
+  before = dataclasses.replace(
+      recorded, correct=recorded.correct[:-1], correct_aware=recorded.correct_aware[:-1],
+      further=tuple(tasks[:-1] for tasks in recorded.further))
+  now = before.after_task(counts, (), recorded.seconds)
+  progress = dataclasses.replace(now, task=recorded.task, exemplars=recorded.exemplars)
   results = measured.summarize(experiment, progress)
-  equal = progress.correct == recorded.correct and progress.correct_aware == recorded.correct_aware
+  equal = (progress.correct, progress.correct_aware, progress.further) == (
+      recorded.correct, recorded.correct_aware, recorded.further)
   console.say(console.task_line(task - 1, results))
   console.say(console.closing_table(results))
-  console.say(f"correct images: {counts[0].sum()} of {counts[2].sum()}, class by class "
+  console.say(f"correct images: {counts[0, 0].sum()} of {counts[0, 2].sum()}, class by class "
               f"{'equal to' if equal else 'NOT equal to'} what the run counted")
   return results
 

@@ -15,7 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 
 def config() -> ml_collections.ConfigDict:
-  """The config that the flags give, validated.
+  """The config that the flags give, validated, with all options of its method.
 
   Raises:
     UserError: no --config, a file that returns something else, or see config.validate.
@@ -27,8 +27,7 @@ def config() -> ml_collections.ConfigDict:
                     f"in configs/digits_lt.py")
   # Imported here, so that a bad flag is answered at once.
   from gr_jax import config as configuration
-  configuration.validate(_CONFIG.value)
-  return _CONFIG.value
+  return configuration.complete(_CONFIG.value)
 
 
 def path() -> pathlib.Path:
@@ -39,7 +38,8 @@ def path() -> pathlib.Path:
 def parse(argv: list[str]) -> list[str]:
   """absl's parser for commands with a config, with errors that name the nearest key."""
   from gr_jax import config as configuration
-  kept, unset = [], set()
+  from gr_jax import methods
+  kept, unset, options = [], set(), {}
   for arg in argv:
     name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
     if arg.startswith("-") and name == "config" and value and not pathlib.Path(value.partition(":")[0]).is_file():
@@ -47,6 +47,11 @@ def parse(argv: list[str]) -> list[str]:
     key = name.removeprefix("config.")
     if not arg.startswith("-") or key == name:
       kept.append(arg)
+      continue
+    if key.startswith(f"{configuration.OPTIONS}."):
+      if "=" not in arg:
+        raise UserError(f"{arg} has no value; give {arg}=VALUE")
+      options[key.removeprefix(f"{configuration.OPTIONS}.")] = value
       continue
     if key not in configuration.KEYS:
       raise configuration.unknown_key(key)
@@ -74,4 +79,8 @@ def parse(argv: list[str]) -> list[str]:
     raise UserError(f"the config file cannot be used: {error}; configs/digits_lt.py is an example") from error
   for key in unset:
     _CONFIG.value.update_from_flattened_dict({key: None})
+  if options:
+    with _CONFIG.value.unlocked():
+      # The type of an option depends on the method, which another flag may have chosen.
+      _CONFIG.value[configuration.OPTIONS].update(methods.parse(_CONFIG.value.method, options))
   return rest

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 # Added to every count of lost images before the entropy is taken (METHOD.md section 4).
 _LOST_OFFSET = 1e-3
 
+# Of a squared norm: below this a vector has no direction.
+_SMALLEST_SQUARE = 1e-24
+
 
 def _masked_log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
   """log softmax over the columns of `mask` [classes]; 0 in the others, value and gradient."""
@@ -118,6 +121,67 @@ def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
   spread = entropy / jnp.log(jnp.maximum(old_classes, 2).astype(jnp.float32))
   degenerate = (old_classes < 2) | (jnp.sum(lost) <= 0)
   return jnp.where(degenerate, 1.0, jnp.clip(spread, 0.0, 1.0))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array) -> jax.Array:
+  """Cross-entropy over the softmax of some classes ([classes] bool); a label of another class gives infinity."""
+  return prior_regularized_cross_entropy(logits, labels, classes)
+
+
+def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: jax.Array) -> jax.Array:
+  """iCaRL: mean over the batch of sum_j BCE(sigmoid(z_j), sigmoid(q_j)) over the old classes.
+
+  Args and result as in `distillation`, at temperature 1.
+  """
+  return binary_cross_entropy(student, jax.nn.sigmoid(jax.lax.stop_gradient(teacher)), old)
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: jax.Array) -> jax.Array:
+  """Mean over the batch of sum_j -[t_j log sigmoid(z_j) + (1 - t_j) log(1 - sigmoid(z_j))].
+
+  Args:
+    logits: [batch, classes] float.
+    targets: [batch, classes] in [0, 1].
+    classes: [classes] bool, over which the sum goes.
+  """
+  logits = jnp.where(classes, logits.astype(jnp.float32), 0.0)
+  each = jax.nn.softplus(logits) - jnp.where(classes, targets, 0.0) * logits
+  return jnp.mean(jnp.sum(jnp.where(classes, each, 0.0), axis=-1))
+
+
+def less_forget(student: jax.Array, teacher: jax.Array) -> jax.Array:
+  """LUCIR: mean over the batch of 1 - cos(f, f_teacher); features [batch, features]."""
+  student, teacher = (unit(values.astype(jnp.float32), axis=-1) for values in (student, teacher))
+  return jnp.mean(1.0 - jnp.sum(student * jax.lax.stop_gradient(teacher), axis=-1))
+
+
+def margin_ranking(scores: jax.Array, labels: jax.Array, old: jax.Array, new: jax.Array, *, margin: float = 0.5,
+                   hardest: int = 2) -> jax.Array:
+  """LUCIR: exemplars' own scores stay a margin above the new classes' that come closest.
+
+  Mean over the images of old classes, and over their min(hardest, number of new classes) highest scores among new
+  classes, of max(0, margin - s_y + s_k); 0 where no image is of an old class.
+
+  Args:
+    scores: [batch, classes] float, cosines.
+    labels: [batch] int.
+    old, new: [classes] bool, may be traced.
+    margin, hardest: as above.
+  """
+  scores = scores.astype(jnp.float32)
+  own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
+  # A finite floor: -inf would make NaN of the gradient.
+  highest = jax.lax.top_k(jnp.where(new, scores, -1e9), min(hardest, scores.shape[-1]))[0]
+  counts = old[labels][:, None] & (jnp.arange(highest.shape[-1]) < jnp.sum(new))
+  hinges = jnp.where(counts, jnp.maximum(margin - own + jnp.where(counts, highest, 0.0), 0.0), 0.0)
+  return jnp.sum(hinges) / jnp.maximum(jnp.sum(counts), 1)
+
+
+def unit(values: jax.Array, axis: int) -> jax.Array:
+  """Vectors along `axis` over their Euclidean norm; a zero vector stays zero, and its gradient is finite."""
+  squared = jnp.sum(jnp.square(values), axis=axis, keepdims=True)
+  positive = squared > _SMALLEST_SQUARE
+  return jnp.where(positive, values * jax.lax.rsqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def distillation_weight(n_old: jax.Array | float, n_new: jax.Array | float, scale: float = 0.7):

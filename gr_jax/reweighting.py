@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+TASK_RATIOS = ("release", "symmetric")
+
 # Below this the distillation gradient is rounding noise whatever the cross-entropy's size is.
 _SMALLEST_DISTILLATION_NORM = 1e-30
 
@@ -79,8 +81,7 @@ def update(
   Raises:
     ValueError: unknown `task_ratio`.
   """
-  if task_ratio not in ("release", "symmetric"):
-    raise ValueError(f"task_ratio is {task_ratio!r}; it can be 'release' or 'symmetric'")
+  _check_task_ratio(task_ratio)
   old, new = jnp.asarray(old), jnp.asarray(new)
   seen = old | new
   # Phi first: the ratios of a step contain that step's own gradient.
@@ -92,6 +93,11 @@ def update(
   beta = _distillation_ratio(ce_grads, kd_grads, column, old, seen, eps)
   grads = combine(ce_grads, kd_grads, column=column, beta=beta, old=old, seen=seen)
   return grads, state._replace(column=column), Ratios(alpha, column, r_old, r_new, beta)
+
+
+def _check_task_ratio(task_ratio: str) -> None:
+  if task_ratio not in TASK_RATIOS:
+    raise ValueError(f"task_ratio is {task_ratio!r}; it can be {' or '.join(map(repr, TASK_RATIOS))}")
 
 
 def combine(
@@ -159,6 +165,65 @@ def _distillation_ratio(
   # Where student and teacher agree, the ratio would blow rounding noise up to the other gradient's size.
   counts = (kd_norm > eps * ce_norm) & (kd_norm >= _SMALLEST_DISTILLATION_NORM)
   return jnp.where(counts, _norm(column * ce) / jnp.where(counts, kd_norm, 1.0), 0.0)
+
+
+class RuleState(NamedTuple):
+  """State of `gradient_reweighting`: Phi, and the ratios of the last step for those who want to watch them."""
+  phi: jax.Array
+  ratios: Ratios
+
+
+KINDS = ("dgr", "class", "none")
+
+
+def gradient_reweighting(
+    path: tuple[str, ...] = (), *, kind: str = "dgr", task_ratio: str = "release", gamma: float = 1.0,
+    eps: float = 1e-6) -> optax.GradientTransformationExtraArgs:
+  """Gradient reweighting of every task as an optax transformation; goes before weight decay and momentum.
+
+  Its `update` takes, besides the updates (in which the classifier's gradient is replaced), as keyword arguments:
+  `gradients`: {"cross_entropy": gradient of the classifier, "distillation": the same of L_kd, left out in the first
+  task}, averaged over devices; `old`, `new`: [classes] bool; `counts`: [classes], original training images n_j.
+
+  Args:
+    path: keys from the top of the parameter tree to the classifier; () where the tree is the classifier itself.
+    kind: "dgr": METHOD.md section 5; "class": alpha over all seen classes together, r = 1, beta = 1; "none": the
+      plain sum. Phi is recorded in all three.
+    task_ratio, eps: see `update`.
+    gamma: of the attenuation a, see `attenuation`.
+
+  Raises:
+    ValueError: unknown kind or task_ratio; at `init`: no classifier at `path`.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"kind is {kind!r}; it can be {', '.join(map(repr, KINDS))}")
+  _check_task_ratio(task_ratio)
+  path = (path,) if isinstance(path, str) else tuple(path)
+
+  def init_fn(params: chex.ArrayTree) -> RuleState:
+    zeros, zero = jnp.zeros(_find_classifier(params, path)["kernel"].shape[-1], jnp.float32), jnp.zeros((), jnp.float32)
+    return RuleState(zeros, Ratios(zeros, zeros, zero, zero, zero))
+
+  def update_fn(updates, state, params=None, *, gradients, old, new, counts, **extra):
+    del params, extra
+    ce_grads, kd_grads = gradients["cross_entropy"], gradients.get("distillation")
+    before, seen = ReweightingState(state.phi, state.ratios.column), old | new
+    if kind == "dgr":
+      n_old, n_new = (jnp.sum(jnp.where(group, counts, 0.0)) for group in (old, new))
+      grads, after, ratios = update(before, ce_grads, kd_grads, old=old, new=new, eps=eps, task_ratio=task_ratio,
+                                    attenuation=attenuation(n_old, n_new, gamma))
+    else:
+      if kind == "class":
+        _, after, ratios = update(before, ce_grads, None, old=jnp.zeros_like(old), new=seen, attenuation=1.0)
+      else:
+        after, one = accumulate(before, ce_grads, seen), jnp.ones((), jnp.float32)
+        ones = seen.astype(jnp.float32)
+        ratios = Ratios(alpha=ones, column=ones, r_old=one, r_new=one, beta=one)
+      ratios = ratios._replace(beta=jnp.asarray(0.0 if kd_grads is None else 1.0, jnp.float32))
+      grads = combine(ce_grads, kd_grads, column=ratios.column, beta=ratios.beta, old=old, seen=seen)
+    return _replace(updates, path, grads), RuleState(after.phi, ratios)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:

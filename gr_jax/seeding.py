@@ -6,6 +6,8 @@ import jax
 
 # Purposes. Their numbers are part of what a seed means: append, never renumber.
 BACKBONE, CLASSIFIER, ORDER, AUGMENT = range(4)
+# Far from them.
+_STAGES = 2**20
 
 
 def derive(root: jax.Array, task: jax.Array | int, step: jax.Array | int, purpose: int) -> jax.Array:
@@ -18,3 +20,8 @@ def derive(root: jax.Array, task: jax.Array | int, step: jax.Array | int, purpos
     purpose: one of the constants above.
   """
   return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(root, purpose), task), step)
+
+
+def of_stage(root: jax.Array, stage: int) -> jax.Array:
+  """The root of a stage's keys that do not depend on the global step; the first stage's is the run's own."""
+  return jax.random.fold_in(root, _STAGES + stage) if stage else root

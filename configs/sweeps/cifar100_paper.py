@@ -6,7 +6,7 @@ _SCRATCH = {"scenario.first_task_classes": None}
 
 def get_sweep() -> dict:
   """python -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --set=data_dir=FOLDER"""
-  plain = {"reweighting": "none", "prior": False, "distillation": "kd"}
+  plain = {"method_options.reweighting": "none", "method_options.prior": False, "method_options.distillation": "kd"}
   return {
       "config": "configs/cifar100_lt.py",
       "seeds": (0, 1, 2),
@@ -14,10 +14,10 @@ def get_sweep() -> dict:
           "shuffled_lfh5": {},
           "shuffled_lfh10": _LFH10,
           "parts_plain": plain,
-          "parts_prior": {**plain, "prior": True},
-          "parts_class": {**plain, "prior": True, "reweighting": "class"},
-          "parts_dgr": {"distillation": "kd"},
-          "parts_symmetric": {"task_ratio": "symmetric"},
+          "parts_prior": {**plain, "method_options.prior": True},
+          "parts_class": {**plain, "method_options.prior": True, "method_options.reweighting": "class"},
+          "parts_dgr": {"method_options.distillation": "kd"},
+          "parts_symmetric": {"method_options.task_ratio": "symmetric"},
           "ordered_lfh5": {"scenario.kind": "ltio"},
           "ordered_lfh10": {"scenario.kind": "ltio", **_LFH10},
           "shuffled_lfs10": {**_SCRATCH, "scenario.num_tasks": 10},

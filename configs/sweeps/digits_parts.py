@@ -8,8 +8,8 @@ def get_sweep() -> dict:
       "seeds": (0, 1, 2),
       "rows": {
           "full": {},
-          "no_reweighting": {"reweighting": "none"},
-          "no_prior": {"prior": False},
-          "plain_distillation": {"distillation": "kd"},
-          "none_of_the_three": {"reweighting": "none", "prior": False, "distillation": "kd"},
+          "no_reweighting": {"method_options.reweighting": "none"},
+          "no_prior": {"method_options.prior": False},
+          "plain_distillation": {"method_options.distillation": "kd"},
+          "none_of_the_three": {"method_options.reweighting": "none", "method_options.prior": False, "method_options.distillation": "kd"},
       }}

@@ -48,7 +48,7 @@ def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
     pictures copied out of the cache in a random order, "cache_bytes"}, training pictures, test pictures).
   """
   def load() -> list[Any]:
-    return [experiments.load_pictures(found, split, console.decoding) for split in ("train", "test")]
+    return [loading.load(found, split, console.decoding) for split in ("train", "test")]
 
   cold, (pictures, tests) = _seconds(load)
   warm, (pictures, tests) = _seconds(load)
@@ -87,14 +87,14 @@ def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict
   report = {}
   for path in PATHS:
     own = dataclasses.replace(found, config=_changed(found.config, pictures=path))
-    pictures = experiments.load_pictures(own, "train", console.decoding)
+    pictures = loading.load(own, "train", console.decoding)
     report[path] = {}
     if path != "resident":
-      programs = experiments.train_programs(own, pictures)
+      programs = compiled.make_programs(own, pictures)
       waiting, rate = _paced(own, programs, count, lambda call, inputs: jax.block_until_ready(inputs.data))
       report[path] |= {"first_call_seconds": waiting, "delivered": rate}
     short = dataclasses.replace(own, config=_changed(own.config, steps_per_call=steps))
-    programs = experiments.train_programs(short, pictures)
+    programs = compiled.make_programs(short, pictures)
     report[path]["trained"] = _paced(short, programs, count, _training(short, programs))[1]
   return report
 
@@ -128,7 +128,7 @@ def _paced(found: Experiment, programs: experiments.TrainPrograms, count: int,
   rows = np.arange(plan.size)
   started = time.perf_counter()
   ends = []
-  fed = programs.feed(plan, experiments.pool(rows, found.capacity), found.root, wanted)
+  fed = programs.feed(plan, compiled.pool(rows, found.capacity), found.root, wanted)
   with contextlib.closing(fed) as inputs_of:
     for call, inputs in inputs_of:
       use(call, inputs)

@@ -1,6 +1,6 @@
 """How pictures reach the train program: they stay on the device, or travel there a call ahead of it.
 
-All paths take the same rows in the same order under the same keys: the order of an epoch comes from step.epoch_order,
+All paths take the same rows in the same order under the same keys: the order of an epoch comes from data.order,
 and the step draws its boxes itself. So resident and prefetched runs are equal to the bit on one CPU device. Of pictures
 that travel, each device receives the rows that it works on, and each process reads those of its own devices.
 """
@@ -15,11 +15,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gr_jax import seeding
 from gr_jax.data.arrays import Data, Pool
+from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
-from gr_jax.scenario.plan import Call, TaskPlan
-from gr_jax.training.step import epoch_order
+from gr_jax.scenario.plan import Chunk, StagePlan
 
 # Pictures of one call that travel together; the next call's are made ready beside them.
 _CHUNK_BYTES = 2**29
@@ -38,8 +37,8 @@ class Inputs(NamedTuple):
   stop: np.int32
 
 
-# (plan, NumPy pool, root, calls) -> each call with its inputs.
-Feed = Callable[[TaskPlan, Pool, jax.Array, Iterable[Call]], Iterator[tuple[Call, Inputs]]]
+# (plan of a stage, NumPy pool, root, chunks) -> each chunk with its inputs.
+Feed = Callable[[StagePlan, Pool, jax.Array, Iterable[Chunk]], Iterator[tuple[Chunk, Inputs]]]
 # (rows of each call [steps, batch], its first global step, root, task) -> the pictures of each call, one after another:
 # arrays [this process's devices, steps * batch / devices, ...], see parallel.shares.
 Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Iterator[Data]]
@@ -76,10 +75,10 @@ def steps_together(steps_per_call: int, batch_bytes: int) -> int:
 
 def resident(data: Data, devices: Sequence[jax.Device]) -> Feed:
   """Every call reads the same arrays, which are on the devices already."""
-  def feed(plan, pool, root, calls):
+  def feed(plan, pool, root, chunks):
     there = parallel.replicate(pool, devices)
-    for call in calls:
-      yield call, Inputs(data, there, np.int32(call.first), np.int32(call.stop))
+    for chunk in chunks:
+      yield chunk, Inputs(data, there, np.int32(chunk.first), np.int32(chunk.stop))
 
   return feed
 
@@ -89,35 +88,34 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
 
   Args:
     read: see `Read`.
-    steps: the most of one call; shapes are those of so many, so that one program serves every call.
+    steps: the most of one call; shapes are those of so many, so that one program serves every chunk.
     batch_size: global.
     devices: where the pictures go.
   """
   count = steps * batch_size // len(devices)
   nothing = parallel.replicate(Pool(np.zeros(0, np.int32), np.int32(0)), devices)
-  order_of = jax.jit(lambda pool, root, task, epoch: epoch_order(
-      pool, seeding.derive(root, task, epoch, seeding.ORDER)))
+  order_of = jax.jit(epoch_order, static_argnums=3)
 
-  def feed(plan, pool, root, calls):
-    calls, orders = list(calls), {}
+  def feed(plan, pool, root, chunks):
+    chunks, orders = list(chunks), {}
     # Of this process alone: a thread must not start programs that others take part in.
     root = jax.random.wrap_key_data(np.asarray(jax.random.key_data(root)), impl=jax.random.key_impl(root))
-    for epoch in sorted({call.epoch for call in calls}):
-      orders[epoch] = np.asarray(order_of(pool, root, plan.number, epoch))
-    rows = [orders[call.epoch][np.arange(call.first * batch_size, call.stop * batch_size) % int(pool.size)]
-            .reshape(-1, batch_size) for call in calls]
-    starts = [plan.first_step + call.epoch * plan.steps_per_epoch + call.first for call in calls]
-    chunks = read(rows, starts, root, plan.number)
+    for epoch in sorted({chunk.epoch for chunk in chunks}):
+      orders[epoch] = np.asarray(order_of(pool, root, plan.number, plan.index, epoch))
+    rows = [orders[chunk.epoch][np.arange(chunk.first * batch_size, chunk.stop * batch_size) % int(pool.size)]
+            .reshape(-1, batch_size) for chunk in chunks]
+    starts = [plan.first_step + chunk.epoch * plan.steps_per_epoch + chunk.first for chunk in chunks]
+    pictures = read(rows, starts, root, plan.number)
     try:
       with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        send = lambda: parallel.split(padded(next(chunks), count, axis=1), devices)
-        coming = thread.submit(send) if calls else None
-        for number, call in enumerate(calls):
+        send = lambda: parallel.split(padded(next(pictures), count, axis=1), devices)
+        coming = thread.submit(send) if chunks else None
+        for number, chunk in enumerate(chunks):
           data = coming.result()
-          coming = thread.submit(send) if number + 1 < len(calls) else None
-          yield call, Inputs(data, nothing, np.int32(0), np.int32(call.stop - call.first))
+          coming = thread.submit(send) if number + 1 < len(chunks) else None
+          yield chunk, Inputs(data, nothing, np.int32(0), np.int32(chunk.stop - chunk.first))
     finally:
-      chunks.close()
+      pictures.close()
 
   return feed
 

@@ -1,6 +1,6 @@
-"""Methods of class-incremental learning, one short file each; `gr` is the one this project is about."""
+"""Methods of class-incremental learning, one short file each; `gr` is the one that this project began with."""
 
-from gr_jax.methods.base import Method
-from gr_jax.methods.gr import gradient_reweighting
+from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage
+from gr_jax.methods.registry import METHODS, NAMES, make, parse, resolve
 
-__all__ = ["Method", "gradient_reweighting"]
+__all__ = ["METHODS", "NAMES", "Context", "Loss", "Method", "Outputs", "Stage", "make", "parse", "resolve"]

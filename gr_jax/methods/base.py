@@ -1,68 +1,161 @@
-"""What a method is: a value of a few pure functions, which the step calls in this order."""
+"""What a method is: a value made of pure functions. A task is a sequence of stages, a stage is one compiled program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
 
-from gr_jax.reweighting import Ratios
+from gr_jax.models.heads import Head
+
+# Parameters or gradients of a head: {"kernel": [features, classes], ...}.
+HeadParams = dict[str, jax.Array]
 
 
-class TaskFacts(NamedTuple):
-  """What is fixed while a task is learnt; arrays, so that no task compiles anything anew.
+class Context(NamedTuple):
+  """What is fixed during a stage; arrays, so that no task compiles anything anew.
 
   Attributes:
     task: int32 scalar, from 0.
-    old, new: [classes] bool.
-    class_counts: [classes] float32, n'_j, training images present now; 0 = unseen or nothing left.
-    lost: [classes] float32, s_j = n_j - min(n_j, m) of old classes, else 0.
-    attenuation: float32 scalar a.
-    distillation_weight: float32 scalar w_kd; 0 in the first task.
+    old, new: [classes] bool, classes of earlier tasks and of this one.
+    counts: [classes] float32, n'_j, images that take part in the stage; 0 = unseen or nothing left.
+    original: [classes] float32, n_j, training images before any was dropped; 0 = unseen.
+    lost: [classes] float32, s_j = n_j - n'_j of old classes, else 0.
+    task_of_class: [classes] int32.
   """
   task: jax.Array
   old: jax.Array
   new: jax.Array
-  class_counts: jax.Array
+  counts: jax.Array
+  original: jax.Array
   lost: jax.Array
-  attenuation: jax.Array
-  distillation_weight: jax.Array
+  task_of_class: jax.Array
+
+  @property
+  def seen(self) -> jax.Array:
+    """[classes] bool."""
+    return self.old | self.new
 
 
 class Outputs(NamedTuple):
-  """What a network says of a batch, and, as a cotangent, what a loss says of it.
+  """Network outputs for a batch; as a cotangent, the gradient of a loss with respect to them.
 
   Attributes:
     logits: [batch, classes] float32.
+    scores: [batch, classes] float32, logits before a learned scale; equal to them where there is none.
     features: [batch, features] float32.
-    maps: one [batch, height, width, channels] a stage; () where the method does not ask for them.
+    maps: one [batch, height, width, channels] per stage of the backbone; () unless the method reads them.
   """
   logits: jax.Array
+  scores: jax.Array
   features: jax.Array
   maps: tuple[jax.Array, ...]
+
+
+class Loss(NamedTuple):
+  """One term of the loss.
+
+  Attributes:
+    value: (student, teacher or None, labels [batch], context) -> float32 scalar, local mean, weights included.
+    teacher: whether it compares with the previous model; such terms are left out of the first task.
+  """
+  value: Callable[[Outputs, Outputs | None, jax.Array, Context], jax.Array]
+  teacher: bool = False
+
+
+class Stage(NamedTuple):
+  """A part of a task with losses, trained parameters and a schedule of its own.
+
+  Attributes:
+    name: for logs and checkpoints.
+    losses: name -> term; the stage minimises their sum.
+    tasks: "all" or "later": without the first task.
+    rows: which images take part, see scenario.plan.ROWS.
+    backbone: "train", or "frozen": evaluation mode, no gradient and no update.
+    epochs_share: its epochs are this share of the config's, rounded up.
+    learning_rate: None: the config's rates; else this constant one, without weight decay.
+    rule: turns the head's gradients, one for each loss, into one; None: their sum. Called as
+      `rule.update(sum, state, head, gradients={name: HeadParams}, old=, new=, counts=)`, `counts` being `original`.
+    report: state of the rule -> what the method reports of a step, by name; scalars or [classes].
+    summary: (state of the rule, steps of the stage) -> what the method records after a task, by name; [classes] each.
+    trainable: (head, context) -> mask over the head's parameters, broadcastable to them; it masks the update, so that
+      weight decay and momentum change nothing either. None: everything that belongs to a seen class.
+    penalty: (head, context) -> scalar, added to the loss.
+    end: (head, context) -> head, after the last step.
+  """
+  name: str
+  losses: Mapping[str, Loss]
+  tasks: str = "all"
+  rows: str = "present"
+  backbone: str = "train"
+  epochs_share: float = 1.0
+  learning_rate: float | None = None
+  rule: optax.GradientTransformationExtraArgs | None = None
+  report: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
+  summary: Callable[[Any, int], dict[str, jax.Array]] = lambda state, steps: {}
+  trainable: Callable[[HeadParams, Context], HeadParams] | None = None
+  penalty: Callable[[HeadParams, Context], jax.Array] | None = None
+  end: Callable[[HeadParams, Context], HeadParams] | None = None
+
+  @property
+  def uses_teacher(self) -> bool:
+    return any(loss.teacher for loss in self.losses.values())
+
+  def epochs(self, epochs: int) -> int:
+    """Its epochs where the config asks for `epochs`."""
+    # Not above the product because of its rounding: 0.1 * 30 is more than 3.
+    return math.ceil(round(self.epochs_share * epochs, 9))
+
+  def takes_part(self, task: int) -> bool:
+    return self.tasks == "all" or task > 0
+
+
+# (outputs, carry) -> [batch, classes]; the largest of the seen classes is the answer.
+Score = Callable[[Outputs, Any], jax.Array]
 
 
 class Method(NamedTuple):
   """A method of class-incremental learning.
 
-  The step differentiates the losses with respect to all three `Outputs`, so a method may pull on logits, on
-  features and, with `uses_maps`, on stage maps.
-
   Attributes:
     name: as in the config.
-    uses_teacher: whether tasks after the first run the previous task's model on the batch.
-    uses_maps: whether the losses read stage maps.
-    init: number of classes -> the method's state at the start of a task.
-    cross_entropy: (student outputs, labels [batch], facts) -> scalar L_ce, local mean.
-    distillation: (student outputs, teacher outputs, facts) -> scalar L_kd, local mean, all weights included.
-    classifier_gradient: (method state, gradient of L_ce, gradient of L_kd or None, facts) -> (gradient of
-      the classifier, next method state, ratios), from gradients averaged over devices.
+    stages: of a task, in order.
+    head: the classifier.
+    scores: name -> how a class is chosen. The first one gives the run's accuracies; all are recorded.
+    exemplar_means: whether `carry` holds the normalised means of the exemplars' normalised features.
+    held_out: images of each class that leave before training, kept for a stage whose rows are "held_out"; they count
+      as exemplars.
+    signed_features: the backbone's last ReLU is left out.
+    uses_maps: whether losses read `Outputs.maps`.
+    min_memory: exemplars of a class without which the method makes no sense.
   """
   name: str
-  uses_teacher: bool
-  uses_maps: bool
-  init: Callable[[int], Any]
-  cross_entropy: Callable[[Outputs, jax.Array, TaskFacts], jax.Array]
-  distillation: Callable[[Outputs, Outputs, TaskFacts], jax.Array]
-  classifier_gradient: Callable[[Any, dict, dict | None, TaskFacts], tuple[dict, Any, Ratios]]
+  stages: tuple[Stage, ...]
+  head: Head
+  scores: Mapping[str, Score]
+  exemplar_means: bool = False
+  held_out: int = 0
+  signed_features: bool = False
+  uses_maps: bool = False
+  min_memory: int = 0
+
+  @property
+  def uses_teacher(self) -> bool:
+    return any(stage.uses_teacher for stage in self.stages)
+
+  def init_carry(self, features: int, num_classes: int) -> dict[str, jax.Array]:
+    """What outlives a task besides the network: {} or {"exemplar_means": [classes, features], "has_mean": [classes]}."""
+    if not self.exemplar_means:
+      return {}
+    return {"exemplar_means": jnp.zeros((num_classes, features), jnp.float32),
+            "has_mean": jnp.zeros(num_classes, bool)}
+
+
+def logits(outputs: Outputs, carry: Any) -> jax.Array:
+  """The usual score."""
+  del carry
+  return outputs.logits

@@ -5,51 +5,48 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gr_jax import losses, reweighting
-from gr_jax.methods.base import Method, Outputs, TaskFacts
+from gr_jax import losses
+from gr_jax import reweighting as rules
+from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, logits
+from gr_jax.models import heads
 
 
-def gradient_reweighting(
-    *, reweighting_rule: str, prior: bool, distillation: str, task_ratio: str, temperature: float) -> Method:
+def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, distillation_weight: float,
+         attenuation_gamma: float, temperature: float) -> Method:
   """The method as a value.
 
   Args:
-    reweighting_rule: "dgr": the whole of section 5; "class": alpha over all seen classes together, r = 1,
-      beta = 1; "none": the plain gradient of L. Phi is recorded in all three.
+    reweighting: "dgr", "class" or "none", see reweighting.gradient_reweighting.
     prior: the regularized softmax; False: n'_j = 1 for all seen classes.
     distillation: "dakd", "kd" or "none".
     task_ratio: "release" or "symmetric".
+    distillation_weight: 0.7 in w_kd = 0.7 sqrt(N_old / N_new).
+    attenuation_gamma: gamma of a = exp(-gamma N_old / (N_old + N_new)).
     temperature: T of the distillation.
   """
-  def cross_entropy(student: Outputs, labels: jax.Array, facts: TaskFacts) -> jax.Array:
-    seen = facts.old | facts.new
-    counts = facts.class_counts if prior else seen.astype(jnp.float32)
+  def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
+    counts = context.counts if prior else context.seen.astype(jnp.float32)
     return losses.prior_regularized_cross_entropy(student.logits, labels, counts)
 
-  def distil(student: Outputs, teacher: Outputs, facts: TaskFacts) -> jax.Array:
+  def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
     if distillation == "dakd":
       loss = losses.distribution_aware_distillation(
-          student.logits, teacher.logits, facts.lost, facts.old, temperature)
+          student.logits, teacher.logits, context.lost, context.old, temperature)
     else:
-      loss = losses.distillation(student.logits, teacher.logits, facts.old, temperature)
-    return facts.distillation_weight * temperature**2 * loss
+      loss = losses.distillation(student.logits, teacher.logits, context.old, temperature)
+    n_old, n_new = (jnp.sum(jnp.where(group, context.original, 0.0)) for group in (context.old, context.new))
+    return losses.distillation_weight(n_old, n_new, distillation_weight) * temperature**2 * loss
 
-  def classifier_gradient(state, ce_grads, kd_grads, facts):
-    old, new = facts.old, facts.new
-    seen = old | new
-    if reweighting_rule == "dgr":
-      return reweighting.update(state, ce_grads, kd_grads, old=old, new=new,
-                                attenuation=facts.attenuation, task_ratio=task_ratio)
-    if reweighting_rule == "class":
-      _, state, ratios = reweighting.update(state, ce_grads, None, old=jnp.zeros_like(old), new=seen,
-                                            attenuation=1.0)
-    else:
-      state = reweighting.accumulate(state, ce_grads, seen)
-      one, ones = jnp.ones((), jnp.float32), seen.astype(jnp.float32)
-      ratios = reweighting.Ratios(alpha=ones, column=ones, r_old=one, r_new=one, beta=one)
-    beta = jnp.asarray(0.0 if kd_grads is None else 1.0, jnp.float32)
-    grads = reweighting.combine(ce_grads, kd_grads, column=ratios.column, beta=beta, old=old, seen=seen)
-    return grads, state._replace(column=ratios.column), ratios._replace(beta=beta)
+  def report(state: rules.RuleState) -> dict[str, jax.Array]:
+    ratios = state.ratios
+    return {"alpha": ratios.alpha, "r_old": ratios.r_old, "r_new": ratios.r_new, "beta": ratios.beta}
 
-  return Method(name="gr", uses_teacher=distillation != "none", uses_maps=False, init=reweighting.init,
-                cross_entropy=cross_entropy, distillation=distil, classifier_gradient=classifier_gradient)
+  def summary(state: rules.RuleState, steps: int) -> dict[str, jax.Array]:
+    # Phi is the sum of the column norms over the task's steps, so their mean needs no record of its own.
+    return {"gradient_norms": state.phi / steps, "phi": state.phi, "column": state.ratios.column}
+
+  terms = {"cross_entropy": Loss(cross_entropy)}
+  if distillation != "none":
+    terms["distillation"] = Loss(distil, teacher=True)
+  rule = rules.gradient_reweighting(kind=reweighting, task_ratio=task_ratio, gamma=attenuation_gamma)
+  return Method("gr", (Stage("train", terms, rule=rule, report=report, summary=summary),), heads.linear(), {"logits": logits})

@@ -36,7 +36,8 @@ def resolve_precision(precision: str, platform: str) -> str:
 
 
 def make_backbone(
-    name: str, *, platform: str, precision: str = "float32", axis_name: str | None = None) -> ResNet:
+    name: str, *, platform: str, precision: str = "float32", axis_name: str | None = None,
+    signed: bool = False) -> ResNet:
   """The backbone called `name`: "resnet18", "resnet34" (ImageNet form), "resnet8", "resnet20", "resnet32",
   ... (CIFAR form).
 
@@ -46,6 +47,7 @@ def make_backbone(
     precision: "float32": exact products; "tf32"; "bfloat16": activations and products in bfloat16, parameters,
       batch statistics and features in float32; "auto": see AUTO_PRECISION.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
+    signed: the last block ends without ReLU.
 
   Raises:
     UserError: no such backbone, or a precision that the platform does not have.
@@ -53,7 +55,7 @@ def make_backbone(
   match = re.fullmatch(r"resnet(\d+)", name)
   depth = int(match[1]) if match else 0
   precision = resolve_precision(precision, platform)
-  shared = {"axis_name": axis_name, "convolution": convolution.for_platform(platform),
+  shared = {"axis_name": axis_name, "signed": signed, "convolution": convolution.for_platform(platform),
             "normalise": norm.for_platform(platform),
             "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
             # XLA's default on a GPU is TF32 and on a TPU bfloat16: float32 has to be asked for.

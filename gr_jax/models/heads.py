@@ -1,13 +1,32 @@
-"""The classifier: one linear layer over all K classes of the scenario, column j = class j in learning order.
+"""Classifier heads over all K classes of the scenario; column j = class j in learning order.
 
-Its width never changes, so one compiled step serves all tasks; columns of unseen classes take part in nothing
-(METHOD.md section 3).
+Their width never changes, so one compiled step serves all tasks. Columns of unseen classes take no part in anything
+(METHOD.md section 3). Products are exact float32: ratios and angles rest on norms of this layer, and it costs little.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+from gr_jax.losses import unit
+
+
+class Head(NamedTuple):
+  """A head as pure functions over its parameters, a dict with at least "kernel" [features, classes].
+
+  Attributes:
+    init: (features, classes, tasks) -> parameters before any class has been seen.
+    renew: (key, params, new [classes] bool) -> parameters with new columns drawn.
+    apply: (params, features [batch, features], context) -> (logits, scores), each [batch, classes] float32. `context`
+      is a methods.base.Context.
+  """
+  init: Callable[[int, int, int], dict[str, jax.Array]]
+  renew: Callable[[jax.Array, dict, jax.Array], dict[str, jax.Array]]
+  apply: Callable[[dict, jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
 def init(features: int, num_classes: int) -> dict[str, jax.Array]:
@@ -18,33 +37,63 @@ def init(features: int, num_classes: int) -> dict[str, jax.Array]:
 
 def draw_columns(key: jax.Array, classifier: dict, new: jax.Array) -> dict[str, jax.Array]:
   """Draws the columns of the new classes (bool [classes]) from U(-1/sqrt(d), 1/sqrt(d)), bias included."""
-  bound = classifier["kernel"].shape[0] ** -0.5
-  def redraw(key, values):
-    drawn = jax.random.uniform(key, values.shape, values.dtype, minval=-bound, maxval=bound)
-    return jnp.where(new, drawn, values)
   for_kernel, for_bias = jax.random.split(key)
-  return {"kernel": redraw(for_kernel, classifier["kernel"]),
-          "bias": redraw(for_bias, classifier["bias"])}
+  drawn = {"kernel": _draw(for_kernel, classifier["kernel"], new, classifier["kernel"].shape[0])}
+  if "bias" in classifier:
+    drawn["bias"] = _draw(for_bias, classifier["bias"], new, classifier["kernel"].shape[0])
+  return {**classifier, **drawn}
+
+
+def _draw(key: jax.Array, values: jax.Array, new: jax.Array, features: int) -> jax.Array:
+  bound = features ** -0.5
+  drawn = jax.random.uniform(key, values.shape, values.dtype, minval=-bound, maxval=bound)
+  return jnp.where(new, drawn, values)
 
 
 def mask(classifier: dict, seen: jax.Array) -> dict[str, jax.Array]:
   """The classifier with zeros in unseen columns, so that nothing which stands there can leak."""
-  return jax.tree.map(lambda values: jnp.where(seen, values, 0.0), classifier)
+  return {name: jnp.where(seen, values, 0.0) if name in ("kernel", "bias") else values
+          for name, values in classifier.items()}
 
 
 def logits(classifier: dict, features: jax.Array) -> jax.Array:
   """features [batch, features] -> logits [batch, classes] float32."""
-  # Full precision: the ratios rest on norms of this layer's gradient, and it costs next to nothing.
   product = jnp.dot(features.astype(jnp.float32), classifier["kernel"], precision=jax.lax.Precision.HIGHEST)
   return product + classifier["bias"]
 
 
-def gradient(features: jax.Array, cotangent: jax.Array) -> dict[str, jax.Array]:
-  """Gradient of the classifier from dL/dlogits [batch, classes]: features^T @ dz, and its sum."""
-  kernel = jnp.dot(features.astype(jnp.float32).T, cotangent, precision=jax.lax.Precision.HIGHEST)
-  return {"kernel": kernel, "bias": jnp.sum(cotangent, axis=0)}
+def linear() -> Head:
+  """W^T f + b."""
+  def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
+    found = logits(mask(params, context.old | context.new), features)
+    return found, found
+  return Head(lambda features, classes, tasks: init(features, classes), draw_columns, apply)
 
 
-def backward(classifier: dict, cotangent: jax.Array) -> jax.Array:
-  """dL/dfeatures [batch, features] from dL/dlogits [batch, classes]."""
-  return jnp.dot(cotangent, classifier["kernel"].T, precision=jax.lax.Precision.HIGHEST)
+def cosine() -> Head:
+  """eta cos(f, w_j), with one learned scale eta for all classes, 1 at first and without a bias (LUCIR)."""
+  def start(features: int, num_classes: int, tasks: int) -> dict[str, jax.Array]:
+    del tasks
+    return {"kernel": init(features, num_classes)["kernel"], "scale": jnp.ones((), jnp.float32)}
+
+  def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
+    kernel = mask(params, context.old | context.new)["kernel"]
+    scores = jnp.dot(unit(features.astype(jnp.float32), axis=-1), unit(kernel, axis=0),
+                     precision=jax.lax.Precision.HIGHEST)
+    return params["scale"] * scores, scores
+
+  return Head(start, draw_columns, apply)
+
+
+def bias_corrected() -> Head:
+  """alpha_i z_j + beta_i for the classes j of task i, z of the linear head; alpha 1 and beta 0 at first (BiC)."""
+  def start(features: int, num_classes: int, tasks: int) -> dict[str, jax.Array]:
+    return {**init(features, num_classes), "alpha": jnp.ones(tasks, jnp.float32),
+            "beta": jnp.zeros(tasks, jnp.float32)}
+
+  def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
+    plain = logits(mask(params, context.old | context.new), features)
+    corrected = params["alpha"][context.task_of_class] * plain + params["beta"][context.task_of_class]
+    return corrected, plain
+
+  return Head(start, draw_columns, apply)

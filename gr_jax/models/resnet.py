@@ -28,11 +28,13 @@ class BasicBlock(nn.Module):
     filters: output channels.
     stride: of the first convolution and the shortcut.
     conv, norm: layer constructors with everything but the sizes bound.
+    relu: whether it ends with ReLU.
   """
   filters: int
   stride: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
+  relu: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,7 +46,7 @@ class BasicBlock(nn.Module):
     if x.shape != y.shape:
       x = self.conv(self.filters, (1, 1), strides=(self.stride,) * 2, padding=_pad(0))(x)
       x = self.norm()(x, relu=False)
-    return last(y, x)
+    return last(y, x, relu=self.relu)
 
 
 class ResNet(nn.Module):
@@ -58,6 +60,7 @@ class ResNet(nn.Module):
     convolution: stands in for jax.lax.conv_general_dilated (models/convolution.py).
     dtype: of the computation; parameters, batch statistics and features are float32.
     precision: of the convolutions' products, as in jax.lax.
+    signed: the last block ends without ReLU, so that features are signed.
   """
   stages: tuple[int, ...]
   filters: int
@@ -67,6 +70,7 @@ class ResNet(nn.Module):
   normalise: Normalise = norms.for_platform("gpu")
   dtype: Any = jnp.float32
   precision: jax.lax.Precision | None = None
+  signed: bool = False
 
   @property
   def num_features(self) -> int:
@@ -97,7 +101,8 @@ class ResNet(nn.Module):
     for i, blocks in enumerate(self.stages):
       for j in range(blocks):
         stride = 2 if i > 0 and j == 0 else 1
-        x = BasicBlock(self.filters * 2**i, stride, conv, norm)(x)
+        last = (i, j) == (len(self.stages) - 1, blocks - 1)
+        x = BasicBlock(self.filters * 2**i, stride, conv, norm, relu=not (last and self.signed))(x)
       maps.append(x)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2)), tuple(maps)
 

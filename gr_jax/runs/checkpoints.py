@@ -24,7 +24,10 @@ from gr_jax.training import finite
 from gr_jax.errors import UserError
 
 # Raised when what a checkpoint holds changes its meaning.
-FORMAT = 2
+FORMAT = 3
+
+# Formats whose models can still be evaluated, and the last commit that can resume their runs.
+OLDER = {2: "c3bf204"}
 
 # The newest ones that stay: one to go on from, and one before it in case that one is damaged.
 _NEWEST = 2
@@ -58,7 +61,7 @@ class Checkpoints:
       read_only: nothing is created or cleaned.
       alone: whether this is the only one at work in the process, which may then write in the background.
     """
-    self._folder, self._alone = pathlib.Path(folder).absolute(), alone
+    self._folder, self._alone, self._read_only = pathlib.Path(folder).absolute(), alone, read_only
     policy = checkpoint_managers.AnyPreservationPolicy([
         checkpoint_managers.LatestN(_NEWEST), checkpoint_managers.CustomSteps(list(keep))])
     if read_only:
@@ -129,8 +132,13 @@ class Checkpoints:
     # Before the format, which is one flipped bit away from another one. Every format has this digest.
     if not isinstance(record, dict) or record.get("digest") != _record_digest(record):
       raise DamagedCheckpoint(self._folder, step, "its record is not what was saved")
-    if record["format"] != FORMAT:
-      raise UserError(f"checkpoint {self._folder / str(step)} has format {record['format']}, this version "
+    found = record["format"]
+    if found in OLDER and not self._read_only:
+      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, and this version of gr_jax resumes "
+                      f"format {FORMAT} alone; commit {OLDER[found]} is the last one that resumes it, and "
+                      f"gr_jax.evaluate reads it here too")
+    if found not in (FORMAT, *OLDER):
+      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, this version "
                       f"of gr_jax reads {FORMAT}; use the version that wrote it")
     return record
 

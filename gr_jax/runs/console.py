@@ -12,7 +12,7 @@ import tqdm
 
 from gr_jax.devices import convolution_library, processes
 from gr_jax.training.experiment import Experiment
-from gr_jax.scenario.plan import TaskPlan
+from gr_jax.scenario.plan import StagePlan
 
 
 def say(text: str) -> None:
@@ -28,24 +28,27 @@ def decoding(items: Iterable, *, total: int) -> Iterable:
                    disable=total < 5000 or not sys.stderr.isatty() or not processes.primary(), dynamic_ncols=True)
 
 
-def task_bar(plan: TaskPlan, num_tasks: int, epochs: int, done: int, batch_size: int) -> tqdm.tqdm:
-  """The bar of one task, in images; `done` steps are behind it already."""
+def stage_bar(plan: StagePlan, num_tasks: int, done: int, batch_size: int) -> tqdm.tqdm:
+  """The bar of one stage, in images; `done` steps are behind it already."""
   images = plan.steps_per_epoch * batch_size
   # Into a file, such as a batch system's log, a line every half minute is enough.
   interval = 0.1 if sys.stderr.isatty() else 30.0
-  epoch = done // plan.steps_per_epoch + 1
   return tqdm.tqdm(
-      total=epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False, dynamic_ncols=True,
-      disable=not processes.primary(), mininterval=interval,
-      desc=f"task {plan.number + 1}/{num_tasks} epoch {epoch}/{epochs}")
+      total=plan.epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False,
+      dynamic_ncols=True, disable=not processes.primary(), mininterval=interval,
+      desc=_where(plan, num_tasks, done // plan.steps_per_epoch))
 
 
-def move_bar(bar: tqdm.tqdm, plan: TaskPlan, num_tasks: int, epoch: int, epochs: int, *, images: int,
-             loss: float) -> None:
-  """Moves a task's bar on by the images of one call; `loss` is the epoch's mean so far."""
-  bar.set_description(f"task {plan.number + 1}/{num_tasks} epoch {epoch + 1}/{epochs}", refresh=False)
+def move_bar(bar: tqdm.tqdm, plan: StagePlan, num_tasks: int, epoch: int, *, images: int, loss: float) -> None:
+  """Moves a stage's bar on by the images of one call; `loss` is the epoch's mean so far."""
+  bar.set_description(_where(plan, num_tasks, epoch), refresh=False)
   bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
   bar.update(images)
+
+
+def _where(plan: StagePlan, num_tasks: int, epoch: int) -> str:
+  stage = "" if plan.index == 0 else f" {plan.name.replace('_', ' ')}"
+  return f"task {plan.number + 1}/{num_tasks}{stage} epoch {epoch + 1}/{plan.epochs}"
 
 
 def percent(value: float | None) -> str:
@@ -88,7 +91,7 @@ def dry_run_lines(experiment: Experiment) -> str:
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   steps = experiment.plans[-1].stop_step
   teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
-  programs = ["train (first task)", *(["train (with a teacher)"] if teacher else []), "evaluate",
+  programs = [*stage_programs(experiment), "evaluate",
               *(["features"] if config.memory.selection == "herding" and config.memory.per_class else [])]
   return "\n".join([
       scenario_lines(experiment),
@@ -102,6 +105,19 @@ def dry_run_lines(experiment: Experiment) -> str:
       *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps are of each"]
         if config.replicas > 1 else []),
       "nothing was trained (--dry_run)"])
+
+
+def stage_programs(experiment: Experiment) -> list[str]:
+  """The train programs that a run compiles: one a stage, and another one where the first task has no teacher."""
+  later = len(experiment.plans) > 1
+  found = []
+  for stage in experiment.method.stages:
+    name = stage.name.replace("_", " ")
+    if stage.uses_teacher:
+      found += [f"{name} (first task)", *([f"{name} (with a teacher)"] if later else [])]
+    elif stage.tasks == "all" or later:
+      found.append(name)
+  return found
 
 
 def _pictures(experiment: Experiment) -> str:

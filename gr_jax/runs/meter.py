@@ -1,16 +1,17 @@
-"""What the epochs of a task measure, read one call behind the device, so that it never waits for the host."""
+"""What the epochs of a stage measure, read one call behind the device, so that it never waits for the host."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gr_jax.runs import console, journal
-from gr_jax.scenario.plan import Call, TaskPlan
+from gr_jax.scenario.plan import Chunk, StagePlan
 from gr_jax.training.step import StepMetrics
 
 
@@ -25,22 +26,24 @@ class Meter:
   the call before it; `settle` reads all that is left.
   """
 
-  def __init__(self, plan: TaskPlan, *, num_tasks: int, epochs: int, done: int, sums: tuple, batch_size: int,
-               log: journal.Metrics, started: float):
+  def __init__(self, plan: StagePlan, *, num_tasks: int, rates: Sequence[float], done: int, sums: dict[str, Any] | None,
+               batch_size: int, log: journal.Metrics, started: float):
     """Args:
-      plan: of the task.
-      num_tasks, epochs, batch_size: of the run.
-      done: steps of the task that an earlier start of the run has done.
+      plan: of the stage.
+      num_tasks, batch_size: of the run.
+      rates: learning rate of each epoch.
+      done: steps of the stage that an earlier start of the run has done.
       sums: what an earlier start has measured of the epoch in which it was interrupted; see results.Progress.
       log: takes the rows.
       started: time.monotonic() at which the run, with all its earlier starts, began.
     """
-    self._plan, self._num_tasks, self._epochs = plan, num_tasks, epochs
+    self._plan, self._num_tasks, self._rates = plan, num_tasks, rates
     self._batch_size, self._log, self._started = batch_size, log, started
-    self._bar = console.task_bar(plan, num_tasks, epochs, done, batch_size)
-    self._sums = StepMetrics(*(np.asarray(part, np.float32) for part in sums)) if sums else None
-    self._waiting: tuple[Any, ...] | None = None
-    self.alpha: list[float] = []
+    self._bar = console.stage_bar(plan, num_tasks, done, batch_size)
+    self._sums = None if sums is None else StepMetrics(
+        **jax.tree.map(lambda part: np.asarray(part, np.float32), sums, is_leaf=lambda part: isinstance(part, tuple)))
+    self._waiting: tuple[Chunk, StepMetrics] | None = None
+    self.reports: dict[str, list[float]] = {}
 
   def __enter__(self) -> Meter:
     return self
@@ -49,47 +52,52 @@ class Meter:
     self._bar.close()
 
   @property
-  def sums(self) -> tuple:
+  def sums(self) -> dict[str, Any] | None:
     """What has been read of an epoch that is not finished, exact, as results.Progress keeps it."""
-    freeze = lambda part: tuple(part) if isinstance(part, list) else part
-    return () if self._sums is None else tuple(freeze(part.tolist()) for part in self._sums)
+    if self._sums is None:
+      return None
+    return jax.tree.map(lambda part: tuple(part.tolist()) if part.ndim else part.tolist(), self._sums._asdict())
 
-  def add(self, call: Call, learning_rate: float, metrics: StepMetrics) -> None:
-    """Takes the summed metrics of a call, still on the device.
+  def add(self, chunk: Chunk, metrics: StepMetrics) -> None:
+    """Takes the summed metrics of a chunk of steps, still on the device.
 
     Raises:
-      Diverged: the loss of the call before it is not finite.
+      Diverged: the loss of the chunk before it is not finite.
     """
     self.settle()
-    self._waiting = (call, learning_rate, metrics)
+    self._waiting = (chunk, metrics)
 
   def settle(self) -> None:
-    """Waits for the last call and reads it; raises as `add`."""
+    """Waits for the last chunk and reads it; raises as `add`."""
     if self._waiting is None:
       return
-    call, learning_rate, metrics = self._waiting
+    chunk, metrics = self._waiting
     self._waiting = None
-    part = jax.device_get(metrics)
-    if not math.isfinite(part.cross_entropy + part.distillation):
-      step = self._plan.first_step + call.epoch * self._plan.steps_per_epoch + call.first + int(part.steps)
+    part = jax.tree.map(np.asarray, jax.device_get(metrics))
+    if not math.isfinite(part.loss):
+      step = self._plan.first_step + chunk.epoch * self._plan.steps_per_epoch + chunk.first + int(part.steps)
+      losses = ", ".join(f"{_spoken(name)} {value}" for name, value in part.losses.items())
       raise Diverged(
-          f"the loss is not finite in task {self._plan.number + 1}, epoch {call.epoch + 1}, step {step} (cross-entropy "
-          f"{part.cross_entropy}, distillation {part.distillation} summed over the call; learning rate "
-          f"{learning_rate:g})")
+          f"the loss is not finite in task {self._plan.number + 1}, epoch {chunk.epoch + 1}, step {step} ({losses} "
+          f"summed over the call; learning rate {self._rates[chunk.epoch]:g})")
     self._sums = part if self._sums is None else jax.tree.map(np.add, self._sums, part)
-    console.move_bar(self._bar, self._plan, self._num_tasks, call.epoch, self._epochs,
-                     images=int(part.steps) * self._batch_size,
-                     loss=float((self._sums.cross_entropy + self._sums.distillation) / self._sums.steps))
-    if call.stop == self._plan.steps_per_epoch:
-      self._finish_epoch(call.epoch, learning_rate)
+    console.move_bar(self._bar, self._plan, self._num_tasks, chunk.epoch, images=int(part.steps) * self._batch_size,
+                     loss=float(self._sums.loss / self._sums.steps))
+    if chunk.stop == self._plan.steps_per_epoch:
+      self._finish_epoch(chunk.epoch)
 
-  def _finish_epoch(self, epoch: int, learning_rate: float) -> None:
+  def _finish_epoch(self, epoch: int) -> None:
     means = jax.tree.map(lambda total: (total / self._sums.steps).tolist(), self._sums)
-    self._sums, self.alpha = None, means.alpha
-    plan, loss = self._plan, means.cross_entropy + means.distillation
-    step = plan.first_step + (epoch + 1) * plan.steps_per_epoch
+    self._sums, plan = None, self._plan
+    # Of each class: the log keeps the mean over those seen, the last epoch's go into the row of the task.
+    self.reports = {name: value for name, value in means.reports.items() if isinstance(value, list)}
+    reports = {name: float(np.mean(value[:plan.task.stop])) if isinstance(value, list) else value
+               for name, value in means.reports.items()}
     self._log.write(
-        kind="epoch", task=plan.number + 1, epoch=epoch + 1, global_step=step, loss=loss,
-        cross_entropy=means.cross_entropy, distillation=means.distillation, learning_rate=learning_rate,
-        alpha=float(np.mean(means.alpha[:plan.task.stop])), r_old=means.r_old, r_new=means.r_new, beta=means.beta,
-        seconds=time.monotonic() - self._started)
+        kind="epoch", task=plan.number + 1, stage=plan.name, epoch=epoch + 1,
+        global_step=plan.first_step + (epoch + 1) * plan.steps_per_epoch, loss=means.loss, **means.losses,
+        learning_rate=self._rates[epoch], **reports, seconds=time.monotonic() - self._started)
+
+
+def _spoken(name: str) -> str:
+  return name.replace("_", "-") if name == "cross_entropy" else name.replace("_", " ")

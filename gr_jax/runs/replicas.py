@@ -23,7 +23,7 @@ import jax
 import ml_collections
 
 from gr_jax.runs import console, results, workdir
-from gr_jax.training import experiment as experiments
+from gr_jax.training import programs
 from gr_jax.training.experiment import Experiment
 from gr_jax.data.arrays import Data
 
@@ -53,7 +53,7 @@ def run_side_by_side(
     experiment: of the config with `replicas` above 1.
     folder: of the whole; replicas have theirs inside.
     pictures, tests: decoded training and test pictures.
-    learn: (experiment, programs, count_correct, folder) -> results: train.learn.
+    learn: (experiment, programs, count_correct, folder) -> results: loop.learn.
 
   Raises:
     Interrupted: the run was asked to end; every replica that had begun has saved.
@@ -84,8 +84,8 @@ class _Group:
 
   def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data, tests: Data):
     self._experiment = dataclasses.replace(experiment, devices=(device,))
-    self._programs = experiments.train_programs(self._experiment, pictures)
-    self._count_correct = experiments.evaluator(self._experiment, tests)
+    self._programs = programs.make_programs(self._experiment, pictures)
+    self._count_correct = programs.make_evaluator(self._experiment, tests)
 
   def run(self, config: ml_collections.ConfigDict, folder: pathlib.Path,
           learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:

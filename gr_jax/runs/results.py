@@ -22,70 +22,112 @@ class Progress:
 
   Attributes:
     task: tasks that are done, which is the number (from 0) of the one to go on with.
-    epoch: epochs of that task that are done.
+    stage: stages of that task that are done (in its plan).
+    epoch: epochs of the next stage that are done.
     steps: steps of the next epoch that are done; above 0 only after an interruption.
-    sums: the metrics of those steps, summed: step.StepMetrics as nested tuples; () where there are none.
+    sums: the metrics of those steps, summed: step.StepMetrics as a dict; None where there are none.
+    reports: what the stages of the task that are done report of each class, see methods.base.Stage.
     seconds: spent so far, over all starts of the run.
     correct, correct_aware: for each task done the correct test images of each class, among all seen classes
-      and among the own task's.
+      and among the own task's, by the method's first score.
+    further: the same of its other scores: for each score, for each task done, (correct, correct_aware).
     exemplars: for each class seen in the tasks done its rows of the training data, in pick order.
   """
   task: int = 0
+  stage: int = 0
   epoch: int = 0
   steps: int = 0
-  sums: tuple = ()
+  sums: dict[str, Any] | None = None
+  reports: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   correct: tuple[tuple[int, ...], ...] = ()
   correct_aware: tuple[tuple[int, ...], ...] = ()
+  further: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...] = ()
   exemplars: tuple[tuple[int, ...], ...] = ()
 
+  @property
+  def inside_stage(self) -> bool:
+    """Whether steps of the current stage are done, and not all of them."""
+    return (self.epoch, self.steps) != (0, 0)
+
+  @property
+  def begun(self) -> bool:
+    """Whether anything of the current task is done."""
+    return self.stage > 0 or self.inside_stage
+
+  def after_stage(self, reports: dict[str, Sequence[float]], seconds: float) -> Progress:
+    """One stage further, its task not yet done."""
+    kept = {name: tuple(values) for name, values in reports.items()}
+    return dataclasses.replace(self, stage=self.stage + 1, epoch=0, steps=0, sums=None, seconds=seconds,
+                               reports={**self.reports, **kept})
+
   def after_task(self, counts: np.ndarray, exemplars: Sequence[np.ndarray], seconds: float) -> Progress:
-    """One task further; counts [3, classes] as inference.make_evaluate gives them."""
+    """One task further; counts [scores, 3, classes] as passes.make_evaluate gives them."""
+    first, *others = counts
+    before = self.further or ((),) * len(others)
     return Progress(
-        task=self.task + 1, seconds=seconds, correct=(*self.correct, tuple(counts[0].tolist())),
-        correct_aware=(*self.correct_aware, tuple(counts[1].tolist())),
+        task=self.task + 1, seconds=seconds, correct=(*self.correct, tuple(first[0].tolist())),
+        correct_aware=(*self.correct_aware, tuple(first[1].tolist())),
+        further=tuple((*past, (tuple(now[0].tolist()), tuple(now[1].tolist()))) for past, now in zip(before, others)),
         exemplars=tuple(tuple(kept.tolist()) for kept in exemplars))
 
   @classmethod
   def from_record(cls, record: dict[str, Any]) -> Progress:
-    """From the JSON record of a checkpoint."""
+    """From the JSON record of a checkpoint; what a record of an earlier format lacks is as in a new run."""
     def freeze(value: Any) -> Any:
+      if isinstance(value, dict):
+        return {name: freeze(part) for name, part in value.items()}
       return tuple(map(freeze, value)) if isinstance(value, list) else value
-    return cls(**{field.name: freeze(record[field.name]) for field in dataclasses.fields(cls)})
+    return cls(**{field.name: freeze(record[field.name]) for field in dataclasses.fields(cls)
+                  if field.name in record})
 
 
 def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-  """The content of results.json: METHOD.md section 7; null for tasks that are not done."""
+  """The content of results.json: METHOD.md section 7; null for tasks that are not done.
+
+  Where a method has several scores, the first one's accuracies stand at the top and all of them under "scores".
+  """
   config, drawn = experiment.config, experiment.scenario
   total = np.asarray([(experiment.source.test.labels == label).sum() for label in drawn.class_order])
-  task_of_class, correct = drawn.task_of_class, np.asarray(progress.correct)
-  matrix = metrics.accuracy_matrix(correct, total, task_of_class)
-  accuracies = metrics.task_accuracies(correct, total, task_of_class)
-  task_means = metrics.task_mean_accuracies(matrix)
+  top = _accuracies(experiment, progress.correct, progress.correct_aware, total)
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
-  return {
+  found = {
       "method": config.method, "seed": config.seed, "scenario_digest": drawn.digest,
       "tasks_done": progress.task, "seconds": progress.seconds, "versions": versions(experiment.devices[0].platform),
       "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
-      "precision": experiment.precision,
+      "precision": experiment.precision, **top,
+      "last_accuracy": top["task_accuracies"][progress.task - 1],
+      "many_medium_few": metrics.many_medium_few(np.asarray(progress.correct)[-1][seen], total[seen],
+                                                 drawn.counts[seen])}
+  if progress.further:
+    names = list(experiment.method.scores)
+    rows = [(progress.correct, progress.correct_aware), *(tuple(zip(*score)) for score in progress.further)]
+    found["scores"] = {name: _accuracies(experiment, correct, aware, total) for name, (correct, aware) in zip(names, rows)}
+  return found
+
+
+def _accuracies(experiment: Experiment, correct: Any, correct_aware: Any, total: np.ndarray) -> dict[str, Any]:
+  task_of_class, correct = experiment.scenario.task_of_class, np.asarray(correct)
+  matrix = metrics.accuracy_matrix(correct, total, task_of_class)
+  accuracies = metrics.task_accuracies(correct, total, task_of_class)
+  task_means = metrics.task_mean_accuracies(matrix)
+  return {
       "accuracy_matrix": matrix,
-      "accuracy_matrix_task_aware": metrics.accuracy_matrix(progress.correct_aware, total, task_of_class),
+      "accuracy_matrix_task_aware": metrics.accuracy_matrix(correct_aware, total, task_of_class),
       "task_accuracies": accuracies, "task_mean_accuracies": task_means,
       "forgetting": metrics.forgetting(matrix), "backward_transfer": metrics.backward_transfer(matrix),
       "average_incremental_accuracy": metrics.average_incremental_accuracy(accuracies),
-      "average_incremental_task_mean": metrics.average_incremental_accuracy(task_means),
-      "last_accuracy": accuracies[progress.task - 1],
-      "many_medium_few": metrics.many_medium_few(correct[-1][seen], total[seen], drawn.counts[seen])}
+      "average_incremental_task_mean": metrics.average_incremental_accuracy(task_means)}
 
 
-def task_row(experiment: Experiment, plan: TaskPlan, state: TrainState, alpha: list[float],
-              results: dict[str, Any], progress: Progress) -> dict[str, Any]:
-  """The row of metrics.jsonl after a task; lists run over the seen classes in learning order."""
+def task_row(plan: TaskPlan, state: TrainState, reports: dict[str, Sequence[float]], results: dict[str, Any],
+             progress: Progress) -> dict[str, Any]:
+  """The row of metrics.jsonl after a task; lists run over the seen classes in learning order.
+
+  `reports` are what the stages report of each class, by name.
+  """
   seen = slice(0, plan.task.stop)
-  phi, column = np.asarray(state.method.phi)[seen], np.asarray(state.method.column)[seen]
   kernel = np.asarray(state.params["classifier"]["kernel"])[:, seen]
-  # Phi is the sum of the column norms over the task's steps, so their mean needs no record of its own.
-  steps = plan.stop_step - plan.first_step
   return {
       "kind": "task", "task": plan.number + 1, "global_step": plan.stop_step,
       **{name: results[name][plan.number] for name in (
@@ -94,8 +136,8 @@ def task_row(experiment: Experiment, plan: TaskPlan, state: TrainState, alpha: l
       "average_incremental_accuracy": results["average_incremental_accuracy"],
       "many_medium_few": results["many_medium_few"], "correct": progress.correct[-1][seen],
       "correct_task_aware": progress.correct_aware[-1][seen],
-      "gradient_norms": (phi / steps).tolist(), "phi": phi.tolist(), "alpha": alpha[seen],
-      "column": column.tolist(), "classifier_norms": np.linalg.norm(kernel, axis=0).tolist(),
+      **{name: list(values[seen]) for name, values in reports.items()},
+      "classifier_norms": np.linalg.norm(kernel, axis=0).tolist(),
       "exemplars": [len(kept) for kept in progress.exemplars], "seconds": progress.seconds}
 
 

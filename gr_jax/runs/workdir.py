@@ -86,12 +86,18 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
   """
   path = folder / "config.json"
   try:
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    config = ml_collections.ConfigDict(_with_new_names(json.loads(path.read_text())))
     config.milestones = tuple(config.milestones)
   except (ValueError, TypeError, AttributeError) as error:
     raise UserError(f"{path} cannot be read ({error}); without it the run cannot be used: put it back, or choose "
                     f"another --workdir") from error
   return config
+
+
+def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
+  """A saved config whose keys of earlier versions stand where they stand now."""
+  moved = {key: config.pop(key) for key in configuration.MOVED if key in config}
+  return {**config, configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved}}
 
 
 def _saved_precision(folder: pathlib.Path, precision: str) -> str:

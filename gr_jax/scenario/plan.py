@@ -1,114 +1,165 @@
-"""The whole run on paper: for every task its facts, its size and its steps, before anything is trained.
+"""The whole run on paper: every stage of every task with its rows and its steps, before anything is trained.
 
-Everything here follows from the counts, so the plan of a resumed run is that of an unbroken one.
+Everything here follows from the counts, so the plan of a resumed run is that of an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from gr_jax import losses, reweighting
-from gr_jax.methods.base import TaskFacts
-from gr_jax.scenario import Task
+from gr_jax.methods.base import Context, Method, Stage
+from gr_jax.scenario.draw import Task
 
-SCHEDULES = ("steps", "cosine")
+# Which images take part in a stage. "present": the exemplars of old classes and all images of new ones; "all": every
+# image of every seen class; "new": those of new classes; "held_out": those that the method holds out. Held-out images
+# take part nowhere else.
+ROWS = ("present", "all", "new", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskPlan:
-  """One task on paper.
+class StagePlan:
+  """One stage of a task on paper.
 
   Attributes:
-    number: from 0.
+    number: of the task, from 0.
     task: its classes.
-    facts: for the train step, NumPy arrays.
-    size: images present, exemplars included.
-    steps_per_epoch: steps of one epoch.
-    first_step, stop_step: global steps before and after the task.
+    index, name: place of the stage in the method (from 0), and its name.
+    context: for the train step, NumPy arrays.
+    size: images that take part.
+    epochs, steps_per_epoch: of the stage.
+    first_step, stop_step: global steps before and after it.
   """
   number: int
   task: Task
-  facts: TaskFacts
+  index: int
+  name: str
+  context: Context
   size: int
+  epochs: int
   steps_per_epoch: int
   first_step: int
   stop_step: int
 
 
-class Call(NamedTuple):
-  """Steps `first`..`stop`-1 of an epoch (from 0), which go to the device in one call."""
+@dataclasses.dataclass(frozen=True)
+class TaskPlan:
+  """One task on paper: its number (from 0), its classes and its stages."""
+  number: int
+  task: Task
+  stages: tuple[StagePlan, ...]
+
+  @property
+  def first_step(self) -> int:
+    return self.stages[0].first_step
+
+  @property
+  def stop_step(self) -> int:
+    return self.stages[-1].stop_step
+
+  @property
+  def size(self) -> int:
+    """Images of the first stage."""
+    return self.stages[0].size
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Of the first stage."""
+    return self.stages[0].steps_per_epoch
+
+
+class Chunk(NamedTuple):
+  """Steps `first`..`stop`-1 of an epoch (from 0), which run in one call on the device."""
   epoch: int
   first: int
   stop: int
 
 
-def calls(plan: TaskPlan, *, epochs: int, steps_per_call: int, epoch: int = 0, steps: int = 0) -> Iterator[Call]:
-  """The calls of a task, in order.
+def chunks(plan: StagePlan, *, steps_per_call: int, epoch: int = 0, steps: int = 0) -> Iterator[Chunk]:
+  """The chunks of a stage, in order.
 
   Args:
-    plan: of the task.
-    epochs: of the task.
-    steps_per_call: the most steps of a call; an epoch's last one may be shorter.
+    plan: of the stage.
+    steps_per_call: the most steps of a chunk; an epoch's last one may be shorter.
     epoch, steps: epochs that are done, and steps of the next one.
   """
-  for number in range(epoch, epochs):
+  for number in range(epoch, plan.epochs):
     for first in range(steps if number == epoch else 0, plan.steps_per_epoch, steps_per_call):
-      yield Call(number, first, min(first + steps_per_call, plan.steps_per_epoch))
+      yield Chunk(number, first, min(first + steps_per_call, plan.steps_per_epoch))
 
 
-def task_facts(counts: np.ndarray, task: Task, number: int, *, per_class: int, weight_scale: float,
-               gamma: float) -> TaskFacts:
-  """The facts of one task (METHOD.md sections 4 and 5).
+def make_context(counts: np.ndarray, task: Task, number: int, *, per_class: int, rows: str = "present",
+                 held_out: int = 0, task_of_class: np.ndarray | None = None) -> Context:
+  """What a stage knows of its task (METHOD.md sections 4 and 5).
 
   Args:
-    counts: [classes] int, n_j, hold-out excluded.
+    counts: [classes] int, n_j, hold-out of the config excluded.
     task: its classes.
     number: of the task, from 0.
     per_class: m, exemplars a class.
-    weight_scale: 0.7 in w_kd = 0.7 sqrt(N_old / N_new).
-    gamma: of the attenuation.
+    rows: see ROWS.
+    held_out: images of each class that the method holds out; they are among the exemplars.
+    task_of_class: [classes] int; None: classes of other tasks are told apart as old and later ones only.
 
   Returns:
-    TaskFacts of NumPy arrays.
+    Context of NumPy arrays.
   """
   classes = np.arange(len(counts))
   old, new = classes < task.first, (classes >= task.first) & (classes < task.stop)
   kept = np.minimum(counts, per_class)
-  n_old, n_new = int(counts[old].sum()), int(counts[new].sum())
-  return TaskFacts(
-      task=np.int32(number), old=old, new=new,
-      class_counts=np.where(new, counts, np.where(old, kept, 0)).astype(np.float32),
-      lost=np.where(old, counts - kept, 0).astype(np.float32),
-      attenuation=np.asarray(reweighting.attenuation(n_old, n_new, gamma)),
-      distillation_weight=np.asarray(losses.distillation_weight(n_old, n_new, weight_scale)))
+  held = np.minimum(counts, held_out)
+  taking_part = {
+      "present": np.where(new, counts - held, np.where(old, kept - np.minimum(kept, held), 0)),
+      "all": np.where(old | new, counts, 0), "new": np.where(new, counts - held, 0),
+      "held_out": np.where(old | new, held, 0)}[rows]
+  if task_of_class is None:
+    task_of_class = np.where(old, 0, np.where(new, number, number + 1))
+  return Context(
+      task=np.int32(number), old=old, new=new, counts=taking_part.astype(np.float32),
+      original=np.where(old | new, counts, 0).astype(np.float32),
+      lost=np.where(old, counts - kept, 0).astype(np.float32), task_of_class=task_of_class.astype(np.int32))
 
 
-def make_plans(counts: np.ndarray, tasks: Sequence[Task], *, epochs: int, batch_size: int, per_class: int,
-               weight_scale: float, gamma: float) -> tuple[TaskPlan, ...]:
-  """The plan of every task; arguments as in `task_facts` and the config."""
+def make_plans(counts: np.ndarray, tasks: Sequence[Task], method: Method, *, epochs: int, batch_size: int,
+               per_class: int) -> tuple[TaskPlan, ...]:
+  """The plan of every task; arguments as in `make_context` and the config."""
+  task_of_class = np.repeat(np.arange(len(tasks)), [task.stop - task.first for task in tasks])
   plans, step = [], 0
   for number, task in enumerate(tasks):
-    facts = task_facts(counts, task, number, per_class=per_class, weight_scale=weight_scale, gamma=gamma)
-    size = int(facts.class_counts.sum())
-    steps_per_epoch = -(-size // batch_size)
-    stop = step + epochs * steps_per_epoch
-    plans.append(TaskPlan(number, task, facts, size, steps_per_epoch, step, stop))
-    step = stop
+    stages = []
+    for index, stage in enumerate(method.stages):
+      if not stage.takes_part(number):
+        continue
+      context = make_context(counts, task, number, per_class=per_class, rows=stage.rows, held_out=method.held_out,
+                             task_of_class=task_of_class)
+      size, length = int(context.counts.sum()), stage.epochs(epochs)
+      steps_per_epoch = -(-size // batch_size)
+      stop = step + length * steps_per_epoch
+      stages.append(StagePlan(number, task, index, stage.name, context, size, length, steps_per_epoch, step, stop))
+      step = stop
+    plans.append(TaskPlan(number, task, tuple(stages)))
   return tuple(plans)
 
 
-def learning_rate(epoch: int, *, schedule: str, base: float, epochs: int, milestones: Sequence[int],
-                  decay: float) -> float:
-  """The rate in an epoch (from 0) of a task.
+def rows_of(stage: Stage, plan: StagePlan, counts: np.ndarray, exemplars: Sequence[np.ndarray], held_out: int
+            ) -> list[np.ndarray]:
+  """For each class seen, the rows of the training data that take part in a stage.
 
-  "steps": base times decay for each milestone of finished epochs (METHOD.md section 6). "cosine": from base down half
-  a cosine, that would reach 0 after the last of `epochs`.
+  Args:
+    stage, plan: of the stage.
+    counts: [classes] int; the data lie class after class in learning order.
+    exemplars: of each old class, without held-out rows.
+    held_out: of each class, its first rows.
   """
-  if schedule == "cosine":
-    return base * (1 + math.cos(math.pi * epoch / epochs)) / 2
-  return base * decay ** sum(epoch >= milestone for milestone in milestones)
+  stops = np.cumsum(counts)
+  every = [np.arange(stop - count, stop, dtype=np.int32) for stop, count in zip(stops, counts)][:plan.task.stop]
+  old = range(plan.task.first)
+  if stage.rows == "all":
+    return every
+  if stage.rows == "held_out":
+    return [rows[:held_out] for rows in every]
+  fresh = [rows[held_out:] for rows in every[plan.task.first:]]
+  return [*([every[0][:0]] * len(old) if stage.rows == "new" else [exemplars[j] for j in old]), *fresh]

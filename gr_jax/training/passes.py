@@ -1,7 +1,7 @@
-"""The two programs that only look: test accuracy, and features for the selection of exemplars.
+"""The two read-only programs: test accuracy, and features for the selection of exemplars.
 
-Both walk over blocks of a fixed number of rows, block i on device i mod devices: whatever the number of
-devices, the same rows meet in the same block, so counts and features are equal.
+Both walk over blocks of a fixed number of rows, block i on device i mod devices: whatever the number of devices, the
+same rows meet in the same block, so counts and features are equal.
 """
 
 from __future__ import annotations
@@ -14,49 +14,52 @@ import jax.numpy as jnp
 
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
+from gr_jax.methods.base import Context, Method, Outputs
 from gr_jax.models import folding
-from gr_jax.models import heads as classifier
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def make_evaluate(
-    *, model: nn.Module, prepare: Prepare, num_classes: int, block: int,
+    *, model: nn.Module, method: Method, prepare: Prepare, num_classes: int, block: int,
     devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
   """The program that counts correct test images.
 
   Args:
     model: the backbone.
+    method: its head, and the scores by which a class is chosen.
     prepare: (images, sizes) -> model inputs, no augmentation.
     num_classes: K.
     block: rows that one device takes at a time.
     devices: over which the blocks are spread.
 
   Returns:
-    evaluate(params, batch_stats, data, task_of_class, seen, stop) -> int32 [3, classes]: for each class the
-    correct images among all seen classes, among its own task's classes, and the images looked at. Rows
-    0..stop-1 of `data` are looked at, each once.
+    evaluate(network, data, context, stop) -> int32 [scores, 3, classes], where `network` is {"params", "batch_stats",
+    "carry"}: for each score of the method and each class the correct images among all seen classes, among its own
+    task's classes, and the images looked at. Rows 0..stop-1 of `data` are looked at, each once.
   """
-  def evaluate(params, batch_stats, data: Data, task_of_class, seen, stop):
-    variables = folding.fold(params["backbone"], batch_stats)
-    head = classifier.mask(params["classifier"], seen)
+  def evaluate(network: dict, data: Data, context: Context, stop: jax.Array) -> jax.Array:
+    variables = folding.fold(network["params"]["backbone"], network["batch_stats"])
 
     def add(i, counts):
       rows, valid, inside = _block_of(i, block, stop)
       x = prepare(data.images[inside], data.sizes[inside])
-      features, _ = model.apply(variables, x, train=False)
-      scores = jnp.where(seen, classifier.logits(head, features), -jnp.inf)
+      features, maps = model.apply(variables, x, train=False)
+      outputs = Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
       labels = data.labels[inside]
-      own_task = task_of_class[labels][:, None] == task_of_class[None, :]
-      correct = jnp.argmax(scores, axis=-1) == labels
-      aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == labels
-      tallied = jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid
-      return counts.at[:, labels].add(tallied.astype(jnp.int32))
+      own_task = context.task_of_class[labels][:, None] == context.task_of_class[None, :]
+      tallied = []
+      for score in method.scores.values():
+        scores = jnp.where(context.seen, score(outputs, network["carry"]), -jnp.inf)
+        correct = jnp.argmax(scores, axis=-1) == labels
+        aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == labels
+        tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid)
+      return counts.at[:, :, labels].add(jnp.stack(tallied).astype(jnp.int32))
 
-    zeros = jnp.zeros((3, num_classes), jnp.int32)
+    zeros = jnp.zeros((len(method.scores), 3, num_classes), jnp.int32)
     return jax.lax.psum(jax.lax.fori_loop(0, _rounds(stop, block), add, zeros), parallel.AXIS)
 
-  return parallel.spread(evaluate, devices, num_args=6)
+  return parallel.spread(evaluate, devices, num_args=4)
 
 
 def make_extract(

@@ -10,17 +10,17 @@ import jax
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything the next step needs that changes from step to step.
+  """Everything that the next step needs and that changes from step to step.
 
   Attributes:
     step: int32 scalar, steps done since the run began.
-    params: {"backbone": ..., "classifier": {"kernel" [features, classes], "bias" [classes]}} float32.
+    params: {"backbone": ..., "classifier": parameters of the head} float32.
     batch_stats: running means and variances of the backbone, float32.
-    opt_state: of the optax transformation; fresh at each task.
-    method: the method's own state; for Gradient Reweighting Phi and the last column ratios.
+    opt_state: of the optax transformation; fresh at each stage.
+    rule: state of the head's gradient rule, such as Phi of Gradient Reweighting; fresh at each stage, () without.
   """
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: Any
-  method: Any
+  rule: Any

@@ -1,8 +1,8 @@
-"""The train step, and the program that runs many of them on the device (METHOD.md sections 4 to 6)."""
+"""The train step (METHOD.md sections 4 to 6); knows no method by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,172 +10,144 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gr_jax import seeding
-from gr_jax.data.arrays import Data, Pool
-from gr_jax.devices import parallel
-from gr_jax.methods import Method
-from gr_jax.methods.base import Outputs, TaskFacts
-from gr_jax.models import heads as classifier
+from gr_jax.data.arrays import Data
+from gr_jax.methods.base import Context, Method, Outputs, Stage
+from gr_jax.models import heads
 from gr_jax.training.state import TrainState
+
+Augment = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class StepMetrics(NamedTuple):
-  """Of one step, or summed over `steps` of them; float32 scalars, but alpha [classes]."""
+  """Of one step, or summed over `steps` of them; float32.
+
+  Attributes:
+    steps: scalar.
+    losses: name -> scalar, for every term of the stage; 0 for one that needs a teacher where there is none.
+    reports: what the method reports, by name: scalars or [classes].
+  """
   steps: jax.Array
-  cross_entropy: jax.Array
-  distillation: jax.Array
-  alpha: jax.Array
-  r_old: jax.Array
-  r_new: jax.Array
-  beta: jax.Array
+  losses: dict[str, jax.Array]
+  reports: dict[str, jax.Array]
 
-
-def make_optimizer(*, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-  """SGD's direction: weight decay added to the gradient, then momentum; the step applies the learning rate."""
-  return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(decay=momentum))
+  @property
+  def loss(self) -> Any:
+    return sum(self.losses.values())
 
 
 def make_train_step(
-    *, model: nn.Module, method: Method, tx: optax.GradientTransformation,
-    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
-    axis_name: str | None = None) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """Binds what is fixed for a run; returns the pure step.
+    *, model: nn.Module, method: Method, stage: Stage, tx: optax.GradientTransformationExtraArgs,
+    augment: Augment | None = None, axis_name: str | None = None) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """Binds what is fixed for a stage; returns the pure step.
 
   Args:
-    model: Linen backbone, called (images, train=bool) -> (features [batch, features], maps); batch norm in it
-      must carry `axis_name`.
-    method: what the losses are and what happens to the classifier's gradient.
-    tx: gradient -> direction of descent; sees zeros in place of unseen columns.
-    augment: (keys [batch], images [batch, ...], sizes [batch, 2]) -> model inputs; None: the images as they
-      are, of any dtype, as float32.
+    model: Linen backbone, called (images, train=bool) -> (features [batch, features], maps); batch norm in it must
+      carry `axis_name`.
+    method, stage: what is minimised, and which stage of the method this is.
+    tx: gradient -> update, with the learning rate; called with `epoch`.
+    augment: (keys [batch], images [batch, ...], sizes [batch, 2]) -> model inputs; None: the images as they are, of
+      any dtype, as float32.
     axis_name: the pmap axis; None outside pmap.
 
   Returns:
-    step(state, teacher, facts, data, batch, key, learning_rate) -> (next state, metrics), where `teacher` is
-    {"params", "batch_stats"} of the previous task, best `models.fold_teacher` of it, or None, `batch` [local batch] int32 are this device's
-    rows of `data`, and `key` is that of the step. Every result is equal on all devices.
+    step(state, teacher, context, data, batch, key, epoch) -> (next state, metrics), where `teacher` is {"params",
+    "batch_stats"} of the previous task's model, best `models.fold_teacher` of it, or None; `batch` [local batch] int32
+    are this device's rows of `data`; `key` is that of the step. Every result is equal on all devices.
   """
-  def inputs(data: Data, batch: jax.Array, key: jax.Array) -> jax.Array:
-    images = data.images[batch]
-    if augment is None:
-      return images.astype(jnp.float32)
-    # A key for each place in the global batch: how many devices share it changes nothing.
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch.size
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch.size))
-    return augment(keys, images, data.sizes[batch])
+  def step(state: TrainState, teacher: Any, context: Context, data: Data, batch: jax.Array, key: jax.Array,
+           epoch: jax.Array) -> tuple[TrainState, StepMetrics]:
+    x, labels = _inputs(data, batch, key, augment, axis_name), data.labels[batch]
+    network = {"params": state.params["backbone"], "batch_stats": state.batch_stats}
+    (features, maps), back_to_backbone, batch_stats = _encode(model, method, stage, network, x)
+    student, back_to_head = jax.vjp(
+        lambda head, features: Outputs(*method.head.apply(head, features, context), features, maps),
+        state.params["classifier"], features)
+    target = None if teacher is None else _teach(model, method, teacher, x, context)
 
-  def outputs(head: dict, features: jax.Array, maps: tuple) -> Outputs:
-    return Outputs(classifier.logits(head, features), features, maps if method.uses_maps else ())
-
-  def run_teacher(teacher: Any, x: jax.Array, seen: jax.Array) -> Outputs:
-    variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
-    head = classifier.mask(teacher["params"]["classifier"], seen)
-    return jax.lax.stop_gradient(outputs(head, *model.apply(variables, x, train=False)))
-
-  def step(state: TrainState, teacher: Any, facts: TaskFacts, data: Data, batch: jax.Array, key: jax.Array,
-           learning_rate: jax.Array) -> tuple[TrainState, StepMetrics]:
-    seen = facts.old | facts.new
-    x, labels = inputs(data, batch, key), data.labels[batch]
-    head = classifier.mask(state.params["classifier"], seen)
-
-    def backbone(params):
-      variables = {"params": params, "batch_stats": state.batch_stats}
-      found, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
-      features, maps = found
-      return (features, maps if method.uses_maps else ()), updated.get("batch_stats", {})
-
-    (features, maps), backward, batch_stats = jax.vjp(
-        backbone, state.params["backbone"], has_aux=True)
-    student = outputs(head, features, maps)
-
-    # Both losses meet at the outputs, so one pass backward through the backbone serves both.
-    ce, pull = jax.value_and_grad(method.cross_entropy)(student, labels, facts)
-    ce_grads, kd_grads, kd = classifier.gradient(features, pull.logits), None, jnp.zeros(())
-    if teacher is not None:
-      kd, kd_pull = jax.value_and_grad(method.distillation)(student, run_teacher(teacher, x, seen), facts)
-      kd_grads = classifier.gradient(features, kd_pull.logits)
-      pull = jax.tree.map(jnp.add, pull, kd_pull)
-    on_features = pull.features + classifier.backward(head, pull.logits)
-    backbone_grads, = backward((on_features, pull.maps))
+    # All losses meet at the outputs, so one backward pass through the backbone serves them all.
+    values, head_grads, on_encoded = {}, {}, []
+    for name, loss in stage.losses.items():
+      if loss.teacher and target is None:
+        values[name] = jnp.zeros(())
+        continue
+      values[name], pull = jax.value_and_grad(loss.value)(student, target, labels, context)
+      head_grads[name], on_features = back_to_head(pull)
+      on_encoded.append((on_features, pull.maps))
+    grads = {} if back_to_backbone is None else {"backbone": back_to_backbone(_sum(on_encoded))}
 
     # Averaged once, before any norm is taken: the norm of a mean is not the mean of the norms.
-    mean = (backbone_grads, ce_grads, kd_grads, ce, kd)
     if axis_name is not None:
-      mean = jax.lax.pmean(mean, axis_name)
-    backbone_grads, ce_grads, kd_grads, ce, kd = mean
+      grads, head_grads, values = jax.lax.pmean((grads, head_grads, values), axis_name)
+    total, rule_state = _sum(list(head_grads.values())), state.rule
+    if stage.rule is not None:
+      total, rule_state = stage.rule.update(
+          total, state.rule, state.params["classifier"], gradients=head_grads, old=context.old, new=context.new,
+          counts=context.original)
+    if stage.penalty is not None:
+      penalty, pull = jax.value_and_grad(stage.penalty)(state.params["classifier"], context)
+      values, total = {**values, "penalty": penalty}, _sum([total, pull])
 
-    head_grads, method_state, ratios = method.classifier_gradient(state.method, ce_grads, kd_grads, facts)
-    taking_part = {"backbone": state.params["backbone"], "classifier": head}
-    direction, opt_state = tx.update({"backbone": backbone_grads, "classifier": head_grads},
-                                     state.opt_state, taking_part)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-    metrics = StepMetrics(jnp.ones(()), ce, kd, ratios.alpha, ratios.r_old, ratios.r_new,
-                          ratios.beta)
-    return TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
-                      method=method_state), metrics
+    trained = {"classifier": heads.mask(state.params["classifier"], context.seen),
+               **{name: state.params[name] for name in grads}}
+    updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=epoch)
+    updates["classifier"] = _masked(updates["classifier"], state.params["classifier"], stage, context)
+    params = {**state.params, **optax.apply_updates({name: state.params[name] for name in updates}, updates)}
+    after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, rule=rule_state)
+    return after, StepMetrics(jnp.ones(()), values, stage.report(rule_state))
 
   return step
 
 
-def epoch_order(pool: Pool, key: jax.Array) -> jax.Array:
-  """The pool's rows, shuffled; [capacity] int32, of which the first `size` count.
-
-  No shape depends on how many rows there are, so no task compiles anything anew.
-  """
-  present = jnp.arange(pool.rows.size) < pool.size
-  draws = jnp.where(present, jax.random.uniform(key, pool.rows.shape), 2.0)
-  return pool.rows[jnp.argsort(draws)]
+def trained_params(params: dict, stage: Stage) -> dict:
+  """The part of the parameters that a stage's optimizer holds."""
+  return params if stage.backbone == "train" else {"classifier": params["classifier"]}
 
 
-def make_run(
-    step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int, num_devices: int,
-    order: Callable[[Pool, jax.Array], jax.Array] | None = epoch_order
-    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """The function that runs steps `first`..`stop`-1 of one epoch on one of `num_devices` devices.
-
-  Args:
-    step: of `make_train_step` with axis_name = parallel.AXIS.
-    batch_size: global; a multiple of the number of devices.
-    num_devices: that share the batch.
-    order: (pool, key of the epoch) -> the pool's rows in the order in which the epoch takes them; None: the data are
-      this device's own share of these steps, one batch after another, and the pool is not looked at.
-
-  Returns:
-    run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate) -> (state, summed
-    metrics). A batch beyond the pool's size goes on with the first images of the same epoch's order, so every
-    image is used at least once an epoch (METHOD.md section 6). A step whose loss is not finite is the last one:
-    its metrics are counted, its state is not taken, so the state shows what the step before it has spoilt.
-  """
-  local = batch_size // num_devices
-
-  def run(state, teacher, facts, data, pool, root, epoch, first, stop, learning_rate):
-    share = jnp.arange(local)
-    if order is not None:
-      rows = order(pool, seeding.derive(root, facts.task, epoch, seeding.ORDER))
-      places = jax.lax.axis_index(parallel.AXIS) * local + share
-
-    def body(carry):
-      i, _, state, sums = carry
-      batch = i * local + share if order is None else rows[(i * batch_size + places) % pool.size]
-      key = seeding.derive(root, facts.task, state.step, seeding.AUGMENT)
-      after, metrics = step(state, teacher, facts, data, batch, key, learning_rate)
-      finite = jnp.isfinite(metrics.cross_entropy + metrics.distillation)
-      state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-      return i + 1, finite, state, jax.tree.map(jnp.add, sums, metrics)
-
-    scalar = jnp.zeros(())
-    nothing = StepMetrics(scalar, scalar, scalar, jnp.zeros(facts.new.shape), scalar, scalar, scalar)
-    _, _, state, sums = jax.lax.while_loop(
-        lambda carry: (carry[0] < stop) & carry[1], body, (first, jnp.array(True), state, nothing))
-    return state, sums
-
-  return run
+def metrics_like(stage: Stage, rule_state: Any) -> StepMetrics:
+  """Zeros in the form of a stage's metrics."""
+  names = [*stage.losses, *(["penalty"] if stage.penalty is not None else [])]
+  return StepMetrics(jnp.zeros(()), {name: jnp.zeros(()) for name in names},
+                     jax.tree.map(jnp.zeros_like, stage.report(rule_state)))
 
 
-def make_epoch(
-    step: Callable[..., tuple[TrainState, StepMetrics]], *, batch_size: int, devices: Sequence[jax.Device],
-    order: Callable[[Pool, jax.Array], jax.Array] | None = epoch_order
-    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """`make_run` as one pmapped program over `devices`; the state is donated, data without an order are split."""
-  run = make_run(step, batch_size=batch_size, num_devices=len(devices), order=order)
-  return parallel.spread(run, devices, num_args=10, donate=(0,), parted=(3,) if order is None else ())
+def _inputs(data: Data, batch: jax.Array, key: jax.Array, augment: Augment | None, axis_name: str | None) -> jax.Array:
+  images = data.images[batch]
+  if augment is None:
+    return images.astype(jnp.float32)
+  # A key for each place in the global batch: how many devices share it changes nothing.
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch.size
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch.size))
+  return augment(keys, images, data.sizes[batch])
+
+
+def _encode(model: nn.Module, method: Method, stage: Stage, network: dict, x: jax.Array
+            ) -> tuple[tuple[jax.Array, tuple], Callable[[Any], Any] | None, Any]:
+  """((features, maps), cotangent of them -> gradient of the backbone or None where it is frozen, batch_stats)."""
+  if stage.backbone == "frozen":
+    features, maps = jax.lax.stop_gradient(model.apply(network, x, train=False))
+    return (features, maps if method.uses_maps else ()), None, network["batch_stats"]
+
+  def backbone(params):
+    (features, maps), updated = model.apply({**network, "params": params}, x, train=True, mutable=["batch_stats"])
+    return (features, maps if method.uses_maps else ()), updated.get("batch_stats", {})
+
+  encoded, backward, batch_stats = jax.vjp(backbone, network["params"], has_aux=True)
+  return encoded, lambda pull: backward(pull)[0], batch_stats
+
+
+def _teach(model: nn.Module, method: Method, teacher: Any, x: jax.Array, context: Context) -> Outputs:
+  """The previous model's outputs, without gradient."""
+  variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
+  features, maps = model.apply(variables, x, train=False)
+  found = method.head.apply(teacher["params"]["classifier"], features, context)
+  return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
+
+
+def _sum(trees: list[Any]) -> Any:
+  return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
+
+
+def _masked(updates: dict, head: dict, stage: Stage, context: Context) -> dict:
+  """Zeros where the stage trains nothing; without a mask of its own, in unseen columns."""
+  masks = ({"kernel": context.seen, "bias": context.seen} if stage.trainable is None else stage.trainable(head, context))
+  return {name: jnp.where(masks[name], update, 0.0) if name in masks else update for name, update in updates.items()}

@@ -1,0 +1,24 @@
+"""The order in which an epoch takes its images; shared by the step and by pictures that travel."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gr_jax import seeding
+from gr_jax.data.arrays import Pool
+
+
+def shuffled(pool: Pool, key: jax.Array) -> jax.Array:
+  """The pool's rows, shuffled; [capacity] int32, of which the first `size` count.
+
+  No shape depends on how many rows there are, so no task compiles anything anew.
+  """
+  present = jnp.arange(pool.rows.size) < pool.size
+  draws = jnp.where(present, jax.random.uniform(key, pool.rows.shape), 2.0)
+  return pool.rows[jnp.argsort(draws)]
+
+
+def epoch_order(pool: Pool, root: jax.Array, task: jax.Array | int, stage: int, epoch: jax.Array | int) -> jax.Array:
+  """`shuffled` with the key of an epoch of a stage."""
+  return shuffled(pool, seeding.derive(seeding.of_stage(root, stage), task, epoch, seeding.ORDER))

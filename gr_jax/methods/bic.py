@@ -1,0 +1,61 @@
+"""Bias correction, BiC (Wu et al., "Large Scale Incremental Learning", CVPR 2019; notes, section 6)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from gr_jax import losses
+from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.methods.wa import shared_losses
+from gr_jax.models import heads
+
+# Of the exemplars of a class, those that only the correction sees.
+_HELD_OUT_SHARE = 0.1
+
+
+def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_learning_rate: float,
+         bias_penalty: float) -> Method:
+  """The method as a value.
+
+  The first stage trains the network on corrected logits, with the corrections of earlier tasks frozen. The second
+  one, from the second task on, trains the two numbers alpha and beta of the new task alone, on images that the first
+  stage has not seen: the first tenth of a class's exemplars (2 of 20).
+
+  Args:
+    memory: exemplars a class, held-out ones among them.
+    temperature: T of the distillation; no T^2.
+    bias_epochs_share: epochs of the second stage over those of the first; 200 of 160.
+    bias_learning_rate: of the second stage, constant.
+    bias_penalty: beta^2 of the new task is added so many times.
+  """
+  def network_only(head: HeadParams, context: Context) -> HeadParams:
+    never = jnp.zeros((), bool)
+    return {"kernel": context.seen, "bias": context.seen, "alpha": never, "beta": never}
+
+  def correction_only(head: HeadParams, context: Context) -> HeadParams:
+    never = jnp.zeros((), bool)
+    # A task's place in alpha and beta is its number.
+    this = jnp.arange(head["alpha"].shape[0]) == context.task
+    return {"kernel": never, "bias": never, "alpha": this, "beta": this}
+
+  def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
+    return losses.cross_entropy(student.logits, labels, context.seen)
+
+  def penalty(head: HeadParams, context: Context) -> jax.Array:
+    return bias_penalty * jnp.square(head["beta"][context.task])
+
+  stages = (
+      Stage("train", shared_losses(temperature), trainable=network_only),
+      Stage("correct_bias", {"cross_entropy": Loss(cross_entropy)}, tasks="later", rows="held_out", backbone="frozen",
+            epochs_share=bias_epochs_share, learning_rate=bias_learning_rate, trainable=correction_only,
+            penalty=penalty))
+  return Method("bic", stages, heads.bias_corrected(), {"logits": logits}, held_out=held_out(memory), min_memory=3)
+
+
+def held_out(memory: int) -> int:
+  """How many images of each class the correction takes out of `memory` exemplars."""
+  # Not above the product because of its rounding: 0.1 * 70 is more than 7.
+  return math.ceil(round(_HELD_OUT_SHARE * memory, 9))

@@ -1,0 +1,29 @@
+"""Finetuning: cross-entropy alone, on new images and exemplars (FACIL's baseline; notes, section 1)."""
+
+from __future__ import annotations
+
+import jax
+
+from gr_jax import losses
+from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.models import heads
+
+
+def make(*, memory: int) -> Method:
+  """The method as a value.
+
+  Args:
+    memory: exemplars a class. 0: cross-entropy among the new classes alone, and old columns are not trained.
+  """
+  return Method("finetune", (plain_stage({}, memory),), heads.linear(), {"logits": logits})
+
+
+def plain_stage(further: dict[str, Loss], memory: int) -> Stage:
+  """Cross-entropy over all seen classes, or without memory over the new ones, and further terms."""
+  def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
+    return losses.cross_entropy(student.logits, labels, context.seen if memory else context.new)
+
+  def new_columns(head: HeadParams, context: Context) -> HeadParams:
+    return {"kernel": context.new, "bias": context.new}
+
+  return Stage("train", {"cross_entropy": Loss(cross_entropy), **further}, trainable=None if memory else new_columns)

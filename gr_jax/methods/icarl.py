@@ -1,0 +1,41 @@
+"""iCaRL (Rebuffi et al., CVPR 2017): distillation by sigmoids, nearest mean of exemplars (notes, section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from gr_jax import losses, nearest_mean
+from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, logits
+from gr_jax.models import heads
+
+LOSSES = ("long_tailed_cil", "paper")
+
+
+def make(*, loss: str, weight: float) -> Method:
+  """The method as a value.
+
+  The patience schedule of Long-Tailed-CIL's iCaRL is left out: all methods share one schedule.
+
+  Args:
+    loss: "long_tailed_cil": cross-entropy over all seen classes and a sigmoid distillation; "paper": binary
+      cross-entropy for every class, whose targets are the label for new classes and the teacher's sigmoids for old ones.
+    weight: of the distillation in the first form.
+  """
+  def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
+    if loss == "paper":
+      targets = jax.nn.one_hot(labels, student.logits.shape[-1])
+      return losses.binary_cross_entropy(student.logits, targets, context.new)
+    return losses.cross_entropy(student.logits, labels, context.seen)
+
+  def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
+    return (1.0 if loss == "paper" else weight) * losses.sigmoid_distillation(
+        student.logits, teacher.logits, context.old)
+
+  def nearest(outputs: Outputs, carry: Any) -> jax.Array:
+    return nearest_mean.scores(outputs.features, carry["exemplar_means"], carry["has_mean"])
+
+  stage = Stage("train", {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True)})
+  return Method("icarl", (stage,), heads.linear(), {"nearest_mean": nearest, "logits": logits},
+                exemplar_means=True, min_memory=1)

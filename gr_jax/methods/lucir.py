@@ -1,0 +1,40 @@
+"""LUCIR (Hou et al., "Learning a Unified Classifier Incrementally via Rebalancing", CVPR 2019; notes, section 8)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gr_jax import losses
+from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.models import heads
+
+
+def make(*, distillation_weight: float, ranking_weight: float, margin: float, hardest: int) -> Method:
+  """The method as a value: cosine head, signed features, old columns frozen, no imprinting.
+
+  L = CE(eta s) + weight sqrt(n_old / n_new) (1 - cos(f, f_old)) + ranking_weight MR, classes counted.
+
+  Args:
+    distillation_weight: 5 for CIFAR, 10 for ImageNet.
+    ranking_weight, margin, hardest: of the margin ranking over exemplars.
+  """
+  def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
+    return losses.cross_entropy(student.logits, labels, context.seen)
+
+  def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
+    scale = jnp.sqrt(jnp.sum(context.old) / jnp.maximum(jnp.sum(context.new), 1))
+    return distillation_weight * scale * losses.less_forget(student.features, teacher.features)
+
+  def rank(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
+    return ranking_weight * losses.margin_ranking(
+        student.scores, labels, context.old, context.new, margin=margin, hardest=hardest)
+
+  def new_columns(head: HeadParams, context: Context) -> HeadParams:
+    return {"kernel": context.new}
+
+  # The ranking needs no teacher, only old classes, and is left out with it.
+  terms = {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True),
+           "ranking": Loss(rank, teacher=True)}
+  return Method("lucir", (Stage("train", terms, trainable=new_columns),), heads.cosine(), {"logits": logits},
+                signed_features=True, min_memory=1)

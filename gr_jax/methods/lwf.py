@@ -1,0 +1,26 @@
+"""Learning without Forgetting (Li & Hoiem, TPAMI 2018), as FACIL combines it with exemplars (notes, section 3)."""
+
+from __future__ import annotations
+
+import jax
+
+from gr_jax import losses
+from gr_jax.methods.base import Context, Loss, Method, Outputs, logits
+from gr_jax.methods.finetune import plain_stage
+from gr_jax.models import heads
+
+
+def make(*, memory: int, weight: float, temperature: float) -> Method:
+  """The method as a value: L = CE + weight KD_T over the old classes.
+
+  Long-Tailed-CIL adds 1e-5 to the softened probabilities; that is left out.
+
+  Args:
+    memory: exemplars a class; 0 as in finetune.
+    weight, temperature: of the distillation; no T^2.
+  """
+  def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
+    return weight * losses.distillation(student.logits, teacher.logits, context.old, temperature)
+
+  stage = plain_stage({"distillation": Loss(distil, teacher=True)}, memory)
+  return Method("lwf", (stage,), heads.linear(), {"logits": logits})

@@ -1,0 +1,56 @@
+"""The pictures of an experiment, decoded or from the cache, in learning order."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gr_jax.data import cache, resident, stream
+from gr_jax.data.arrays import Data
+from gr_jax.data.cache import View
+from gr_jax.data.sources import tfds_source
+from gr_jax.errors import UserError
+from gr_jax.training.experiment import Experiment
+
+Progress = Callable[..., Any]
+
+
+def load(experiment: Experiment, split: str, progress: Progress,
+                  say: Callable[[str], None] = lambda line: None) -> Data | stream.Originals:
+  """A split, class after class in learning order; NumPy arrays (see data.resident), decoded or from the cache.
+
+  Training pictures that are streamed stay in their files; their sizes come from the cache.
+
+  Args:
+    experiment: see `load`.
+    split: "train", "test", or "holdout", the held-out training images.
+    progress: wraps the iteration over pictures.
+    say: takes a line for the log.
+  """
+  source, drawn, size = experiment.source, experiment.scenario, experiment.config.image_size
+  if split == "holdout" and not any(drawn.holdout):
+    raise UserError(f"the run held no image out (validation_fraction is "
+                    f"{experiment.config.validation_fraction}); evaluate the test split")
+  decode = _decoder(experiment, progress, say)
+  if split == "test":
+    return resident.load_test(source, drawn, size, progress, decode)
+  if split == "train" and experiment.path[0] == "stream":
+    rows, labels = resident.flat_rows(drawn.train)
+    if decode is None:
+      raise UserError("cache_dir is 'off', but pictures='stream' keeps the sizes of the originals there; name a folder")
+    return stream.Originals(source.train, np.asarray(rows), decode(source.train, rows, View("size", 0)).sizes, labels)
+  return resident.load_train(source, drawn, size, stored_size=experiment.config.stored_size,
+                             holdout=split == "holdout", progress=progress, decode=decode)
+
+
+def _decoder(experiment: Experiment, progress: Progress, say: Callable[[str], None]) -> resident.Decode | None:
+  """cache.load for this data set; None where pictures are decoded at every start."""
+  config, source = experiment.config, experiment.source
+  if config.cache_dir == "off":
+    return None
+  places = cache.folders(config.cache_dir, tfds_source.data_folder(config.data_dir))
+  return functools.partial(cache.load, name=source.name, channels=len(source.mean), places=places,
+                           progress=progress, say=say, timeout=config.worker_timeout)

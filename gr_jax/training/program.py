@@ -1,0 +1,81 @@
+"""The compiled program of a stage: many steps in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gr_jax import seeding
+from gr_jax.data.arrays import Pool
+from gr_jax.data.order import epoch_order
+from gr_jax.devices import parallel
+from gr_jax.methods.base import Stage
+from gr_jax.training.state import TrainState
+from gr_jax.training.step import StepMetrics, metrics_like
+
+# (pool, root, task, stage number, epoch) -> the pool's rows in the order in which the epoch takes them.
+Order = Callable[[Pool, jax.Array, jax.Array, int, jax.Array], jax.Array]
+
+
+class Window(NamedTuple):
+  """Which steps a call runs: first..stop-1 of an epoch over the rows of `pool`; `root` is jax.random.key(seed)."""
+  pool: Pool
+  root: jax.Array
+  epoch: jax.Array
+  first: jax.Array
+  stop: jax.Array
+
+
+def make_run(
+    step: Callable[..., tuple[TrainState, StepMetrics]], *, stage: Stage, number: int, batch_size: int,
+    num_devices: int, order: Order | None = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """The function that runs a window of steps on one of `num_devices` devices.
+
+  Args:
+    step: of `make_train_step` with axis_name = parallel.AXIS.
+    stage, number: of the step, and its place in the method (from 0).
+    batch_size: global; a multiple of the number of devices.
+    num_devices: that share the batch.
+    order: None: the data are this device's own share of these steps, one batch after another, and the pool is not
+      looked at.
+
+  Returns:
+    run(state, teacher, context, data, window) -> (state, summed metrics). A batch beyond the pool's size goes on with
+    the first images of the same epoch's order, so every image is used at least once an epoch (METHOD.md section 6). A
+    step whose loss is not finite is the last one: its metrics are counted, its state is not taken, so the state shows
+    what the step before it has spoilt.
+  """
+  local = batch_size // num_devices
+
+  def run(state, teacher, context, data, window: Window):
+    share = jnp.arange(local)
+    if order is not None:
+      rows = order(window.pool, window.root, context.task, number, window.epoch)
+      places = jax.lax.axis_index(parallel.AXIS) * local + share
+
+    def body(carry):
+      i, _, state, sums = carry
+      batch = i * local + share if order is None else rows[(i * batch_size + places) % window.pool.size]
+      key = seeding.derive(window.root, context.task, state.step, seeding.AUGMENT)
+      after, metrics = step(state, teacher, context, data, batch, key, window.epoch)
+      finite = jnp.isfinite(metrics.loss)
+      state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+      return i + 1, finite, state, jax.tree.map(jnp.add, sums, metrics)
+
+    _, _, state, sums = jax.lax.while_loop(
+        lambda carry: (carry[0] < window.stop) & carry[1], body,
+        (window.first, jnp.array(True), state, metrics_like(stage, state.rule)))
+    return state, sums
+
+  return run
+
+
+def make_program(
+    step: Callable[..., tuple[TrainState, StepMetrics]], *, stage: Stage, number: int, batch_size: int,
+    devices: Sequence[jax.Device], order: Order | None = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """`make_run` as one pmapped program over `devices`; the state is donated, data without an order are split."""
+  run = make_run(step, stage=stage, number=number, batch_size=batch_size, num_devices=len(devices), order=order)
+  return parallel.spread(run, devices, num_args=5, donate=(0,), parted=(3,) if order is None else ())
