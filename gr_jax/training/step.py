@@ -90,8 +90,8 @@ def make_train_step(
     trained = {"classifier": heads.mask(state.params["classifier"], context.seen),
                **{name: state.params[name] for name in grads}}
     updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=epoch)
-    updates["classifier"] = _masked(updates["classifier"], state.params["classifier"], stage, context)
     params = {**state.params, **optax.apply_updates({name: state.params[name] for name in updates}, updates)}
+    params["classifier"] = _where_trained(params["classifier"], state.params["classifier"], stage, context)
     after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, rule=rule_state)
     return after, StepMetrics(jnp.ones(()), values, stage.report(rule_state))
 
@@ -147,7 +147,7 @@ def _sum(trees: list[Any]) -> Any:
   return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)
 
 
-def _masked(updates: dict, head: dict, stage: Stage, context: Context) -> dict:
-  """Zeros where the stage trains nothing; without a mask of its own, in unseen columns."""
-  masks = ({"kernel": context.seen, "bias": context.seen} if stage.trainable is None else stage.trainable(head, context))
-  return {name: jnp.where(masks[name], update, 0.0) if name in masks else update for name, update in updates.items()}
+def _where_trained(after: dict, before: dict, stage: Stage, context: Context) -> dict:
+  """The head after the update where the stage trains it; without a mask of its own, in seen columns."""
+  masks = {"kernel": context.seen, "bias": context.seen} if stage.trainable is None else stage.trainable(before, context)
+  return {name: jnp.where(masks[name], after[name], before[name]) if name in masks else after[name] for name in after}

@@ -1,0 +1,122 @@
+"""The task loop: stages -> exemplars -> evaluation on all seen classes -> checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr_jax import memory, nearest_mean
+from gr_jax.devices import parallel, processes
+from gr_jax.runs import checkpoints as checkpointing
+from gr_jax.runs import console, journal, results
+from gr_jax.runs.results import Progress
+from gr_jax.runs.signals import Interrupted
+from gr_jax.runs.stage import Saving, Standing, items, run_stage
+from gr_jax.scenario.plan import StagePlan, TaskPlan, rows_of
+from gr_jax.training.experiment import Experiment
+from gr_jax.training.programs import Programs
+from gr_jax.training.state import TrainState
+
+
+def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[dict, int], np.ndarray],
+          folder: pathlib.Path, *, asked: Callable[[], bool], alone: bool = True) -> dict[str, Any]:
+  """The tasks of one run, one after another, from its last checkpoint; returns the content of results.json.
+
+  Args:
+    experiment: its config holds the seed.
+    programs, count_correct: see programs.make_programs and programs.make_evaluator.
+    folder: for checkpoints and metrics.jsonl.
+    asked: whether the run is to save and end; looked at after each call on the device.
+    alone: whether no other run is learnt in this process meanwhile.
+
+  Raises:
+    Interrupted: it was asked, and has saved.
+  """
+  started, ends = time.monotonic(), [plan.stop_step for plan in experiment.plans]
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(checkpointing.Checkpoints(folder / "checkpoints", keep=ends, alone=alone))
+    progress, state, carry, teacher = _resume(experiment, programs, checkpoints)
+    started -= progress.seconds
+    log = stack.enter_context(journal.Metrics(folder / "metrics.jsonl", step=int(state.step)))
+    saving = Saving(checkpoints, log, started, asked)
+    for plan in experiment.plans[progress.task:experiment.stop_after_task]:
+      if asked():
+        raise Interrupted(f"{progress.task} tasks are saved in {folder}; rerun the command to resume")
+      if not progress.begun:
+        params, teacher = programs.begin_task(state.params, state.batch_stats, plan.stages[0].context, experiment.root)
+        state = state.replace(params=params)
+      for stage in plan.stages[progress.stage:]:
+        rows = np.concatenate(_rows(experiment, stage, progress))
+        state, progress = run_stage(experiment, programs, stage, rows, Standing(progress, state, carry, teacher), saving)
+      carry, exemplars = _choose_exemplars(experiment, programs, plan, state, carry, progress)
+      network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
+      reports, seconds = progress.reports, time.monotonic() - started
+      progress = progress.after_task(count_correct(network, plan.number + 1), exemplars, seconds)
+      found = results.summarize(experiment, progress)
+      log.write(**results.task_row(plan, state, reports, found, progress))
+      log.sync()
+      checkpoints.save(plan.stop_step, items(state, carry), dataclasses.asdict(progress))
+      console.say(console.task_line(plan.number, found))
+  return results.summarize(experiment, progress)
+
+
+def _rows(experiment: Experiment, stage: StagePlan, progress: Progress) -> list[np.ndarray]:
+  """For each class seen, the rows that take part in a stage."""
+  method, exemplars = experiment.method, [np.asarray(kept, np.int32) for kept in progress.exemplars]
+  return rows_of(method.stages[stage.index], stage, experiment.scenario.counts, exemplars, method.held_out)
+
+
+def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState,
+                      carry: dict[str, jax.Array], progress: Progress
+                      ) -> tuple[dict[str, jax.Array], tuple[np.ndarray, ...]]:
+  """The exemplars of every seen class after a task, without held-out images; and with them what outlives the task."""
+  config, method = experiment.config, experiment.method
+  features = functools.partial(programs.features, state)
+  replays = any(stage.rows == "present" for stage in method.stages)
+  exemplars = memory.select(
+      _rows(experiment, plan.stages[0], progress), config.memory.per_class - method.held_out if replays else 0,
+      config.memory.selection, seed=config.seed, task=plan.number, features=features)
+  if method.exemplar_means:
+    means, has_mean = nearest_mean.means(
+        features(np.concatenate(exemplars)), [len(kept) for kept in exemplars], experiment.num_classes)
+    carry = parallel.replicate({"exemplar_means": means, "has_mean": has_mean}, experiment.devices)
+  return carry, exemplars
+
+
+def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointing.Checkpoints) -> Standing:
+  """Where the run stands: at the last checkpoint, or at its beginning."""
+  method, carry = experiment.method, experiment.init_carry()
+
+  def targets(record: dict[str, Any]) -> dict[str, Any]:
+    progress = Progress.from_record(record)
+    plan = experiment.plans[min(progress.task, len(experiment.plans) - 1)]
+    inside = progress.begun and progress.task > 0 and method.uses_teacher
+    stage = plan.stages[min(progress.stage, len(plan.stages) - 1)]
+    abstract = experiment.abstract_state(stage.index)
+    if not progress.inside_stage:
+      abstract = abstract.replace(opt_state=(), rule=())
+    return items(abstract, jax.eval_shape(lambda: carry),
+                 {"params": abstract.params, "batch_stats": abstract.batch_stats} if inside else None)
+
+  newest = processes.together(lambda: checkpoints.restore_newest(
+      targets, warn=lambda line: console.say(f"warning: {line}")))
+  processes.agree({"checkpoint to resume from": newest and newest[0]})
+  if newest is None:
+    state = programs.init(experiment.root).replace(opt_state=(), rule=())
+    return Standing(Progress(), state, parallel.replicate(carry, experiment.devices), None)
+  step, record, found = newest
+  progress, found = Progress.from_record(record), parallel.replicate(found, experiment.devices)
+  console.say(f"resuming after step {step}: {progress.task} tasks, {progress.epoch} epochs and {progress.steps} steps "
+              f"are done")
+  model, training = found["model"], found["training"]
+  state = TrainState(params=model["params"], batch_stats=model["batch_stats"], step=training["step"],
+                     opt_state=training.get("opt_state", ()), rule=training.get("rule", ()))
+  return Standing(progress, state, model.get("carry", {}), found.get("teacher"))

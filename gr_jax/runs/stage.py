@@ -1,0 +1,131 @@
+"""One stage of a task: chunks of steps on the device, saving, and ending where a signal asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gr_jax.devices import parallel
+from gr_jax.runs import journal, meter
+from gr_jax.runs.checkpoints import Checkpoints
+from gr_jax.runs.results import Progress
+from gr_jax.runs.signals import Interrupted
+from gr_jax.scenario.plan import StagePlan, chunks
+from gr_jax.training import finite
+from gr_jax.training.experiment import Experiment
+from gr_jax.training.program import Window
+from gr_jax.training.programs import Programs, pool
+from gr_jax.training.state import TrainState
+
+
+class Standing(NamedTuple):
+  """Where a run stands.
+
+  Attributes:
+    progress: how far it is.
+    state: parameters and what belongs to the stage.
+    carry: what outlives a task.
+    teacher: the previous task's model inside a task that has one; else None.
+  """
+  progress: Progress
+  state: TrainState
+  carry: dict[str, jax.Array]
+  teacher: Any
+
+
+class Saving(NamedTuple):
+  """Where a run writes, when it began (time.monotonic(), earlier starts included), and whether it is to end."""
+  checkpoints: Checkpoints
+  log: journal.Metrics
+  started: float
+  asked: Callable[[], bool]
+
+
+def items(state: TrainState, carry: dict[str, jax.Array], teacher: Any = None) -> dict[str, Any]:
+  """The items of a checkpoint. Evaluation restores `model` alone; momentum and rule are there inside a stage only."""
+  model = {"params": state.params, "batch_stats": state.batch_stats, **({"carry": carry} if carry else {})}
+  training = {"step": state.step}
+  if state.opt_state != ():
+    training |= {"opt_state": state.opt_state, "rule": state.rule}
+  return {"model": model, "training": training, **({} if teacher is None else {"teacher": teacher})}
+
+
+def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows: np.ndarray, standing: Standing,
+              saving: Saving) -> tuple[TrainState, Progress]:
+  """The epochs of one stage; returns the state after it, without momentum and rule, and the progress.
+
+  Args:
+    experiment, programs: of the run.
+    plan: of the stage.
+    rows: of the training pictures that take part.
+    standing: before the stage, or inside it.
+    saving: see `Saving`.
+
+  Raises:
+    Interrupted: the run was asked to end, and has saved.
+    Diverged: the loss is not finite.
+  """
+  config, stage = experiment.config, experiment.method.stages[plan.index]
+  compiled, (progress, state, carry, teacher) = programs.stages[plan.index], standing
+  everywhere = lambda tree: parallel.replicate(tree, experiment.devices)
+  context, among = everywhere(plan.context), pool(rows, experiment.capacity)
+  if not progress.inside_stage:
+    state = compiled.begin(state)
+  # The folded one is what the program takes; the teacher as it is goes into checkpoints.
+  kept = teacher if plan.number and experiment.method.uses_teacher else None
+  folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
+  done = progress.epoch * plan.steps_per_epoch + progress.steps
+  with meter.Meter(plan, num_tasks=len(experiment.plans), rates=experiment.learning_rates(stage), done=done,
+                   sums=progress.sums, batch_size=config.batch_size, log=saving.log, started=saving.started) as measured, \
+       _blaming(lambda: state), \
+       contextlib.closing(programs.feed(plan, among, experiment.root, chunks(
+           plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps))) as fed:
+    for chunk, inputs in fed:
+      window = Window(inputs.pool, experiment.root, *everywhere((np.int32(chunk.epoch), inputs.first, inputs.stop)))
+      state, metrics = compiled.run(state, folded, context, inputs.data, window)
+      measured.add(chunk, metrics)
+      epoch, steps = divmod(chunk.epoch * plan.steps_per_epoch + chunk.stop, plan.steps_per_epoch)
+      leaving = saving.asked()
+      # The end of a task is saved with its accuracies and exemplars, that of a stage below.
+      if epoch < plan.epochs and (leaving or steps == 0 and epoch % config.checkpoint_every_epochs == 0):
+        measured.settle()
+        now = dataclasses.replace(progress, epoch=epoch, steps=steps, sums=measured.sums,
+                                  seconds=time.monotonic() - saving.started)
+        _save(saving, plan.first_step + epoch * plan.steps_per_epoch + steps, items(state, carry, kept), now, leaving)
+    measured.settle()
+  summary = {name: np.asarray(values).tolist() for name, values in stage.summary(
+      state.rule, plan.stop_step - plan.first_step).items()}
+  progress = progress.after_stage({**summary, **measured.reports}, time.monotonic() - saving.started)
+  state = state.replace(opt_state=(), rule=())
+  if compiled.end is not None:
+    state = state.replace(params=compiled.end(state.params, context))
+  if plan.stop_step < experiment.plans[plan.number].stop_step:
+    _save(saving, plan.stop_step, items(state, carry, kept), progress, saving.asked())
+  return state, progress
+
+
+def _save(saving: Saving, step: int, content: dict[str, Any], progress: Progress, leaving: bool) -> None:
+  saving.log.sync()
+  saving.checkpoints.save(step, content, dataclasses.asdict(progress))
+  if leaving:
+    saving.checkpoints.wait()
+    raise Interrupted(f"step {step} is saved; rerun the command to resume")
+
+
+@contextlib.contextmanager
+def _blaming(state: Callable[[], TrainState]) -> Iterator[None]:
+  """Adds to a divergence where it began: a step whose loss is not finite leaves the state as it found it."""
+  try:
+    yield
+  except meter.Diverged as error:
+    spoilt = finite.non_finite(state())
+    raise meter.Diverged(
+        f"{error}; " + (f"{finite.named(spoilt)} became non-finite in the previous step" if spoilt else
+                        "every array of the state is finite, so it comes from this batch or from overflow in it") +
+        "; the last checkpoint is kept: lower learning_rate, or look at the data") from error
