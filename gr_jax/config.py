@@ -45,7 +45,7 @@ KEYS = {
     "worker_timeout": _Key(float, **_POSITIVE),
     "model": _Key(str),
     "precision": _Key(str, allowed=models.PRECISIONS),
-    "method": _Key(str, allowed=methods.NAMES),
+    "method": _Key(str),
     "seed": _Key(int, **_at_least(0)),
     "replicas": _Key(int, **_at_least(1)),
     "epochs": _Key(int, **_at_least(1)),

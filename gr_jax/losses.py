@@ -1,4 +1,4 @@
-"""The losses of METHOD.md section 4: arrays in, scalars out.
+"""The losses of docs/method.md section 4: arrays in, scalars out.
 
 Every function masks before any arithmetic: whatever stands in a column that takes no part, -inf and NaN
 included, gives a finite value and a zero gradient there. All arithmetic is float32.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-# Added to every count of lost images before the entropy is taken (METHOD.md section 4).
+# Added to every count of lost images before the entropy is taken (docs/method.md section 4).
 _LOST_OFFSET = 1e-3
 
 # Of a squared norm: below this a vector has no direction.
@@ -71,7 +71,7 @@ def distillation(
 def distribution_aware_distillation(
     student: jax.Array, teacher: jax.Array, lost: jax.Array, old: jax.Array,
     temperature: float = 2.0) -> jax.Array:
-  """Distribution-aware knowledge distillation, DAKD (METHOD.md section 4).
+  """Distribution-aware knowledge distillation, DAKD (docs/method.md section 4).
 
   -mean sum_j softmax(q/T)_j (h log softmax(z/T)_j + (1-h) log softmax(z_mix/T)_j) with
   z_mix = v z + (1-v) q: a class that lost many images follows the student's own logit and is pulled hard,
@@ -110,7 +110,7 @@ def lost_weights(lost: jax.Array, old: jax.Array) -> jax.Array:
 def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
   """h: entropy of p = (s + 0.001) / sum(s + 0.001) over log C_o; float32 in [0, 1], 1 = evenly lost.
 
-  1 with one old class, with none, and where nothing was lost ([D], METHOD.md section 4).
+  1 with one old class, with none, and where nothing was lost ([D], docs/method.md section 4).
   """
   lost = jnp.where(old, lost, 0).astype(jnp.float32)
   shifted = jnp.where(old, lost + _LOST_OFFSET, 0.0)

@@ -1,4 +1,4 @@
-"""The exemplar memory: which rows of the resident images are kept after a task (METHOD.md section 6).
+"""The exemplar memory: which rows of the resident images are kept after a task (docs/method.md section 6).
 
 The memory holds indices, never copies of images.
 """
@@ -61,7 +61,7 @@ def select(
   Args:
     present: for each seen class, the rows of the resident images that are there now.
     m: exemplars a class.
-    selection: "herding" (METHOD.md section 6) or "random" (seeded by seed, task and class).
+    selection: "herding" (docs/method.md section 6) or "random" (seeded by seed, task and class).
     features: rows [n] -> features [n, d] of the un-augmented images in evaluation mode.
     seed, task: for "random".
 

@@ -1,4 +1,4 @@
-"""What is measured after each task, from counts of correct test images (METHOD.md section 7).
+"""What is measured after each task, from counts of correct test images (docs/method.md section 7).
 
 Class j is the j-th in learning order. Fractions, never per cent; None where a number is not defined.
 """

@@ -1,4 +1,4 @@
-"""SGD with the schedule inside: METHOD.md section 6."""
+"""SGD with the schedule inside: docs/method.md section 6."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learning_rates(*, schedule: str, base: float, epochs: int, milestones: Seque
                    ) -> tuple[float, ...]:
   """The rate of every epoch of a stage.
 
-  "steps": base times decay for each milestone of finished epochs (METHOD.md section 6). "cosine": from base down half
+  "steps": base times decay for each milestone of finished epochs (docs/method.md section 6). "cosine": from base down half
   a cosine, that would reach 0 after the last of `epochs`.
   """
   if schedule == "cosine":

@@ -1,4 +1,4 @@
-"""Gradient reweighting of the classifier, METHOD.md section 5: Phi, alpha, r, beta.
+"""Gradient reweighting of the classifier, docs/method.md section 5: Phi, alpha, r, beta.
 
 Pure functions over a classifier's gradient, a dict with `kernel` [features, classes] and perhaps `bias`
 [classes]. Gradients must be averaged over all devices before they come here: a norm of a mean is not the
@@ -187,7 +187,7 @@ def gradient_reweighting(
 
   Args:
     path: keys from the top of the parameter tree to the classifier; () where the tree is the classifier itself.
-    kind: "dgr": METHOD.md section 5; "class": alpha over all seen classes together, r = 1, beta = 1; "none": the
+    kind: "dgr": docs/method.md section 5; "class": alpha over all seen classes together, r = 1, beta = 1; "none": the
       plain sum. Phi is recorded in all three.
     task_ratio, eps: see `update`.
     gamma: of the attenuation a, see `attenuation`.

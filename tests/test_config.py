@@ -19,7 +19,7 @@ def test_config_files_are_valid_locked_and_complete(name):
 
 
 def test_the_papers_protocol():
-  """METHOD.md section 6."""
+  """docs/method.md section 6."""
   cifar, imagenet, food = (runs.get_config(n) for n in ("cifar100_lt", "imagenetsubset_lt", "food101_lt"))
   for config in (cifar, imagenet, food):
     assert (config.batch_size, config.learning_rate, config.momentum) == (128, 0.1, 0.9)

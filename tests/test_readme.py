@@ -1,51 +1,206 @@
-"""The README's code runs, its commands name what exists, its map is true."""
+"""The pages are true: their code runs, their commands, keys, files and links exist, the map names every module."""
 
+import json
 import re
 
+import pytest
 import runs
 
+from gr_jax import config as configuration
+from gr_jax import methods, train
 from gr_jax.runs import console
 from gr_jax.training import experiment
 
 README = (runs.ROOT / "README.md").read_text()
+DOCS = runs.ROOT / "gr_jax" / "docs"
+PAGES = {path.relative_to(runs.ROOT).as_posix(): path.read_text()
+         for path in (runs.ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
+CONFIG_PAGE = PAGES["gr_jax/docs/config.md"]
+
+OPTIONS = {f"method_options.{key}" for _, options in methods.METHODS.values() for key in options}
 
 
-def test_the_example_runs():
-  code, = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "optax" in block)
+def known_keys():
+  """Every config key, options of methods among them."""
+  return OPTIONS | set(configuration.KEYS)
+
+
+def code_block(page, word):
+  """The one Python block of a page that holds a word."""
+  code, = (block for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL) if word in block)
+  return compile(code, page, "exec")
+
+
+def key_rows():
+  """Key -> (type, value in the paper's protocol, allowed values, meaning) of the tables of keys in config.md."""
+  tables = CONFIG_PAGE[:CONFIG_PAGE.index("## Options of the methods")]
+  rows = [re.split(r" \| ", row.strip("| \n")) for row in tables.splitlines() if row.startswith("| `")]
+  return {row[0].strip("`"): row[1:] for row in rows if len(row) == 5}
+
+
+def test_the_readme_is_short():
+  prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+  words = " ".join(line for line in prose.splitlines() if not line.startswith("|")).split()
+  assert len(words) <= 900
+
+
+def test_the_first_screen_has_the_two_commands():
+  """The second is that of .ci/run, the first that of configs/digits_lt.py."""
+  first, second = (line.partition("#")[0].strip() for line in
+                   re.search(r"```sh\n(.*?)```", README, re.DOTALL)[1].strip().splitlines())
+  assert first == "pip install -e . && python -m gr_jax.main --config=configs/digits_lt.py"
+  assert second == "pip install -e '.[test]' && pytest"
+  assert "install --quiet -e '.[test]'" in (runs.ROOT / ".ci" / "run").read_text()
+
+
+def test_the_first_screen_is_what_a_run_prints():
+  drawn = console.scenario_lines(experiment.load(runs.get_config("digits_lt"))).splitlines()
+  for line in drawn[:3]:
+    assert line in README
+
+
+def test_numbers_in_two_places_agree():
+  """Equal budget: the README has average and last of each run whose accuracies method.md has task by task."""
+  rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in
+          (README + PAGES["gr_jax/docs/method.md"]).splitlines() if row.startswith("|")]
+  shown = {row[0]: row[1:] for row in rows if row[0] in ("gr_jax", "the authors' release") and len(row) == 3}
+  by_task = [row for row in rows if len(row) == 9 and re.search("gr_jax|authors' release", row[0])]
+  for column, (ours, theirs) in enumerate((by_task[:2], by_task[2:])):
+    assert shown["gr_jax"][column] == " / ".join(ours[-2:])
+    assert shown["the authors' release"][column] == " / ".join(theirs[-2:])
+    for row in (ours, theirs):
+      accuracies = [float(cell) for cell in row[1:7]]
+      assert float(row[7]) == pytest.approx(sum(accuracies) / 6, abs=0.051) and float(row[8]) == accuracies[-1]
+
+
+def test_the_optax_example_runs():
   names = {}
-  exec(compile(code, "README.md", "exec"), names)
+  exec(code_block("gr_jax/docs/method.md", "optax"), names)
   state, params = names["state"], names["params"]
   assert (state[0].phi > 0).all() and (state[0].column <= 1).all() and state[0].column.max() == 1
   assert params["head"]["kernel"].shape == (8, 3)
 
 
-def test_digits_as_pictures(tmp_path, monkeypatch):
-  """The README's pictures, and the draw that it shows of them."""
-  code, = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "PIL" in block)
+def test_reading_a_run_and_the_page_of_its_files(tmp_path, monkeypatch, capsys):
+  """The README's code reads a short run; every key in that run's files stands in files.md."""
   monkeypatch.chdir(tmp_path)
-  exec(compile(code, "README.md", "exec"), {})
-  found = experiment.load(runs.get_config("folder_lt", data_dir=str(tmp_path / "pictures"), **{
+  workdir = tmp_path / "runs" / "digits_lt-s0"
+  # One task without a memory: the fewest programs to compile.
+  results = train.train(runs.short(epochs=1, milestones=(), **{
+      "scenario.num_tasks": 1, "memory.per_class": 0}), workdir)
+  capsys.readouterr()
+  names = {}
+  exec(code_block("README.md", "results.json"), names)
+  assert names["results"] == json.loads(json.dumps(results))
+  assert str(results["last_accuracy"]) in capsys.readouterr().out
+  page = PAGES["gr_jax/docs/files.md"]
+  drawn = json.loads((workdir / "scenario.json").read_text())
+  keys = {*results, *drawn, *drawn["tasks"][0], *(key for row in runs.rows(workdir) for key in row)}
+  assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+  for path in workdir.iterdir():
+    assert f"`{path.name}`" in page or f"`{path.name}/`" in page, path.name
+
+
+def test_digits_as_pictures(tmp_path, monkeypatch):
+  """The pictures of own_pictures.md, and the draw that it shows of them."""
+  page = "gr_jax/docs/own_pictures.md"
+  monkeypatch.chdir(tmp_path)
+  exec(code_block(page, "PIL"), {})
+  loaded = experiment.load(runs.get_config("folder_lt", data_dir=str(tmp_path / "pictures"), **{
       "scenario.kind": "lt", "scenario.imbalance": 10.0, "image_size": 16, "stored_size": 18}))
-  assert console.scenario_lines(found).splitlines()[0] in README
+  assert console.scenario_lines(loaded).splitlines()[0] in PAGES[page]
 
 
-def test_commands_name_files_and_modules_that_exist():
-  for path in re.findall(r"(?:--config=|--sweep=)?((?:configs|launch|tests)/[\w/]+\.(?:py|sh))", README):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_name_files_modules_and_keys_that_exist(page):
+  text = PAGES[page]
+  for path in re.findall(r"(?:--config=|--sweep=)?((?:configs|launch|tests)/[\w/]+\.(?:py|sh|yaml|md|npz))", text):
     assert (runs.ROOT / path).is_file(), path
-  for module in re.findall(r"python -m gr_jax\.(\w+)", README):
+  for module in re.findall(r"python -m gr_jax\.(\w+)", text):
     assert (runs.ROOT / "gr_jax" / f"{module}.py").is_file(), module
+  named = set(re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)\b(?!\.KEY)", text))
+  named |= set(re.findall(r"`((?:scenario|memory|folder|method_options)\.(?!json)[a-z_]+)(?:=\w+)?`", text))
+  assert named - known_keys() == set()
 
 
-def test_the_map_names_every_module():
-  block = README[README.index("## Map of the code"):README.index("## Differences")]
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+  for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+    if target.startswith("http"):
+      continue
+    name, _, anchor = target.partition("#")
+    path = (runs.ROOT / page).parent / name if name else runs.ROOT / page
+    assert path.is_file(), target
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert not anchor or anchor in slugs, target
+
+
+def test_the_page_of_keys_names_every_key():
+  assert set(key_rows()) == set(configuration.KEYS)
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_the_page_of_keys_has_every_option(name):
+  """A row: `method_options.KEY`, type, default, choices, meaning; a table for each method that has options."""
+  part = CONFIG_PAGE[CONFIG_PAGE.index("## Options of the methods"):CONFIG_PAGE.index("## Old and new names")]
+  section = re.search(rf"^### `{name}`\n(.*?)(?=^### |\Z)", part, re.DOTALL | re.MULTILINE)[1]
+  rows = {row.split("`")[1]: [cell.strip() for cell in row.strip("|").split(" | ")]
+          for row in section.splitlines() if row.startswith("| `")}
+  options = methods.METHODS[name][1]
+  assert set(rows) == {f"method_options.{key}" for key in options}
+  for key, option in options.items():
+    _, kind, value, allowed, _ = rows[f"method_options.{key}"]
+    assert kind == {str: "string", int: "integer", float: "number", bool: "boolean"}[type(option.default)]
+    assert value.strip("`") == str(option.default)
+    for choice in option.allowed or ():
+      assert f"`{choice}`" in allowed
+
+
+def test_the_page_of_keys_says_which_are_free():
+  free = {key for key, row in key_rows().items() if row[3].startswith("*free*")}
+  assert free == set(configuration.FREE_KEYS)
+
+
+@pytest.mark.parametrize("key", key_rows())
+def test_the_page_of_keys_has_types_values_and_choices(key):
+  kind, value, allowed, _ = key_rows()[key]
+  entry = configuration.KEYS[key]
+  assert kind.endswith(" or `None`") == entry.optional
+  assert kind.removesuffix(" or `None`") == {
+      str: "string", int: "integer", float: "number", bool: "boolean", tuple: "list of integers"}[entry.type]
+  for choice in entry.allowed or ():
+    assert f"`{choice}`" in allowed
+  shown = configuration.flatten(runs.get_config("folder_lt" if key.startswith("folder.") else "cifar100_lt"))
+  if key in shown:
+    held = shown[key]
+    assert value.strip("`") == (", ".join(map(str, held)) if isinstance(held, tuple) else str(held))
+
+
+def test_the_page_of_keys_lists_old_names_with_new_ones():
+  table = CONFIG_PAGE[CONFIG_PAGE.index("## Old and new names"):]
+  assert dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|$", table, re.MULTILINE)) == {
+      key: f"method_options.{key}" for key in configuration.MOVED} == configuration.MOVED
+
+
+def test_the_map_names_every_module_and_page():
+  """A module of a folder by its name without .py, one at the top with it; methods and commands are lists of equals."""
+  block = README[README.index("## Map of the code"):README.index("## Pages")]
   for path in (runs.ROOT / "gr_jax").rglob("*.py"):
-    assert path.name == "__init__.py" or path.name in block, path
+    folder = path.relative_to(runs.ROOT / "gr_jax").parent.as_posix()
+    if path.name != "__init__.py" and folder != "methods":
+      assert re.search(rf"\b{re.escape(path.name if folder == '.' else path.stem)}\b", block), path
+  for path in DOCS.glob("*.md"):
+    assert path.name in block, path
+  for name in re.findall(r"\b\w+\.py\b", block):
+    assert list(runs.ROOT.rglob(name)), name
 
 
 def test_the_table_of_faults_names_tests_that_exist():
   """`file.py::test` and, after it, `::test` of the same file."""
-  table = (runs.ROOT / "gr_jax" / "docs" / "faults.md").read_text()
+  table = PAGES["gr_jax/docs/faults.md"]
   assert [int(number) for number in re.findall(r"^\| (\d+) \| [^\d]", table, re.MULTILINE)] == list(range(1, 30))
+  assert "lists 29 faults" in PAGES["gr_jax/docs/running.md"]
   for row in table.splitlines():
     file = None
     for path, name in re.findall(r"`(?:tests/)?([\w/]+\.py)?(?:::(test_\w+))?`", row):

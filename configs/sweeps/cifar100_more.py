@@ -1,4 +1,4 @@
-"""A first try at more than the paper: schedules and augmentation, chosen on the hold-out (METHOD.md section 6)."""
+"""A first try at more than the paper: schedules and augmentation, chosen on the hold-out (docs/method.md section 6)."""
 
 
 def get_sweep() -> dict:

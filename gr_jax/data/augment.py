@@ -1,4 +1,4 @@
-"""Augmentation on the device, inside the step (METHOD.md section 6). Boxes are drawn in the geometry of the
+"""Augmentation on the device, inside the step (docs/method.md section 6). Boxes are drawn in the geometry of the
 original picture; the stored array may be smaller."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ATTEMPTS = 10
 _PAD = 4
 # Purpose of a picture's key, apart from those of split.
 _CUTOUT = 2
-# The central crop's side over the short side (METHOD.md section 6: 224 of 256).
+# The central crop's side over the short side (docs/method.md section 6: 224 of 256).
 _CENTRAL_SHARE = 224 / 256
 
 

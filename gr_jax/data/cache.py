@@ -61,7 +61,7 @@ class Cached(NamedTuple):
   sizes: np.ndarray
 
 
-# Short side before the central crop, over the crop's side (METHOD.md section 6: 256 and 224).
+# Short side before the central crop, over the crop's side (docs/method.md section 6: 256 and 224).
 RESIZE_OVER_CROP = 256 / 224
 
 
@@ -71,7 +71,7 @@ def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
-  """Short side to side * 256 / 224, then the central [side, side, channels] uint8 (METHOD.md section 6)."""
+  """Short side to side * 256 / 224, then the central [side, side, channels] uint8 (docs/method.md section 6)."""
   height, width = picture.shape[:2]
   if max(height, width) > _LONG * min(height, width):
     # Enlarged as a whole, a strip would fill the memory; nothing beyond the middle is seen.

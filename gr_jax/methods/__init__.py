@@ -1,6 +1,7 @@
 """Methods of class-incremental learning, one short file each; `gr` is the one that this project began with."""
 
 from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage
-from gr_jax.methods.registry import METHODS, NAMES, make, parse, resolve
+from gr_jax.methods.registry import METHODS, NAMES, Option, make, parse, register, resolve
 
-__all__ = ["METHODS", "NAMES", "Context", "Loss", "Method", "Outputs", "Stage", "make", "parse", "resolve"]
+__all__ = ["METHODS", "NAMES", "Context", "Loss", "Method", "Option", "Outputs", "Stage", "make",
+           "parse", "register", "resolve"]

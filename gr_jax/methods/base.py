@@ -114,8 +114,9 @@ class Stage(NamedTuple):
     return self.tasks == "all" or task > 0
 
 
-# (outputs, carry) -> [batch, classes]; the largest of the seen classes is the answer.
-Score = Callable[[Outputs, Any], jax.Array]
+# (outputs, carry, context) -> [batch, classes]; the largest of the seen classes is the answer. The context is that of
+# the task's first stage.
+Score = Callable[[Outputs, Any, Context], jax.Array]
 
 
 class Method(NamedTuple):
@@ -155,7 +156,7 @@ class Method(NamedTuple):
             "has_mean": jnp.zeros(num_classes, bool)}
 
 
-def logits(outputs: Outputs, carry: Any) -> jax.Array:
+def logits(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
   """The usual score."""
-  del carry
+  del carry, context
   return outputs.logits

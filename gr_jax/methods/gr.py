@@ -1,4 +1,4 @@
-"""Gradient Reweighting (He & Zhu, CVPR 2024), with the switches of METHOD.md sections 4 and 5."""
+"""Gradient Reweighting (He & Zhu, CVPR 2024), with the switches of docs/method.md sections 4 and 5."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def make(*, loss: str, weight: float) -> Method:
     return (1.0 if loss == "paper" else weight) * losses.sigmoid_distillation(
         student.logits, teacher.logits, context.old)
 
-  def nearest(outputs: Outputs, carry: Any) -> jax.Array:
+  def nearest(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
     return nearest_mean.scores(outputs.features, carry["exemplar_means"], carry["has_mean"])
 
   stage = Stage("train", {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True)})

@@ -29,7 +29,7 @@ def _weight(default: float) -> Option:
 _TEMPERATURE = Option(2.0, above=0.0)
 
 # name -> (factory, options). A factory's argument `memory` is config.memory.per_class.
-METHODS: Mapping[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
+METHODS: dict[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
     "gr": (gr.make, {
         "reweighting": Option("dgr", reweighting.KINDS), "prior": Option(True),
         "distillation": Option("dakd", ("dakd", "kd", "none")),
@@ -48,6 +48,18 @@ METHODS: Mapping[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
         "hardest": Option(2, low=1)}),
 }
 NAMES = tuple(METHODS)
+_PUBLISHED = frozenset(NAMES)
+
+
+def register(name: str, factory: Callable[..., Method], options: Mapping[str, Option]) -> None:
+  """Adds a method of one's own, for this process; see docs/methods.md.
+
+  Raises:
+    ValueError: the name is that of a method of this package.
+  """
+  if name in _PUBLISHED:
+    raise ValueError(f"{name!r} is a method of gr_jax; choose another name")
+  METHODS[name] = (factory, dict(options))
 
 
 def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,8 +116,8 @@ def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
 
 def _known(name: str) -> None:
   if name not in METHODS:
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    raise UserError(f"method is {name!r}; it can be {', '.join(map(repr, NAMES))}"
+    near = difflib.get_close_matches(name, METHODS, n=1)
+    raise UserError(f"method is {name!r}; it can be {', '.join(map(repr, METHODS))}"
                     + (f"; did you mean {near[0]!r}?" if near else ""))
 
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# METHOD.md section 3: running <- 0.9 running + 0.1 batch.
+# docs/method.md section 3: running <- 0.9 running + 0.1 batch.
 _MOMENTUM = 0.9
 EPSILON = 1e-5
 

@@ -1,4 +1,4 @@
-"""Residual networks of METHOD.md section 3: the CIFAR form (6n+2 layers) and the ImageNet form (18, 34).
+"""Residual networks of docs/method.md section 3: the CIFAR form (6n+2 layers) and the ImageNet form (18, 34).
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Backbones only: the classifier is apart
 (models/classifier.py), since its gradient is what the method changes.

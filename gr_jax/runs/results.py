@@ -83,7 +83,7 @@ class Progress:
 
 
 def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-  """The content of results.json: METHOD.md section 7; null for tasks that are not done.
+  """The content of results.json: docs/method.md section 7; null for tasks that are not done.
 
   Where a method has several scores, the first one's accuracies stand at the top and all of them under "scores".
   """

@@ -1,4 +1,4 @@
-"""Which images of which class arrive in which task: METHOD.md section 2.
+"""Which images of which class arrive in which task: docs/method.md section 2.
 
 Knows neither files nor devices: it works on labels and stable image ids. Every random choice is the order of
 SHA-256 hashes of (seed, purpose, id), so one `scenario.seed` draws the same scenario on every machine, with
@@ -19,7 +19,7 @@ from gr_jax.errors import UserError
 
 KINDS = ("lt", "ltio", "conv", "natural")
 
-# The iCaRL order (seed 1993), METHOD.md section 2: CIFAR-100's classes, and ImageNet-Subset's 100 indices.
+# The iCaRL order (seed 1993), docs/method.md section 2: CIFAR-100's classes, and ImageNet-Subset's 100 indices.
 ICARL_ORDER = (
     68, 56, 78, 8, 23, 84, 90, 65, 74, 76, 40, 89, 3, 92, 55, 9, 26, 80, 43, 38, 58, 70, 77, 1, 85, 19, 17,
     50, 28, 53, 13, 81, 45, 82, 6, 59, 83, 16, 15, 44, 91, 41, 72, 60, 79, 52, 20, 10, 31, 54, 37, 95, 14,
@@ -32,7 +32,7 @@ _LARGEST_SHORTFALL = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What METHOD.md fixes for a catalogued data set.
+  """What docs/method.md fixes for a catalogued data set.
 
   Attributes:
     fixed_order: labels in learning order for order="fixed"; None where there is no such order.
@@ -104,7 +104,7 @@ class Scenario:
 
 
 def long_tailed_counts(num_classes: int, max_count: int, imbalance: float) -> np.ndarray:
-  """n_i = floor(n_max * rho^(-i / (K-1))), i = 0..K-1 (METHOD.md section 2).
+  """n_i = floor(n_max * rho^(-i / (K-1))), i = 0..K-1 (docs/method.md section 2).
 
   Args:
     num_classes: K >= 2.
@@ -202,7 +202,7 @@ def make_scenario(
     class_names: [classes] names in the data set's own order.
     kind, imbalance, num_tasks, first_task_classes, order, seed: the config's `scenario`.
     validation_fraction: share of each class's drawn images to hold out, rounded half to even.
-    facts: what METHOD.md fixes for this data set.
+    facts: what docs/method.md fixes for this data set.
 
   Raises:
     UserError: a scenario that cannot be drawn, with the numbers.

@@ -93,7 +93,7 @@ def chunks(plan: StagePlan, *, steps_per_call: int, epoch: int = 0, steps: int =
 
 def make_context(counts: np.ndarray, task: Task, number: int, *, per_class: int, rows: str = "present",
                  held_out: int = 0, task_of_class: np.ndarray | None = None) -> Context:
-  """What a stage knows of its task (METHOD.md sections 4 and 5).
+  """What a stage knows of its task (docs/method.md sections 4 and 5).
 
   Args:
     counts: [classes] int, n_j, hold-out of the config excluded.

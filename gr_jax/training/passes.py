@@ -50,7 +50,7 @@ def make_evaluate(
       own_task = context.task_of_class[labels][:, None] == context.task_of_class[None, :]
       tallied = []
       for score in method.scores.values():
-        scores = jnp.where(context.seen, score(outputs, network["carry"]), -jnp.inf)
+        scores = jnp.where(context.seen, score(outputs, network["carry"], context), -jnp.inf)
         correct = jnp.argmax(scores, axis=-1) == labels
         aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == labels
         tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid)

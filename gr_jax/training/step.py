@@ -1,4 +1,4 @@
-"""The train step (METHOD.md sections 4 to 6); knows no method by name."""
+"""The train step (docs/method.md sections 4 to 6); knows no method by name."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
   python tests/benchmarks/torch_run.py --config=configs/cifar100_lt.py [--epochs=3] [--milestones=80,120]
       [--data_dir=..] [--precision=float32|bfloat16] [--device=cpu|cuda] [--workers=0] [--json=..]
 
-Written from METHOD.md. The scenario and its pictures are drawn by gr_jax's own code, so both runs learn the
+Written from docs/method.md. The scenario and its pictures are drawn by gr_jax's own code, so both runs learn the
 same images in the same tasks. Everything else is PyTorch: a linear head for each task, `ReleasedStep`, pictures
 one at a time through a DataLoader with Pillow, herding class by class. It takes configs whose data set holds
 colour pictures of one size, with the default switches of the method. JAX is not needed.
@@ -59,7 +59,7 @@ class Network:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
   def grow(self, classes: int) -> None:
-    # PyTorch draws a new layer as METHOD.md section 3 asks: U(-1/sqrt(d), 1/sqrt(d)).
+    # PyTorch draws a new layer as docs/method.md section 3 asks: U(-1/sqrt(d), 1/sqrt(d)).
     self.heads.append(nn.Linear(self.backbone.num_features, classes, device=self.device))
 
   def teacher(self) -> tuple[torch_steps.Backbone, list[nn.Linear]] | None:
@@ -164,7 +164,7 @@ def features(backbone: torch_steps.Backbone, batches: Any, *, device: torch.devi
 
 
 def herd(features: torch.Tensor, m: int) -> list[int]:
-  """Rows of features [n, d] in the order in which herding picks them, min(m, n) of them (METHOD.md section 6)."""
+  """Rows of features [n, d] in the order in which herding picks them, min(m, n) of them (docs/method.md section 6)."""
   rows = features.double()
   norms = rows.norm(dim=1, keepdim=True)
   rows = rows / torch.where(norms > 0, norms, 1.0)

@@ -2,7 +2,7 @@
 
 `ReleasedStep` is built as the authors' release builds its step: a linear head for each task, autograd called
 for each head, norms and ratios in loops over classes on the host. `BestStep` is the best plain PyTorch we
-know. Both compute what `gr_jax.training.step.make_train_step` computes (METHOD.md sections 3 to 6, the default
+know. Both compute what `gr_jax.training.step.make_train_step` computes (docs/method.md sections 3 to 6, the default
 switches; test_torch_steps.py compares them); written from that specification.
 
 Facts of a task are `TaskFacts` of NumPy arrays (or gr_jax's, which has the same names); old classes come first,
@@ -118,7 +118,7 @@ class TaskFacts(NamedTuple):
 
 def task_facts(counts: np.ndarray, first: int, stop: int, *, per_class: int, weight_scale: float = 0.7,
                gamma: float = 1.0) -> TaskFacts:
-  """Facts of the task that brings the classes first..stop-1 (METHOD.md sections 4 and 5).
+  """Facts of the task that brings the classes first..stop-1 (docs/method.md sections 4 and 5).
 
   Args:
     counts: [classes] int, training images n_j of each class.
@@ -384,7 +384,7 @@ class BestStep:
     return (column[:, None] * ce_weight + beta * kd_weight, column * ce_bias + beta * kd_bias, phi, column)
 
 
-# ----------------------------------------------------------------- augmentation, CIFAR's of METHOD.md section 6
+# ----------------------------------------------------------------- augmentation, CIFAR's of docs/method.md section 6
 
 
 class DeviceAugment(nn.Module):

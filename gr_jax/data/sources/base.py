@@ -55,7 +55,7 @@ class Source:
     name: as in the config.
     class_names: in the data set's own order.
     train, test: the splits.
-    facts: what METHOD.md section 2 fixes for it.
+    facts: what docs/method.md section 2 fixes for it.
     mean, std: of the channels, for pixel values in 0..1.
     uniform: whether all pictures have one size and are kept as they are.
     notes: what the user should know of how the set came about; shown, and saved with the run.
