@@ -2,8 +2,8 @@
 
 Times the very programs that training uses, on all local devices, CPU or GPU: compilation, steps of the base task and
 of the second one, evaluation, herding, memory, and the share of two ceilings measured in the same run. With --long also
-the last task, and the step taken apart by leaving one thing out at a time. Where pictures differ in size, also how fast they are decoded and reach the
-device: all of them have to fit onto it.
+the last task, and the step taken apart by leaving one thing out at a time. Where pictures differ in size, also how fast
+they are decoded and reach the device: all of them have to fit onto it.
 
 Little is imported here: processes that decode pictures import the command that started them.
 """
@@ -22,8 +22,8 @@ from gr_jax import flags as config_flag
 
 def write(report: dict[str, Any], path: str | None) -> None:
   """Prints the table; the report goes into a file where one is named."""
-  from gr_jax.benchmarking import steps as timings
-  print(timings.table(report))
+  from gr_jax.benchmarking import table
+  print(table.markdown(report))
   if path:
     pathlib.Path(path).write_text(json.dumps(report, indent=1) + "\n")
 

@@ -9,6 +9,7 @@ import runs
 
 from gr_jax import benchmark
 from gr_jax.benchmarking import steps as timings
+from gr_jax.benchmarking import table
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_pictures_of_mixed_sizes_on_their_way(tmp_path):
   assert set(rows["paths"]) == {"resident", "prefetch", "stream"}
   assert all(value > 0 for row in rows["paths"].values() for value in row.values())
   assert found["first_step_seconds"] < rows["first_step_without_cache_seconds"]
-  text = timings.table(json.loads(json.dumps(found)))
+  text = table.markdown(json.loads(json.dumps(found)))
   assert "Pillow alone" in text and "| stream |" in text
   # The short form, which is the default.
   assert set(found["programs"]) == {"base task", "task 2"} and "without" not in text

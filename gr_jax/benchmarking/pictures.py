@@ -9,7 +9,7 @@ import io
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -21,9 +21,11 @@ from gr_jax.data import cache, feed, resident, workers
 from gr_jax.data.sources import tfds_source
 from gr_jax.devices import parallel
 from gr_jax.runs import console
-from gr_jax.scenario.plan import Call, calls
-from gr_jax.training import experiment as experiments
+from gr_jax.scenario.plan import Chunk, chunks
+from gr_jax.training import pictures as loading
 from gr_jax.training.experiment import Experiment
+from gr_jax.training.program import Window
+from gr_jax.training.programs import Programs, make_programs, pool
 
 PATHS = ("resident", "prefetch", "stream")
 # Pictures that Pillow decodes alone, and that are gathered from the cache.
@@ -36,7 +38,7 @@ def empty_cache(config: ml_collections.ConfigDict) -> Iterator[ml_collections.Co
   folder = tfds_source.data_folder(config.data_dir)
   place = cache.writable(cache.folders(None if config.cache_dir == "off" else config.cache_dir, folder))
   with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as empty:
-    yield _changed(config, cache_dir=empty, pictures="resident")
+    yield changed(config, cache_dir=empty, pictures="resident")
 
 
 def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
@@ -77,63 +79,64 @@ def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict
 
   Args:
     found: what is measured.
-    count: calls that are timed; one more comes first.
-    steps: of one call where it trains; where nothing trains, calls are as long as in a run.
+    count: chunks that are timed; one more comes first.
+    steps: of one chunk where it trains; where nothing trains, chunks are as long as in a run.
 
   Returns:
     For each of PATHS {"delivered" (not for resident ones), "trained": pictures a second, "first_call_seconds": until
-    the first call's pictures are there, worker processes included}.
+    the first chunk's pictures are there, worker processes included}.
   """
   report = {}
   for path in PATHS:
-    own = dataclasses.replace(found, config=_changed(found.config, pictures=path))
+    own = dataclasses.replace(found, config=changed(found.config, pictures=path))
     pictures = loading.load(own, "train", console.decoding)
     report[path] = {}
     if path != "resident":
-      programs = compiled.make_programs(own, pictures)
-      waiting, rate = _paced(own, programs, count, lambda call, inputs: jax.block_until_ready(inputs.data))
+      programs = make_programs(own, pictures)
+      waiting, rate = _paced(own, programs, count, lambda chunk, inputs: jax.block_until_ready(inputs.data))
       report[path] |= {"first_call_seconds": waiting, "delivered": rate}
-    short = dataclasses.replace(own, config=_changed(own.config, steps_per_call=steps))
-    programs = compiled.make_programs(short, pictures)
+    short = dataclasses.replace(own, config=changed(own.config, steps_per_call=steps))
+    programs = make_programs(short, pictures)
     report[path]["trained"] = _paced(short, programs, count, _training(short, programs))[1]
   return report
 
 
-def _changed(config: ml_collections.ConfigDict, **keys: Any) -> ml_collections.ConfigDict:
-  changed = config.copy_and_resolve_references()
-  changed.update(keys)
-  return changed.lock()
+def changed(config: ml_collections.ConfigDict, **keys: Any) -> ml_collections.ConfigDict:
+  """A locked copy with other values."""
+  found = config.copy_and_resolve_references()
+  found.update(keys)
+  return found.lock()
 
 
-def _training(found: Experiment, programs: experiments.TrainPrograms) -> Callable[[Call, feed.Inputs], None]:
+def _training(found: Experiment, programs: Programs) -> Callable[[Chunk, feed.Inputs], None]:
   everywhere = functools.partial(parallel.replicate, devices=found.devices)
-  state, facts, root = programs.init(found.root), everywhere(found.plans[0].facts), found.root
+  state, context, root = programs.init(found.root), everywhere(found.plans[0].stages[0].context), found.root
 
-  def train(call: Call, inputs: feed.Inputs) -> None:
+  def train(chunk: Chunk, inputs: feed.Inputs) -> None:
     nonlocal state
-    state, metrics = programs.run_epoch(
-        state, None, facts, inputs.data, inputs.pool, root,
-        *everywhere((np.int32(call.epoch), inputs.first, inputs.stop, np.float32(1e-3))))
+    window = Window(inputs.pool, root, *everywhere((np.int32(chunk.epoch), inputs.first, inputs.stop)))
+    state, metrics = programs.stages[0].run(state, None, context, inputs.data, window)
     jax.block_until_ready((state, metrics))
 
   return train
 
 
-def _paced(found: Experiment, programs: experiments.TrainPrograms, count: int,
-           use: Callable[[Call, feed.Inputs], None]) -> tuple[float, float]:
-  """(seconds until the first call is done, pictures a second of the calls after it), in the base task."""
-  plan, batch = found.plans[0], found.config.batch_size
+def _paced(found: Experiment, programs: Programs, count: int,
+           use: Callable[[Chunk, feed.Inputs], None]) -> tuple[float, float]:
+  """(seconds until the first chunk is done, pictures a second of those after it), in the base task's first stage."""
+  plan, batch = found.plans[0].stages[0], found.config.batch_size
   per_epoch = -(-plan.steps_per_epoch // programs.steps_per_call)
-  wanted = list(calls(plan, epochs=-(-(count + 1) // per_epoch), steps_per_call=programs.steps_per_call))[:count + 1]
-  rows = np.arange(plan.size)
+  # Beyond the last epoch its rate goes on.
+  longer = dataclasses.replace(plan, epochs=-(-(count + 1) // per_epoch))
+  wanted = list(chunks(longer, steps_per_call=programs.steps_per_call))[:count + 1]
+  among = pool(np.arange(plan.size), found.capacity)
   started = time.perf_counter()
   ends = []
-  fed = programs.feed(plan, compiled.pool(rows, found.capacity), found.root, wanted)
-  with contextlib.closing(fed) as inputs_of:
-    for call, inputs in inputs_of:
-      use(call, inputs)
+  with contextlib.closing(programs.feed(plan, among, found.root, wanted)) as fed:
+    for chunk, inputs in fed:
+      use(chunk, inputs)
       ends.append(time.perf_counter())
-  pictures = sum((call.stop - call.first) * batch for call in wanted[1:])
+  pictures = sum((chunk.stop - chunk.first) * batch for chunk in wanted[1:])
   return ends[0] - started, pictures / (ends[-1] - ends[0])
 
 
@@ -141,23 +144,3 @@ def _seconds(work: Callable[[], Any]) -> tuple[float, Any]:
   started = time.perf_counter()
   result = work()
   return time.perf_counter() - started, result
-
-
-def lines(report: dict[str, Any], start: dict[str, float]) -> Iterable[str]:
-  """The rows of the table, as Markdown.
-
-  Args:
-    report: {**reading(...), "paths": on_their_way(...)}.
-    start: {"with", "without"}: seconds until the first step, with and without a cache that is there.
-  """
-  yield from (
-      f"decoding: {report['decoded']} pictures in {report['cold_seconds']:.1f} s, "
-      f"{report['decoded_per_core']:.0f} a second and core; Pillow alone {report['pillow_per_core']:.0f}; out of the "
-      f"cache {report['cached_per_second']:.0f} a second; the cache takes {report['cache_bytes'] / 1e9:.2f} GB",
-      f"first step: after {start['with']:.1f} s with the cache, {start['without']:.1f} s without it", "",
-      "| pictures | reach the device, a second | the first ones after, s | trained in the base task, a second |",
-      "|---|---|---|---|")
-  for path, row in report["paths"].items():
-    there = [f"{row[name]:.{digits}f}" if name in row else "-"
-             for name, digits in (("delivered", 0), ("first_call_seconds", 1))]
-    yield f"| {path} | {' | '.join(there)} | {row['trained']:.1f} |"

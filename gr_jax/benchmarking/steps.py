@@ -16,17 +16,26 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
-from gr_jax import memory, methods
+from gr_jax import memory, methods, optimizer
 from gr_jax.benchmarking import pictures as throughput
 from gr_jax.data import augment
+from gr_jax.data.arrays import Data
 from gr_jax.devices import convolution_library, parallel
+from gr_jax.methods.base import Stage
 from gr_jax.models import folding
 from gr_jax.runs import console
+from gr_jax.scenario.plan import StagePlan, rows_of
 from gr_jax.training import experiment as experiments
-from gr_jax.training import passes, step
+from gr_jax.training import passes, program
+from gr_jax.training import pictures as loading
 from gr_jax.training.experiment import Experiment
+from gr_jax.training.program import Window
+from gr_jax.training.programs import make_evaluator, pool
+from gr_jax.training.step import make_train_step
+
+# Small, so that no loss diverges: a step whose loss is not finite ends its call. The rate does not change the time.
+_LEARNING_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,52 +51,61 @@ class Timing:
 
 @dataclasses.dataclass
 class Bench:
-  """One task of an experiment, ready to be stepped with any variant of the step.
+  """One stage of a task, ready to be stepped with any variant of the step.
 
   Attributes:
     experiment: what is benchmarked.
     pictures: decoded training pictures.
-    number: of the task, from 0.
+    plan: of the stage.
     calls: timed calls of a program; two more come first and are dropped.
     steps: of one call.
   """
   experiment: Experiment
-  pictures: step.Data
-  number: int
+  pictures: Data
+  plan: StagePlan
   calls: int
   steps: int
 
-  def arguments(self, *, teacher: bool = True) -> tuple[Any, ...]:
-    """Fresh arguments of a run program; `teacher` False: as in a first task."""
-    found, config = self.experiment, self.experiment.config
-    everywhere = functools.partial(parallel.replicate, devices=found.devices)
-    plan = found.plans[self.number]
-    stops = np.cumsum(found.scenario.counts)
-    exemplars = [np.arange(stop - count, stop)[:config.memory.per_class]
-                 for stop, count in zip(stops, found.scenario.counts)]
-    rows = np.concatenate(experiments.present_rows(found, self.number, exemplars))
-    state = jax.jit(found.init_state)(jax.random.key(config.seed))
-    old = {"params": state.params, "batch_stats": state.batch_stats} if teacher and self.number else None
-    return everywhere((
-        state, None if old is None else folding.fold_teacher(old), plan.facts, self.pictures, experiments.pool(rows, found.capacity),
-        jax.random.key(config.seed), np.int32(0), np.int32(0), np.int32(self.steps), np.float32(1e-3)))
+  @property
+  def stage(self) -> Stage:
+    return self.experiment.method.stages[self.plan.index]
 
-  def program(self, **changes: Any) -> Callable[..., Any]:
-    """The compiled run program of a variant; `changes` replace arguments of make_train_step."""
+  def arguments(self, *, teacher: bool = True) -> tuple[Any, ...]:
+    """Fresh arguments of a program; `teacher` False: as in a first task."""
+    found, config = self.experiment, self.experiment.config
+    counts, held_out = found.scenario.counts, found.method.held_out
+    exemplars = [np.arange(stop - count, stop)[held_out:config.memory.per_class]
+                 for stop, count in zip(np.cumsum(counts), counts)]
+    rows = np.concatenate(rows_of(self.stage, self.plan, counts, exemplars, held_out))
+    root = jax.random.key(config.seed)
+    state = jax.jit(functools.partial(found.init_state, index=self.plan.index))(root)
+    old = None
+    if teacher and self.plan.number and self.stage.uses_teacher:
+      old = folding.fold_teacher({"params": state.params, "batch_stats": state.batch_stats})
+    window = Window(pool(rows, found.capacity), root, np.int32(0), np.int32(0), np.int32(self.steps))
+    return parallel.replicate((state, old, self.plan.context, self.pictures, window), found.devices)
+
+  def step(self, **changes: Any) -> Callable[..., Any]:
+    """The step as programs.make_programs builds it; `changes` replace arguments of make_train_step."""
     found, config = self.experiment, self.experiment.config
     view = {"image_size": config.image_size, "mean": found.source.mean, "std": found.source.std}
-    train_step = step.make_train_step(**{
-        "model": found.model, "method": found.method, "tx": found.tx, "axis_name": parallel.AXIS,
-        "augment": augment.make_augment(config.augmentation, **view), **changes})
-    return step.make_epoch(train_step, batch_size=config.batch_size, devices=found.devices)
+    return make_train_step(**{
+        "model": found.model, "method": found.method, "stage": self.stage, "tx": found.optimizer(self.stage),
+        "axis_name": parallel.AXIS, "augment": augment.make_augment(config.augmentation, **view), **changes})
 
-  def time(self, program: Callable[..., Any], arguments: tuple[Any, ...]) -> Timing:
+  def program(self, **changes: Any) -> Callable[..., Any]:
+    """The compiled program of a variant; see `step`."""
+    return program.make_program(
+        self.step(**changes), stage=changes.get("stage", self.stage), number=self.plan.index,
+        batch_size=self.experiment.config.batch_size, devices=self.experiment.devices)
+
+  def time(self, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Timing:
     """Seconds of one step, over repeated calls of a program that gives back its donated first argument."""
     state, rest = arguments[0], arguments[1:]
 
     def call() -> None:
       nonlocal state
-      state, metrics = program(state, *rest)
+      state, metrics = run(state, *rest)
       jax.block_until_ready((state, metrics))
 
     return repeat(call, self.calls).scaled(1 / self.steps)
@@ -104,13 +122,13 @@ def repeat(call: Callable[[], None], calls: int) -> Timing:
   return Timing(statistics.median(seconds), min(seconds), max(seconds))
 
 
-def compiled(program: functools.partial, arguments: Sequence[Any]) -> tuple[Any, float]:
+def compiled(spread: functools.partial, arguments: Sequence[Any]) -> tuple[Any, float]:
   """A program of parallel.spread, compiled ahead for these arguments, and the seconds that took."""
-  lowered = program.func.lower(*program.args, *arguments)
+  lowered = spread.func.lower(*spread.args, *arguments)
   started = time.perf_counter()
   executable = lowered.compile()
   seconds = time.perf_counter() - started
-  return functools.partial(executable, *program.args), seconds
+  return functools.partial(executable, *spread.args), seconds
 
 
 class _SilentTeacher:
@@ -125,23 +143,27 @@ class _SilentTeacher:
     return jnp.zeros((len(x), self._model.num_features)), ()
 
 
-def variants(found: Experiment) -> dict[str, dict[str, Any]]:
+# Plain cross-entropy and distillation, against which the method's own cost is taken.
+_BASELINE = "reweighting, prior and DAKD (plain distillation stays)"
+
+
+def variants(bench: Bench) -> dict[str, dict[str, Any]]:
   """What is left out -> changed arguments of make_train_step."""
+  found, stage = bench.experiment, bench.stage
   config, source = found.config, found.source
   plain = augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std, cropped=source.uniform)
-  plain_method = methods.gradient_reweighting(
-      reweighting_rule="none", prior=config.prior, distillation=config.distillation,
-      task_ratio=config.task_ratio, temperature=config.temperature)
-  baseline = methods.gradient_reweighting(
-      reweighting_rule="none", prior=False, distillation="kd", task_ratio=config.task_ratio,
-      temperature=config.temperature)
-  return {
-      "augmentation": {"augment": lambda keys, images, sizes: plain(images, sizes)},
-      "teacher": {"model": _SilentTeacher(found.model)},
-      "reweighting": {"method": plain_method},
-      "reweighting, prior and DAKD (plain distillation stays)": {"method": baseline},
-      # Not zeros in place of updates: then XLA would leave out the backward pass too.
-      "weight decay and momentum": {"tx": optax.identity()}}
+  changes: dict[str, dict[str, Any]] = {"augmentation": {"augment": lambda keys, images, sizes: plain(images, sizes)}}
+  if stage.uses_teacher:
+    changes["teacher"] = {"model": _SilentTeacher(found.model)}
+  if found.method.name == "gr":
+    options = dict(config.method_options)
+    distillation = "kd" if stage.uses_teacher else "none"
+    for name, others in (("reweighting", {}), (_BASELINE, {"prior": False, "distillation": distillation})):
+      method = methods.make("gr", {**options, "reweighting": "none", **others}, memory=config.memory.per_class)
+      changes[name] = {"method": method, "stage": method.stages[bench.plan.index]}
+  # Not zeros in place of updates: then XLA would leave out the backward pass too.
+  changes["weight decay and momentum"] = {"tx": optimizer.scale_by_epoch(found.learning_rates(stage))}
+  return changes
 
 
 def ceilings(device: jax.Device, precision: str, size: int, copy_bytes: int) -> dict[str, float]:
@@ -166,34 +188,33 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
   import concurrent.futures
   found = dataclasses.replace(bench.experiment, devices=bench.experiment.devices[:1])
   single = dataclasses.replace(bench, experiment=found)
-  config = found.config
-  view = {"image_size": config.image_size, "mean": found.source.mean, "std": found.source.std}
-  run = step.make_run(step.make_train_step(
-      model=found.model, method=found.method, tx=found.tx, axis_name=parallel.AXIS,
-      augment=augment.make_augment(config.augmentation, **view)), batch_size=config.batch_size, num_devices=1)
+  run = program.make_run(single.step(), stage=single.stage, number=single.plan.index,
+                         batch_size=found.config.batch_size, num_devices=1)
   members = [single.arguments() for _ in range(count)]
-  own = (0, 1, 4, 5)  # State, teacher, pool and seed differ from replica to replica.
+  states, teachers, _, _, windows = zip(*members)
+  _, _, context, data, window = members[0]
   everywhere = functools.partial(parallel.replicate, devices=found.devices)
 
-  def join(position: int) -> Any:
-    if position == 5:
-      return everywhere(jax.random.split(jax.random.key(0), count))
-    return everywhere(jax.tree.map(lambda *leaves: jnp.stack(leaves), *[m[position] for m in members]))
+  def stack(trees: Sequence[Any]) -> Any:
+    return everywhere(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
 
-  stacked = tuple(join(i) if i in own else argument for i, argument in enumerate(members[0]))
-  vectorised = jax.vmap(run, in_axes=tuple(0 if i in own else None for i in range(10)))
+  # State, teacher, pool and seed differ from replica to replica.
+  own = window._replace(pool=stack([each.pool for each in windows]),
+                        root=everywhere(jax.random.split(jax.random.key(0), count)))
+  stacked = (stack(states), stack(teachers), context, data, own)
+  vectorised = jax.vmap(run, in_axes=(0, 0, None, None, Window(pool=0, root=0, epoch=None, first=None, stop=None)))
 
-  def branches(states, teachers, facts, data, pools, roots, *rest):
+  def branches(states, teachers, context, data, window: Window):
     pick = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
-    each = [run(pick(states, i), pick(teachers, i), facts, data, pick(pools, i), roots[i], *rest)
-            for i in range(count)]
+    each = [run(pick(states, i), pick(teachers, i), context, data,
+                window._replace(pool=pick(window.pool, i), root=window.root[i])) for i in range(count)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
-  program = parallel.spread(run, found.devices, 10, donate=(0,))
-  states = [member[0] for member in members]
+  alone = parallel.spread(run, found.devices, 5, donate=(0,))
+  states = list(states)
 
   def advance(i: int) -> None:
-    states[i], metrics = program(states[i], *members[i][1:])
+    states[i], metrics = alone(states[i], *members[i][1:])
     jax.block_until_ready(metrics)
 
   def in_turn() -> None:
@@ -201,11 +222,11 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
       advance(i)
 
   timings = {"one after another": repeat(in_turn, bench.calls).scaled(1 / bench.steps)}
-  with concurrent.futures.ThreadPoolExecutor(count) as pool:
-    timings["threads"] = repeat(lambda: list(pool.map(advance, range(count))), bench.calls).scaled(1 / bench.steps)
+  with concurrent.futures.ThreadPoolExecutor(count) as threads:
+    timings["threads"] = repeat(lambda: list(threads.map(advance, range(count))), bench.calls).scaled(1 / bench.steps)
   for name, function in (("vectorised", vectorised), ("branches", branches)):
     copied = (jax.tree.map(jnp.copy, stacked[0]), *stacked[1:])
-    timings[name] = single.time(parallel.spread(function, found.devices, 10, donate=(0,)), copied)
+    timings[name] = single.time(parallel.spread(function, found.devices, 5, donate=(0,)), copied)
   return timings
 
 
@@ -227,8 +248,10 @@ def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replic
   """
   started = time.perf_counter()
   found = experiments.load(config, progress=console.decoding, say=console.say)
+  config = found.config
+  found = dataclasses.replace(found, config=throughput.changed(config, learning_rate=_LEARNING_RATE))
   if not found.source.uniform:
-    with throughput.empty_cache(config) as changed:
+    with throughput.empty_cache(found.config) as changed:
       return _measure(dataclasses.replace(found, config=changed), config, started, calls, steps, replicas, long)
   return _measure(found, config, started, calls, steps, replicas, long)
 
@@ -238,27 +261,30 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
   """`found` has an empty cache where its pictures differ in size; `config` is the user's."""
   way, decoding = None, 0.0
   if found.source.uniform:
-    pictures = experiments.load_pictures(found, "train", console.decoding)
-    tests = experiments.load_pictures(found, "test", console.decoding)
-    loading = time.perf_counter() - started
+    pictures = loading.load(found, "train", console.decoding)
+    tests = loading.load(found, "test", console.decoding)
+    ready = time.perf_counter() - started
   else:
-    loading = time.perf_counter() - started
+    ready = time.perf_counter() - started
     way, pictures, tests = throughput.reading(found)
-    loading, decoding = loading + way["warm_seconds"], way["cold_seconds"] - way["warm_seconds"]
+    ready, decoding = ready + way["warm_seconds"], way["cold_seconds"] - way["warm_seconds"]
   device, on_cpu = found.devices[0], found.devices[0].platform == "cpu"
   report: dict[str, Any] = {
       "config": config.to_dict(), "devices": f"{len(found.devices)} x {device.device_kind}",
       "precision": found.precision, "jax": jax.__version__,
       "convolutions": convolution_library.describe() if on_cpu else None, "date": time.strftime("%Y-%m-%d"),
-      "import_seconds": import_seconds(), "load_seconds": loading, "programs": {}}
+      "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}
   last = len(found.plans) - 1
   measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})
-  for name, number in measured.items():
-    bench = Bench(found, pictures, number, calls, steps)
+  # A stage that a task has besides is named after it.
+  plans = {name if place == 0 else f"{name}, {plan.name}": plan
+           for name, number in measured.items() for place, plan in enumerate(found.plans[number].stages)}
+  for name, plan in plans.items():
+    bench = Bench(found, pictures, plan, calls, steps)
     arguments = bench.arguments()
-    program, compile_seconds = compiled(bench.program(), arguments)
-    timing = bench.time(program, arguments)
-    cost, space = program.func.cost_analysis() or {}, program.func.memory_analysis()
+    executable, compile_seconds = compiled(bench.program(), arguments)
+    timing = bench.time(executable, arguments)
+    cost, space = executable.func.cost_analysis() or {}, executable.func.memory_analysis()
     report["programs"][name] = {
         "compile_seconds": compile_seconds, "step": dataclasses.asdict(timing),
         "images_per_second": config.batch_size / timing.median,
@@ -266,11 +292,11 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
         "flops_per_step": cost.get("flops"), "bytes_per_step": cost.get("bytes accessed"),
         "temporary_bytes": getattr(space, "temp_size_in_bytes", None)}
   report["first_step_seconds"] = (
-      report["import_seconds"] + loading + report["programs"]["base task"]["compile_seconds"]
+      report["import_seconds"] + ready + report["programs"]["base task"]["compile_seconds"]
       + report["programs"]["base task"]["step"]["median"])
   report["ceilings"] = ceilings(device, found.precision, 2048 if on_cpu else 8192, 2**27 if on_cpu else 2**32)
 
-  bench = Bench(found, pictures, min(1, last), calls, steps)
+  bench = Bench(found, pictures, found.plans[min(1, last)].stages[0], calls, steps)
   if long:
     report |= _taken_apart(bench, report["programs"]["task 2"]["step"])
   report |= _looking(found, pictures, tests, calls)
@@ -289,74 +315,35 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
 def _taken_apart(bench: Bench, full: dict[str, float]) -> dict[str, Any]:
   """The step of a later task, timed as `full`, with one thing after another left out."""
   without = {name: dataclasses.asdict(bench.time(bench.program(**changes), bench.arguments()))
-             for name, changes in variants(bench.experiment).items()}
-  without["distillation and teacher"] = dataclasses.asdict(
-      bench.time(bench.program(), bench.arguments(teacher=False)))
-  plain = without["reweighting, prior and DAKD (plain distillation stays)"]
-  return {"without": without, "shares": {name: 1 - timing["median"] / full["median"] for name, timing in without.items()},
-          "method_over_plain": full["median"] / plain["median"]}
+             for name, changes in variants(bench).items()}
+  if bench.stage.uses_teacher:
+    without["distillation and teacher"] = dataclasses.asdict(
+        bench.time(bench.program(), bench.arguments(teacher=False)))
+  found = {"without": without,
+           "shares": {name: 1 - timing["median"] / full["median"] for name, timing in without.items()}}
+  if _BASELINE in without:
+    found["method_over_plain"] = full["median"] / without[_BASELINE]["median"]
+  return found
 
 
-def _looking(found: Experiment, pictures: step.Data, tests: step.Data, calls: int) -> dict[str, float]:
+def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict[str, float]:
   """Throughput of evaluation, of feature extraction, and of herding, in images a second."""
-  state = parallel.replicate(jax.jit(found.init_state)(jax.random.key(0)), found.devices)
-  count = experiments.evaluator(found, tests)
-  evaluation = repeat(lambda: count(state.params, state.batch_stats, len(found.plans)), calls)
+  state, carry = parallel.replicate(
+      (jax.jit(found.init_state)(jax.random.key(0)), found.init_carry()), found.devices)
+  network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
+  count = make_evaluator(found, tests)
+  evaluation = repeat(lambda: count(network, len(found.plans)), calls)
   config, source = found.config, found.source
   extract = passes.make_extract(
       model=found.model, capacity=found.capacity, block=config.evaluation_block, devices=found.devices,
       prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
                                  cropped=source.uniform))
   rows = np.arange(found.plans[0].size)
-  data, pool = parallel.replicate((pictures, experiments.pool(rows, found.capacity)), found.devices)
+  data, among = parallel.replicate((pictures, pool(rows, found.capacity)), found.devices)
   extraction = repeat(
-      lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, pool)), calls)
+      lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among)), calls)
   features = np.random.default_rng(0).normal(size=(500, found.model.num_features))
   herding = repeat(lambda: memory.herd(features, max(1, config.memory.per_class)), calls)
   return {"evaluation_images_per_second": len(tests.labels) / evaluation.median,
           "feature_images_per_second": len(rows) / extraction.median,
           "herding_images_per_second": len(features) / herding.median}
-
-
-def table(report: dict[str, Any]) -> str:
-  """The report as Markdown."""
-  def milliseconds(timing: dict[str, float]) -> str:
-    return f"{1e3 * timing['median']:.2f} ({1e3 * timing['fastest']:.2f} to {1e3 * timing['slowest']:.2f})"
-
-  lines = [f"{report['devices']}, {report['precision']}, batch {report['config']['batch_size']}, "
-           f"{report['config']['model']}, jax {report['jax']}, {report['date']}"
-           + (f"; {report['convolutions']}" if report["convolutions"] else ""), "",
-           "| program | compile, s | step, ms: median (range) | images/s | TFLOP/s (share of the product's) | GB/s "
-           "(share of the copy's) | temporary memory, MiB |", "|---|---|---|---|---|---|---|"]
-  top = report["ceilings"]
-  for name, row in report["programs"].items():
-    def rate(amount: float | None, ceiling: float, unit: float, seconds: float = row["step"]["median"]) -> str:
-      return "-" if not amount else f"{amount / seconds / unit:.3g} ({100 * amount / seconds / ceiling:.0f} %)"
-    temporary = row["temporary_bytes"]
-    lines.append(
-        f"| {name} | {row['compile_seconds']:.1f} | {milliseconds(row['step'])} | {row['images_per_second']:.0f} | "
-        f"{rate(row['flops_per_step'], top['flops'], 1e12)} | {rate(row['bytes_per_step'], top['bytes'], 1e9)} | "
-        f"{'-' if temporary is None else round(temporary / 2**20)} |")
-  lines += ["", f"ceilings: matrix product {top['flops'] / 1e12:.3g} TFLOP/s, copy {top['bytes'] / 1e9:.3g} GB/s"]
-  if "without" in report:
-    lines += ["", "| step of task 2 without | ms: median (range) | share of the step |", "|---|---|---|",
-              *[f"| {name} | {milliseconds(timing)} | {100 * report['shares'][name]:.1f} % |"
-                for name, timing in report["without"].items()],
-              "", f"the method's own cost: {report['method_over_plain']:.3f} x the step with plain cross-entropy and "
-              f"plain distillation"]
-  lines += ["",
-            f"images/s: evaluation {report['evaluation_images_per_second']:.0f}, features "
-            f"{report['feature_images_per_second']:.0f}, herding {report['herding_images_per_second']:.0f}",
-            f"start: import {report['import_seconds']:.1f} s, first step after {report['first_step_seconds']:.1f} s "
-            f"(no program cached); peak memory: host {report['peak_host_bytes'] / 2**20:.0f} MiB, device " + (
-                f"{report['peak_device_bytes'] / 2**20:.0f} MiB" if report["peak_device_bytes"] else "not reported")]
-  if "pictures" in report:
-    lines += ["", *throughput.lines(report["pictures"], {
-        "with": report["first_step_seconds"], "without": report["pictures"]["first_step_without_cache_seconds"]})]
-  if "replicas" in report:
-    forms = {name: timing for name, timing in report["replicas"].items() if name != "count"}
-    lines += ["", f"| {report['replicas']['count']} replicas on one device | a step of all, ms | x one |",
-              "|---|---|---|"]
-    one = report["programs"]["task 2"]["step"]["median"]
-    lines += [f"| {name} | {milliseconds(timing)} | {timing['median'] / one:.2f} |" for name, timing in forms.items()]
-  return "\n".join(lines)
