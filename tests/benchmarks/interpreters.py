@@ -6,6 +6,7 @@ Needs neither JAX nor PyTorch, nor NumPy: what compares two interpreters may run
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -112,10 +113,8 @@ class Worker:
 
   def __exit__(self, *exc_info: object) -> None:
     # Closing flushes, which fails where the process is gone already.
-    try:
+    with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
-    except BrokenPipeError:
-      pass
     self._process.stdout.close()
     self._process.wait()
 

@@ -3,8 +3,8 @@
   python tests/benchmarks/kernel_gradient.py [--batch=128] [--calls=9]
 
 What `gr_jax/models/convolution.py` and `norm.py` choose rests on this table: GFLOP/s of the forward pass and of the
-kernel's gradient of a 3x3 layer at the three widths of a ResNet-32, and milliseconds of batch norm with ReLU, forward and
-backward, by autodiff and by our own derivative. Nothing else may run on the machine.
+kernel's gradient of a 3x3 layer at the three widths of a ResNet-32, and milliseconds of batch norm with ReLU, forward
+and backward, by autodiff and by our own derivative. Nothing else may run on the machine.
 """
 
 from __future__ import annotations
