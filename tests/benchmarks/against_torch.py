@@ -5,7 +5,7 @@
 
 The last of ten tasks of ten classes of a long-tailed CIFAR-100: ResNet-32, all 100 classes seen, a teacher,
 random pictures of 32x32 in the device's memory. The sides: gr_jax's step inside its multi-step program, as
-`make_epoch` runs it; the step as the authors' release builds it; the best plain PyTorch, eager and compiled
+`make_program` runs it; the step as the authors' release builds it; the best plain PyTorch, eager and compiled
 (sides.py, torch_steps.py). Three tables: without augmentation; with each side's own; the method's own cost in
 gr_jax. float32 is compared with float32, and bfloat16 with bfloat16 in tables of its own.
 

@@ -19,6 +19,8 @@ CLASSES, TASK_SIZE, SIDE = 100, 10, 32
 FIRST = CLASSES - TASK_SIZE
 MEAN, STD = (0.5071, 0.4866, 0.4409), (0.2009, 0.1984, 0.2023)
 LEARNING_RATE = 0.1
+# Exemplars a class.
+MEMORY = 20
 
 PLAIN, AUGMENTED, CHEAP = "plain", "augmented", "cheap"
 BFLOAT16 = ", bfloat16"
@@ -31,9 +33,9 @@ def make_counts() -> np.ndarray:
   return np.random.default_rng(0).permutation(scenario.long_tailed_counts(CLASSES, 500, 100))
 
 
-def make_pictures(facts: Any) -> tuple[np.ndarray, np.ndarray]:
+def make_pictures(present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(images [images, 32, 32, 3] uint8, labels int32) of what is present in the task; noise."""
-  labels = np.repeat(np.arange(CLASSES, dtype=np.int32), facts.class_counts.astype(int))
+  labels = np.repeat(np.arange(CLASSES, dtype=np.int32), present.astype(int))
   images = np.random.default_rng(1).integers(0, 256, (len(labels), SIDE, SIDE, 3), np.uint8)
   return images, labels
 
@@ -53,53 +55,55 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
   import jax
   import jax.numpy as jnp
 
-  from gr_jax import methods, models, scenario
+  from gr_jax import methods, models, optimizer, scenario
   from gr_jax.data import augment
+  from gr_jax.data.arrays import Data, Pool
   from gr_jax.devices import parallel
   from gr_jax.models import folding
-  from gr_jax.models import heads as classifier
   from gr_jax.scenario import plan
-  from gr_jax.training import step
+  from gr_jax.training.program import Window, make_program
   from gr_jax.training.state import TrainState
+  from gr_jax.training.step import make_train_step
 
   devices = jax.devices()[:1]
   everywhere = functools.partial(parallel.replicate, devices=devices)
-  facts = plan.task_facts(make_counts(), scenario.Task(FIRST, CLASSES), FIRST // TASK_SIZE, per_class=20,
-                          weight_scale=0.7, gamma=1.0)
-  images, labels = make_pictures(facts)
+  context = plan.make_context(make_counts(), scenario.Task(FIRST, CLASSES), FIRST // TASK_SIZE, per_class=MEMORY)
+  images, labels = make_pictures(context.counts)
   # "auto" is TF32 on a GPU, as PyTorch's convolutions are there.
   model = models.make_backbone("resnet32", platform=devices[0].platform, axis_name=parallel.AXIS,
                                precision="bfloat16" if bfloat16 else "auto")
-  tx = step.make_optimizer(momentum=0.9, weight_decay=5e-4)
+  # A rate for each call, which is an epoch of its own: that of building, and one in every round.
+  tx = optimizer.sgd((LEARNING_RATE,) * (options.rounds + 2), momentum=0.9, weight_decay=5e-4)
 
-  def draw(seed, columns):
+  def draw(method, seed, columns):
     variables = model.init(jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3)), train=False)
-    head = classifier.draw_columns(jax.random.key(seed), classifier.init(model.num_features, CLASSES), columns)
+    empty = method.head.init(model.num_features, CLASSES, CLASSES // TASK_SIZE)
+    head = method.head.renew(jax.random.key(seed), empty, columns)
     return {"params": {"backbone": variables["params"], "classifier": head},
             "batch_stats": variables["batch_stats"]}
 
   def program(name: str) -> Callable[[int], None]:
-    method = methods.gradient_reweighting(
-        reweighting_rule="none" if name == CHEAP else "dgr", prior=True,
-        distillation="kd" if name == CHEAP else "dakd", task_ratio="release", temperature=2.0)
+    changes = {"reweighting": "none", "distillation": "kd"} if name == CHEAP else {}
+    method = methods.make("gr", changes, memory=MEMORY)
+    stage, = method.stages
     view = augment.make_augment("pad_resized_crop_flip", image_size=SIDE, mean=MEAN, std=STD)
-    run = step.make_epoch(
-        step.make_train_step(model=model, method=method, tx=tx, axis_name=parallel.AXIS,
-                             augment=view if name == AUGMENTED else None),
-        batch_size=options.batch, devices=devices)
-    start = draw(0, facts.old | facts.new)
-    state = everywhere(TrainState(jnp.int32(0), start["params"], start["batch_stats"],
-                                  tx.init(start["params"]), method.init(CLASSES)))
+    step = make_train_step(model=model, method=method, stage=stage, tx=tx, axis_name=parallel.AXIS,
+                           augment=view if name == AUGMENTED else None)
+    run = make_program(step, stage=stage, number=0, batch_size=options.batch, devices=devices)
+    start = draw(method, 0, context.seen)
+    state = everywhere(TrainState(jnp.int32(0), start["params"], start["batch_stats"], tx.init(start["params"]),
+                                  stage.rule.init(start["params"]["classifier"])))
     stored = images if name == AUGMENTED else normalised(images)
-    data = step.Data(stored, np.full((len(labels), 2), SIDE, np.int32), labels)
-    pool = step.Pool(np.arange(len(labels), dtype=np.int32), np.int32(len(labels)))
-    fixed = everywhere((folding.fold_teacher(draw(1, facts.old)), facts, data, pool, jax.random.key(0)))
+    data = Data(stored, np.full((len(labels), 2), SIDE, np.int32), labels)
+    pool = Pool(np.arange(len(labels), dtype=np.int32), np.int32(len(labels)))
+    teacher = folding.fold_teacher(draw(method, 1, context.old))
+    *fixed, (pool, root) = everywhere((teacher, context, data, (pool, jax.random.key(0))))
     epoch = 0
 
     def advance(steps: int) -> None:
       nonlocal state, epoch
-      state, _ = run(state, *fixed, *everywhere((np.int32(epoch), np.int32(0), np.int32(steps),
-                                                 np.float32(LEARNING_RATE))))
+      window = Window(pool, root, *everywhere((np.int32(epoch), np.int32(0), np.int32(steps))))
+      state, _ = run(state, *fixed, window)
       jax.block_until_ready(state)
       epoch += 1
 
@@ -119,8 +123,8 @@ def torch_side(options: argparse.Namespace, *, released: bool = False, bfloat16:
   if device.type == "cuda":
     # Convolutions use TF32 by default there, products do not; XLA uses it for both.
     torch.set_float32_matmul_precision("high")
-  facts = torch_steps.task_facts(make_counts(), FIRST, CLASSES, per_class=20)
-  images, labels = make_pictures(facts)
+  facts = torch_steps.task_facts(make_counts(), FIRST, CLASSES, per_class=MEMORY)
+  images, labels = make_pictures(facts.counts)
   torch.manual_seed(0)
 
   def backbone():

@@ -1,4 +1,4 @@
-"""The whole run in PyTorch: its facts and its herding are gr_jax's, and it learns."""
+"""The whole run in PyTorch: its facts, options and herding are gr_jax's, and it learns."""
 
 import importlib
 
@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from configs import cifar100_lt
-from gr_jax import memory, scenario
+from gr_jax import losses, memory, methods, reweighting, scenario
 from gr_jax.scenario import plan
 
 torch = pytest.importorskip("torch")
@@ -21,10 +21,18 @@ TASKS = ((0, 2), (2, 4))
 @pytest.mark.parametrize("first, stop", [(0, 3), (3, 5), (5, 7)])
 def test_facts_are_those_of_gr_jax(first, stop):
   counts = np.asarray([40, 9, 3, 30, 6, 2, 1])
-  ours = plan.task_facts(counts, scenario.Task(first, stop), 0, per_class=4, weight_scale=0.7, gamma=1.0)
+  context = plan.make_context(counts, scenario.Task(first, stop), 0, per_class=4)
+  images = [context.original[group].sum() for group in (context.old, context.new)]
+  ours = {"old": context.old, "new": context.new, "counts": context.counts, "lost": context.lost,
+          "attenuation": reweighting.attenuation(*images), "distillation_weight": losses.distillation_weight(*images)}
   theirs = torch_steps.task_facts(counts, first, stop, per_class=4)
-  for name in theirs._fields:
-    np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), rtol=1e-6, err_msg=name)
+  assert set(ours) == set(theirs._fields)
+  for name, expected in ours.items():
+    np.testing.assert_allclose(getattr(theirs, name), expected, rtol=1e-6, err_msg=name)
+
+
+def test_options_are_those_of_gr_jax():
+  assert methods.resolve("gr", {}) == {**torch_run._FIXED_OPTIONS, **torch_run._OPTIONS}
 
 
 @pytest.mark.parametrize("count, m", [(30, 20), (5, 20), (1, 1), (40, 0)])
@@ -86,8 +94,8 @@ def test_loader_workers():
 def test_config_that_the_run_does_not_do_is_refused(tmp_path):
   path = tmp_path / "other.py"
   path.write_text("from configs import cifar100_lt\ndef get_config():\n  config = cifar100_lt.get_config().unlock()\n"
-                  "  config.distillation = 'kd'\n  return config\n")
-  with pytest.raises(SystemExit, match="distillation = 'kd'"):
+                  "  config.method_options.distillation = 'kd'\n  config.schedule = 'cosine'\n  return config\n")
+  with pytest.raises(SystemExit, match="schedule = 'cosine', method_options.distillation = 'kd'"):
     torch_run.load_config(str(path))
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from gr_jax import methods, models, scenario
+from gr_jax import methods, models, optimizer, scenario
 from gr_jax.data import augment
-from gr_jax.models import heads as classifier
+from gr_jax.data.arrays import Data
+from gr_jax.models.heads import draw_columns, init
 from gr_jax.scenario import plan
-from gr_jax.training import step
 from gr_jax.training.state import TrainState
+from gr_jax.training.step import make_train_step
 
 torch = pytest.importorskip("torch")
 torch_steps = importlib.import_module("torch_steps")
@@ -30,14 +31,13 @@ SGD = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 def case(number):
   """(facts, initial params, batch stats, teacher or None, images, labels) of a task."""
   first = sum(SPLITS[:number])
-  facts = plan.task_facts(COUNTS, scenario.Task(first, first + SPLITS[number]), number, per_class=4,
-                          weight_scale=0.7, gamma=1.0)
+  facts = torch_steps.task_facts(COUNTS, first, first + SPLITS[number], per_class=4)
   model = models.make_backbone("resnet8", platform="cpu")
-  empty = classifier.init(model.num_features, len(COUNTS))
+  empty = init(model.num_features, len(COUNTS))
 
   def draw(seed, columns):
     variables = model.init(jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3)), train=False)
-    head = classifier.draw_columns(jax.random.key(seed + 1), empty, columns)
+    head = draw_columns(jax.random.key(seed + 1), empty, columns)
     return {"backbone": variables["params"], "classifier": head}, variables["batch_stats"]
 
   params, batch_stats = draw(0, facts.old | facts.new)
@@ -59,19 +59,20 @@ def case(number):
 @functools.cache
 def expected(number):
   """(state, metrics) of gr_jax after each step."""
-  facts, params, batch_stats, teacher, images, labels = case(number)
-  method = methods.gradient_reweighting(reweighting_rule="dgr", prior=True, distillation="dakd",
-                                        task_ratio="release", temperature=2.0)
-  tx = step.make_optimizer(momentum=SGD["momentum"], weight_decay=SGD["weight_decay"])
-  run = jax.jit(step.make_train_step(
-      model=models.make_backbone("resnet8", platform="cpu"), method=method, tx=tx))
-  state = TrainState(jnp.int32(0), params, batch_stats, tx.init(params), method.init(len(COUNTS)))
-  data = jax.tree.map(jnp.asarray, step.Data(
+  _, params, batch_stats, teacher, images, labels = case(number)
+  first = sum(SPLITS[:number])
+  context = plan.make_context(COUNTS, scenario.Task(first, first + SPLITS[number]), number, per_class=4)
+  method = methods.make("gr", {}, memory=4)
+  stage, = method.stages
+  tx = optimizer.sgd((SGD["learning_rate"],), momentum=SGD["momentum"], weight_decay=SGD["weight_decay"])
+  run = jax.jit(make_train_step(
+      model=models.make_backbone("resnet8", platform="cpu"), method=method, stage=stage, tx=tx))
+  state = TrainState(jnp.int32(0), params, batch_stats, tx.init(params), stage.rule.init(params["classifier"]))
+  data = jax.tree.map(jnp.asarray, Data(
       images.reshape(-1, SIDE, SIDE, 3), np.full((STEPS * BATCH, 2), SIDE, np.int32), labels.reshape(-1)))
   found = []
   for i in range(STEPS):
-    state, metrics = run(state, teacher, facts, data, i * BATCH + jnp.arange(BATCH), jax.random.key(0),
-                         jnp.float32(SGD["learning_rate"]))
+    state, metrics = run(state, teacher, context, data, i * BATCH + jnp.arange(BATCH), jax.random.key(0), jnp.int32(0))
     found.append(jax.device_get((state, metrics)))
   return found
 
@@ -121,11 +122,11 @@ def compare(run, number):
     losses = run(torch.from_numpy(images[i].transpose(0, 3, 1, 2)),
                  torch.from_numpy(labels[i].astype(np.int64)))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-6, err_msg=f"step {i}")
-    close(losses.cross_entropy, metrics.cross_entropy)
-    close(losses.distillation, metrics.distillation)
+    close(losses.cross_entropy, metrics.losses["cross_entropy"])
+    close(losses.distillation, metrics.losses["distillation"])
     seen = len(run.phi)
-    close(np.asarray(run.phi), state.method.phi[:seen])
-    close(np.asarray(run.column), state.method.column[:seen])
+    close(np.asarray(run.phi), state.rule.phi[:seen])
+    close(np.asarray(run.column), state.rule.ratios.column[:seen])
     kernel, bias = classifier_of(run)
     close(kernel, state.params["classifier"]["kernel"][:, :seen])
     close(bias, state.params["classifier"]["bias"][:seen])
@@ -148,10 +149,10 @@ def test_cases_act():
   for number in range(len(SPLITS)):
     state, metrics = expected(number)[-1]
     seen = case(number)[0].old | case(number)[0].new
-    assert np.ptp(state.method.column[seen]) > 0.1
-    assert (metrics.distillation > 0.01) == (metrics.beta > 0.01) == bool(number)
-  assert all(metrics.r_old == 1 and metrics.r_new < 0.99 for _, metrics in expected(1))
-  assert all(metrics.r_old < 0.99 and metrics.r_new < 0.99 for _, metrics in expected(2))
+    assert np.ptp(state.rule.ratios.column[seen]) > 0.1
+    assert (metrics.losses["distillation"] > 0.01) == (metrics.reports["beta"] > 0.01) == bool(number)
+  assert all(metrics.reports["r_old"] == 1 and metrics.reports["r_new"] < 0.99 for _, metrics in expected(1))
+  assert all(metrics.reports["r_old"] < 0.99 and metrics.reports["r_new"] < 0.99 for _, metrics in expected(2))
 
 
 # A minute of compilation, in which PyTorch uses what it deprecates itself.

@@ -31,8 +31,12 @@ import torch_steps
 from torch import nn
 
 # What ReleasedStep computes: a config that asks for something else is refused.
-_FIXED = {"method": "gr", "reweighting": "dgr", "prior": True, "distillation": "dakd", "task_ratio": "release",
-          "temperature": torch_steps.TEMPERATURE, "schedule": "steps", "augmentation": "pad_resized_crop_flip"}
+_FIXED = {"method": "gr", "schedule": "steps", "augmentation": "pad_resized_crop_flip"}
+# The same of method_options, all of them gr_jax's defaults.
+_FIXED_OPTIONS = {"reweighting": "dgr", "prior": True, "distillation": "dakd", "task_ratio": "release",
+                  "temperature": torch_steps.TEMPERATURE}
+# Options that a config may set, and gr_jax's defaults.
+_OPTIONS = {"distillation_weight": 0.7, "attenuation_gamma": 1.0}
 _FLOAT32, _BFLOAT16 = "float32", "bfloat16"
 
 
@@ -83,7 +87,7 @@ def task_accuracies(data: dict[str, Any], counts: np.ndarray, tasks: Sequence[tu
     clock: takes the seconds of training, evaluation and selection.
     say: takes a line for each task.
   """
-  clock = clock or Clock()
+  clock, options = clock or Clock(), {**_OPTIONS, **config.method_options}
   torch.manual_seed(config.seed)
   np.random.seed(config.seed)
   network = Network(int(config.model.removeprefix("resnet")), device)
@@ -104,7 +108,8 @@ def task_accuracies(data: dict[str, Any], counts: np.ndarray, tasks: Sequence[tu
     rows = np.concatenate(present)
     with clock.measure("training"):
       facts = torch_steps.task_facts(counts, first, stop, per_class=config.memory.per_class,
-                                     weight_scale=config.distillation_weight, gamma=config.attenuation_gamma)
+                                     weight_scale=options["distillation_weight"],
+                                     gamma=options["attenuation_gamma"])
       teacher = network.teacher()
       network.grow(stop - first)
       step = torch_steps.ReleasedStep(
@@ -192,6 +197,8 @@ def load_config(path: str) -> Any:
   spec.loader.exec_module(module)
   config = module.get_config().unlock()
   wrong = [f"{key} = {config[key]!r}" for key, value in _FIXED.items() if config[key] != value]
+  wrong += [f"method_options.{key} = {config.method_options[key]!r}" for key, value in _FIXED_OPTIONS.items()
+            if config.method_options.get(key, value) != value]
   if wrong or config.memory.selection != "herding":
     raise SystemExit(f"error: {path} has {', '.join(wrong) or 'memory.selection other than herding'}; the PyTorch run "
                      f"does only what configs/cifar100_lt.py asks for")

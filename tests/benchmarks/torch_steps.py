@@ -5,8 +5,7 @@ for each head, norms and ratios in loops over classes on the host. `BestStep` is
 know. Both compute what `gr_jax.training.step.make_train_step` computes (docs/method.md sections 3 to 6, the default
 switches; test_torch_steps.py compares them); written from that specification.
 
-Facts of a task are `TaskFacts` of NumPy arrays (or gr_jax's, which has the same names); old classes come first,
-then the new ones. Neither needs JAX.
+Facts of a task are `TaskFacts` of NumPy arrays; old classes come first, then the new ones. Neither needs JAX.
 """
 
 from __future__ import annotations
@@ -104,13 +103,13 @@ class TaskFacts(NamedTuple):
 
   Attributes:
     old, new: [classes] bool.
-    class_counts: [classes] float32, images present in the task; 0 for unseen classes.
+    counts: [classes] float32, images present in the task; 0 for unseen classes.
     lost: [classes] float32, images of old classes that are gone.
     attenuation, distillation_weight: a and w_kd.
   """
   old: np.ndarray
   new: np.ndarray
-  class_counts: np.ndarray
+  counts: np.ndarray
   lost: np.ndarray
   attenuation: float
   distillation_weight: float
@@ -135,7 +134,7 @@ def task_facts(counts: np.ndarray, first: int, stop: int, *, per_class: int, wei
                    math.exp(-gamma * n_old / (n_old + n_new)), weight_scale * math.sqrt(n_old / n_new))
 
 
-def mixing(facts: Any) -> tuple[np.ndarray, float]:
+def mixing(facts: TaskFacts) -> tuple[np.ndarray, float]:
   """(v [classes], h) of distribution-aware distillation; both follow from the counts of the task."""
   lost = np.where(facts.old, facts.lost, 0).astype(np.float64)
   norm, num_old = np.linalg.norm(lost), int(np.sum(facts.old))
@@ -159,7 +158,7 @@ class ReleasedStep:
     bfloat16: whether the backbones run under autocast.
   """
 
-  def __init__(self, backbone: Backbone, heads: Sequence[nn.Linear], facts: Any,
+  def __init__(self, backbone: Backbone, heads: Sequence[nn.Linear], facts: TaskFacts,
                teacher: tuple[Backbone, Sequence[nn.Linear]] | None, *, learning_rate: float,
                momentum: float = 0.9, weight_decay: float = 5e-4, bfloat16: bool = False):
     self.backbone, self.heads, self.teacher = backbone.train(), heads, teacher
@@ -168,7 +167,7 @@ class ReleasedStep:
     self.device, self.bfloat16 = heads[0].weight.device, bfloat16
     seen = sum(head.out_features for head in heads)
     self.num_old = int(np.sum(facts.old))
-    counts = torch.as_tensor(np.asarray(facts.class_counts)[:seen], device=self.device)
+    counts = torch.as_tensor(np.asarray(facts.counts)[:seen], device=self.device)
     self.log_prior = torch.log(counts / counts.sum())
     weights, self.evenness = mixing(facts)
     self.weights = torch.as_tensor(weights[:self.num_old], device=self.device)
@@ -277,7 +276,7 @@ class BestStep:
     compile_mode: of torch.compile, "default" or "reduce-overhead" (CUDA graphs); None: eager.
   """
 
-  def __init__(self, backbone: Backbone, head: nn.Linear, facts: Any,
+  def __init__(self, backbone: Backbone, head: nn.Linear, facts: TaskFacts,
                teacher: tuple[Backbone, nn.Linear] | None, *, learning_rate: float, momentum: float = 0.9,
                weight_decay: float = 5e-4, augment: nn.Module | None = None, bfloat16: bool = False,
                compile_mode: str | None = None):
@@ -294,7 +293,7 @@ class BestStep:
     old, new = (torch.as_tensor(np.asarray(mask), device=device) for mask in (facts.old, facts.new))
     self.groups, self.not_old = torch.stack([old, new]), ~old
     self.num_old, self.num_new = (int(np.sum(mask)) for mask in (facts.old, facts.new))
-    counts = torch.as_tensor(np.asarray(facts.class_counts), device=device)
+    counts = torch.as_tensor(np.asarray(facts.counts), device=device)
     # -inf, hence probability 0, in the columns of unseen classes.
     self.log_prior = torch.log(counts / counts.sum())
     weights, self.evenness = mixing(facts)
