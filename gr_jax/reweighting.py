@@ -201,8 +201,11 @@ def gradient_reweighting(
   path = (path,) if isinstance(path, str) else tuple(path)
 
   def init_fn(params: chex.ArrayTree) -> RuleState:
-    zeros, zero = jnp.zeros(_find_classifier(params, path)["kernel"].shape[-1], jnp.float32), jnp.zeros((), jnp.float32)
-    return RuleState(zeros, Ratios(zeros, zeros, zero, zero, zero))
+    classes = _find_classifier(params, path)["kernel"].shape[-1:]
+    # Each array has a buffer of its own, so that the state can be donated.
+    phi, alpha, column, r_old, r_new, beta = (
+        jnp.zeros(shape, jnp.float32) for shape in (classes, classes, classes, (), (), ()))
+    return RuleState(phi, Ratios(alpha, column, r_old, r_new, beta))
 
   def update_fn(updates, state, params=None, *, gradients, old, new, counts, **extra):
     del params, extra
