@@ -8,76 +8,89 @@ import numpy as np
 import tiny
 import trajectory
 
-from gr_jax import methods, models, scenario, seeding
+from gr_jax import methods, models, optimizer, scenario, seeding
 from gr_jax.data import augment
+from gr_jax.data.arrays import Data, Pool
+from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
-from gr_jax.methods.base import TaskFacts
-from gr_jax.models import heads as classifier
+from gr_jax.methods.base import Context
+from gr_jax.models import heads
 from gr_jax.scenario import plan
-from gr_jax.training import step
+from gr_jax.training import program, step
 from gr_jax.training.state import TrainState
 
 TRAJECTORY = trajectory.load()
 RATE = 1e-4
 
 
-def method(**changes):
-  return methods.gradient_reweighting(**{
-      "reweighting_rule": "dgr", "prior": True, "distillation": "dakd", "task_ratio": "release",
-      "temperature": 2.0, **changes})
+def method(**options):
+  """Gradient Reweighting, at its defaults but for `options`."""
+  return methods.make("gr", options, memory=20)
 
 
-def in_order(pool, key):
+def in_order(pool, root, task, stage, epoch):
   """Stands in for the shuffled order: batch i is rows i*batch .. of the pool."""
-  del key
+  del root, task, stage, epoch
   return pool.rows
 
 
+def initial_state(params, tx, stage, *, batch_stats=None, steps=0):
+  """The state before the first step of a stage, in which `steps` steps of the run are done."""
+  return TrainState(
+      step=jnp.int32(steps), params=params, batch_stats={} if batch_stats is None else batch_stats,
+      opt_state=tx.init(step.trained_params(params, stage)), rule=stage.rule.init(params["classifier"]))
+
+
 @functools.cache
-def trajectory_epoch(devices):
-  tx = step.make_optimizer(momentum=TRAJECTORY.momentum, weight_decay=TRAJECTORY.weight_decay)
+def trajectory_program(devices):
+  """(optimizer, stage, program) of the recording."""
+  chosen = method()
+  stage, = chosen.stages
+  tx = optimizer.sgd((TRAJECTORY.learning_rate,), momentum=TRAJECTORY.momentum, weight_decay=TRAJECTORY.weight_decay)
   train_step = step.make_train_step(
-      model=tiny.TinyBackbone(8), method=method(), tx=tx, axis_name=parallel.AXIS)
-  return tx, step.make_epoch(train_step, batch_size=16, devices=devices, order=in_order)
+      model=tiny.TinyBackbone(8), method=chosen, stage=stage, tx=tx, axis_name=parallel.AXIS)
+  return tx, stage, program.make_program(
+      train_step, stage=stage, number=0, batch_size=16, devices=devices, order=in_order)
 
 
-def facts_of(task, number):
-  return TaskFacts(
-      task=np.int32(number), old=task.old, new=task.new, class_counts=task.class_counts.astype(np.float32),
-      lost=task.lost.astype(np.float32), attenuation=np.float32(task.attenuation),
-      distillation_weight=np.float32(task.distillation_weight))
+def context_of(task, number):
+  """What the step knows of a recorded task; attenuation and weight follow from the recorded original counts."""
+  classes = np.arange(task.old.size)
+  task_of_class = np.where(task.old, 0, np.where(task.new, number, number + 1))
+  assert (np.flatnonzero(task.old | task.new) == classes[:(task.old | task.new).sum()]).all()
+  return Context(
+      task=np.int32(number), old=task.old, new=task.new, counts=task.class_counts.astype(np.float32),
+      original=np.where(task.old | task.new, TRAJECTORY.counts_original, 0).astype(np.float32),
+      lost=task.lost.astype(np.float32), task_of_class=task_of_class.astype(np.int32))
 
 
 def follow_trajectory(number, devices, tolerance):
   """Runs a recorded task (from 0) and asserts every loss, ratio and parameter of every step; the largest error."""
-  tx, run = trajectory_epoch(tuple(devices))
+  tx, stage, run = trajectory_program(tuple(devices))
   everywhere = functools.partial(parallel.replicate, devices=devices)
   task = TRAJECTORY.tasks[number]
   steps, batch = task.labels.shape
-  params = jax.tree.map(jnp.asarray, task.initial)
-  state = everywhere(TrainState(
-      step=jnp.int32(0), params=params, batch_stats={}, opt_state=tx.init(params),
-      method=method().init(len(task.class_counts))))
+  state = everywhere(initial_state(jax.tree.map(jnp.asarray, task.initial), tx, stage))
   teacher = everywhere({"params": TRAJECTORY.teacher(number), "batch_stats": {}}) if number else None
   rows = np.arange(steps * batch, dtype=np.int32)
-  data = everywhere(step.Data(task.x.reshape(steps * batch, -1), np.ones((steps * batch, 2), np.int32),
-                              task.labels.reshape(-1).astype(np.int32)))
-  pool = everywhere(step.Pool(rows, np.int32(len(rows))))
-  facts, root = everywhere(facts_of(task, number)), everywhere(jax.random.key(0))
+  data = everywhere(Data(task.x.reshape(steps * batch, -1), np.ones((steps * batch, 2), np.int32),
+                         task.labels.reshape(-1).astype(np.int32)))
+  pool = everywhere(Pool(rows, np.int32(len(rows))))
+  context, root = everywhere(context_of(task, number)), everywhere(jax.random.key(0))
   seen, largest = task.old | task.new, 0.0
   for i in range(steps):
-    state, metrics = run(state, teacher, facts, data, pool, root, *everywhere(
-        (np.int32(0), np.int32(i), np.int32(i + 1), np.float32(TRAJECTORY.learning_rate))))
+    state, metrics = run(state, teacher, context, data, program.Window(
+        pool, root, *everywhere((np.int32(0), np.int32(i), np.int32(i + 1)))))
 
     def close(found, recorded, i=i):
       nonlocal largest
       np.testing.assert_allclose(found, recorded, rtol=0, atol=tolerance, err_msg=f"step {i}")
       largest = max(largest, float(np.max(np.abs(np.asarray(found) - recorded))))
 
-    close(metrics.cross_entropy, task.cross_entropy[i])
-    close(metrics.distillation, task.distillation[i] if number else 0.0)
-    close(state.method.phi, task.phi[i])
-    close(state.method.column, task.column[i])
+    close(metrics.losses["cross_entropy"], task.cross_entropy[i])
+    close(metrics.losses["distillation"], task.distillation[i] if number else 0.0)
+    close(state.rule.phi, task.phi[i])
+    close(state.rule.ratios.column, task.column[i])
     recorded = task.after(i)
     for name in ("kernel", "bias"):
       close(state.params["backbone"][name], recorded["backbone"][name])
@@ -94,40 +107,37 @@ def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32"):
   axis = parallel.AXIS if compiled_by is None else None
   model = models.make_backbone("resnet32", platform=devices[0].platform, precision=precision, axis_name=axis)
   view = {"image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-  tx = step.make_optimizer(momentum=0.9, weight_decay=5e-4)
+  chosen, tx = method(), optimizer.sgd((RATE,), momentum=0.9, weight_decay=5e-4)
+  stage, = chosen.stages
   train_step = step.make_train_step(
-      model=model, method=method(), tx=tx, axis_name=axis,
+      model=model, method=chosen, stage=stage, tx=tx, axis_name=axis,
       augment=augment.make_augment("pad_resized_crop_flip", **view))
   rng = np.random.default_rng(0)
   count, classes, batch = 40, 6, 16
-  data = step.Data(rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8), np.full((count, 2), 16, np.int32),
-                   rng.integers(0, 4, count).astype(np.int32))
-  counts = np.asarray([30, 20, 10, 5, 4, 4])
-  facts = plan.task_facts(counts, scenario.Task(2, 4), 1, per_class=4, weight_scale=0.7, gamma=1.0)
+  data = Data(rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8), np.full((count, 2), 16, np.int32),
+              rng.integers(0, 4, count).astype(np.int32))
+  context = plan.make_context(np.asarray([30, 20, 10, 5, 4, 4]), scenario.Task(2, 4), 1, per_class=4)
   variables = model.init(jax.random.key(1), jnp.zeros((1, 16, 16, 3)), train=False)
 
   def initial(seed):
-    head = classifier.draw_columns(jax.random.key(seed), classifier.init(64, classes), facts.old | facts.new)
+    head = heads.draw_columns(jax.random.key(seed), heads.init(64, classes), context.seen)
     return {"backbone": variables["params"], "classifier": head}
 
-  params = initial(2)
   teacher = {"params": initial(3), "batch_stats": variables["batch_stats"]}
-  state = TrainState(step=jnp.int32(7), params=params, batch_stats=variables["batch_stats"],
-                     opt_state=tx.init(params), method=method().init(classes))
-  root, pool = jax.random.key(0), step.Pool(np.arange(count, dtype=np.int32), np.int32(count))
+  state = initial_state(initial(2), tx, stage, batch_stats=variables["batch_stats"], steps=7)
+  root, pool = jax.random.key(0), Pool(np.arange(count, dtype=np.int32), np.int32(count))
   if compiled_by is None:
     everywhere = functools.partial(parallel.replicate, devices=devices)
-    run = step.make_epoch(train_step, batch_size=batch, devices=devices)
-    return run(*everywhere((jax.tree.map(jnp.copy, state), teacher, facts, data, pool, root, np.int32(0),
-                            np.int32(0), np.int32(steps), np.float32(RATE))))
+    run = program.make_program(train_step, stage=stage, number=0, batch_size=batch, devices=devices)
+    return run(*everywhere((jax.tree.map(jnp.copy, state), teacher, context, data,
+                            program.Window(pool, root, np.int32(0), np.int32(0), np.int32(steps)))))
   one_step = compiled_by(train_step)
-  rows = step.epoch_order(pool, seeding.derive(root, 1, 0, seeding.ORDER))
+  rows = epoch_order(pool, root, 1, 0, 0)
   sums = None
   for i in range(steps):
-    chosen = rows[(i * batch + np.arange(batch)) % count]
+    chosen_rows = rows[(i * batch + np.arange(batch)) % count]
     key = seeding.derive(root, 1, state.step, seeding.AUGMENT)
-    state, metrics = one_step(state, teacher, facts, jax.tree.map(jnp.asarray, data), chosen, key,
-                              jnp.float32(RATE))
+    state, metrics = one_step(state, teacher, context, jax.tree.map(jnp.asarray, data), chosen_rows, key, jnp.int32(0))
     sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
   return state, sums
 
@@ -146,9 +156,9 @@ def assert_same_step(run, other, tolerance):
   synchronised move them by 0.5), and over several steps that reaches the rest: the rate is small, the bounds wider.
   """
   (state, metrics), (other_state, other_metrics) = run, other
-  found = {name: (getattr(metrics, name), getattr(other_metrics, name))
-           for name in ("cross_entropy", "distillation", "alpha", "r_old", "r_new", "beta")}
-  found["phi"] = state.method.phi, other_state.method.phi
+  found = {name: (metrics.losses[name], other_metrics.losses[name]) for name in ("cross_entropy", "distillation")}
+  found |= {name: (metrics.reports[name], other_metrics.reports[name]) for name in ("alpha", "r_old", "r_new", "beta")}
+  found["phi"] = state.rule.phi, other_state.rule.phi
   for name, (one, two) in found.items():
     np.testing.assert_allclose(one, two, rtol=tolerance, err_msg=name)
   statistics = distance(state.batch_stats, other_state.batch_stats)

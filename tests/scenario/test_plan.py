@@ -1,42 +1,44 @@
-"""The run on paper: facts of each task, sizes, steps, learning rate."""
-
-import math
+"""The run on paper: contexts, sizes and steps of each stage of each task, and the rows that take part."""
 
 import numpy as np
 import pytest
 
+from gr_jax import methods
+from gr_jax.methods.base import Stage
 from gr_jax.scenario import Task, plan
 
 COUNTS = np.asarray([30, 3, 50, 8, 20])
 TASKS = (Task(0, 2), Task(2, 4), Task(4, 5))
 
 
-def plans(**changes):
-  return plan.make_plans(COUNTS, TASKS, **{"epochs": 3, "batch_size": 16, "per_class": 5, "weight_scale": 0.7,
-                                           "gamma": 1.0, **changes})
+def plans(method="gr", options=(), **changes):
+  chosen = methods.make(method, dict(options), memory=20)
+  return plan.make_plans(COUNTS, TASKS, chosen, **{"epochs": 3, "batch_size": 16, "per_class": 5, **changes})
 
 
-def test_facts_of_a_later_task():
-  facts = plans()[1].facts
-  np.testing.assert_array_equal(facts.old, [1, 1, 0, 0, 0])
-  np.testing.assert_array_equal(facts.new, [0, 0, 1, 1, 0])
+def contexts(*args, **changes):
+  return [task.stages[0].context for task in plans(*args, **changes)]
+
+
+def test_context_of_a_later_task():
+  context = contexts()[1]
+  assert context.task == 1
+  np.testing.assert_array_equal(context.old, [1, 1, 0, 0, 0])
+  np.testing.assert_array_equal(context.new, [0, 0, 1, 1, 0])
+  np.testing.assert_array_equal(context.seen, [1, 1, 1, 1, 0])
   # n'_j: n_j for new classes, min(n_j, m) for old ones.
-  np.testing.assert_array_equal(facts.class_counts, [5, 3, 50, 8, 0])
-  np.testing.assert_array_equal(facts.lost, [25, 0, 0, 0, 0])
-  # From the original counts, not from what is present.
-  assert facts.distillation_weight == pytest.approx(0.7 * math.sqrt(33 / 58), rel=1e-6)
-  assert facts.attenuation == pytest.approx(math.exp(-33 / 91), rel=1e-6)
+  np.testing.assert_array_equal(context.counts, [5, 3, 50, 8, 0])
+  np.testing.assert_array_equal(context.lost, [25, 0, 0, 0, 0])
+  # Not what is present: attenuation and distillation weight follow from these.
+  np.testing.assert_array_equal(context.original, [30, 3, 50, 8, 0])
+  np.testing.assert_array_equal(context.task_of_class, [0, 0, 1, 1, 2])
 
 
-def test_first_task_has_no_distillation_and_no_attenuation():
-  facts = plans()[0].facts
-  assert facts.distillation_weight == 0 and facts.attenuation == 1 and not facts.old.any()
-
-
-def test_gamma_and_weight_scale_are_used():
-  facts = plans(gamma=0.0, weight_scale=1.4)[1].facts
-  assert facts.attenuation == 1
-  assert facts.distillation_weight == pytest.approx(1.4 * math.sqrt(33 / 58), rel=1e-6)
+def test_first_task_has_no_old_class_and_lost_nothing():
+  context = contexts()[0]
+  assert not context.old.any() and not context.lost.any()
+  np.testing.assert_array_equal(context.counts, [30, 3, 0, 0, 0])
+  np.testing.assert_array_equal(context.original, context.counts)
 
 
 def test_sizes_and_steps():
@@ -44,26 +46,76 @@ def test_sizes_and_steps():
   assert [p.size for p in found] == [33, 58 + 8, 20 + 5 + 3 + 5 + 5]
   assert [p.steps_per_epoch for p in found] == [3, 5, 3]
   assert [(p.first_step, p.stop_step) for p in found] == [(0, 9), (9, 24), (24, 33)]
+  assert [(stage.name, stage.epochs) for task in found for stage in task.stages] == [("train", 3)] * 3
 
 
 def test_no_memory_leaves_old_classes_out_of_the_prior():
-  facts = plans(per_class=0)[2].facts
-  np.testing.assert_array_equal(facts.class_counts, [0, 0, 0, 0, 20])
-  np.testing.assert_array_equal(facts.lost, [30, 3, 50, 8, 0])
+  context = contexts(per_class=0)[2]
+  np.testing.assert_array_equal(context.counts, [0, 0, 0, 0, 20])
+  np.testing.assert_array_equal(context.lost, [30, 3, 50, 8, 0])
+  np.testing.assert_array_equal(context.original, COUNTS)
+
+
+def test_a_method_of_all_images_sees_all_of_them():
+  for context, seen in zip(contexts("joint"), (2, 4, 5)):
+    np.testing.assert_array_equal(context.counts, np.where(np.arange(5) < seen, COUNTS, 0))
+
+
+def test_a_second_stage_of_later_tasks_on_held_out_images():
+  """BiC at n_j of 3 and more: two images of each class leave before training, and count as exemplars."""
+  found = plans("bic")
+  held = methods.make("bic", {}, memory=20).held_out
+  assert held == 2
+  assert [[stage.index for stage in task.stages] for task in found] == [[0], [0, 1], [0, 1]]
+  np.testing.assert_array_equal(found[1].stages[0].context.counts, [3, 1, 48, 6, 0])
+  np.testing.assert_array_equal(found[1].stages[1].context.counts, [2, 2, 2, 2, 0])
+  # A share of 1.25, rounded up: of three epochs four.
+  assert [stage.epochs for stage in found[1].stages] == [3, 4]
+  assert [stage.size for stage in found[1].stages] == [58, 8]
+  # One stage after another, without a gap.
+  steps = [(stage.first_step, stage.stop_step) for task in found for stage in task.stages]
+  assert steps[0][0] == 0 and [first for first, _ in steps[1:]] == [stop for _, stop in steps[:-1]]
+  for task in found:
+    assert (task.first_step, task.stop_step) == (task.stages[0].first_step, task.stages[-1].stop_step)
+    for stage in task.stages:
+      assert stage.stop_step - stage.first_step == stage.epochs * stage.steps_per_epoch
+      assert stage.steps_per_epoch == -(-stage.size // 16)
+
+
+@pytest.mark.parametrize("share, epochs, expected", [(1.0, 160, 160), (1.25, 160, 200), (1.25, 3, 4), (0.1, 30, 3),
+                                                     (0.1, 31, 4), (0.01, 3, 1)])
+def test_epochs_of_a_stage(share, epochs, expected):
+  assert Stage("some", {}, epochs_share=share).epochs(epochs) == expected
+
+
+@pytest.mark.parametrize("rows", plan.ROWS)
+@pytest.mark.parametrize("held_out", [0, 2])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_rows_are_as_many_as_the_context_counts(rows, held_out, number):
+  """And held-out rows are in no other stage."""
+  stage = Stage("some", {}, rows=rows)
+  chosen = methods.make("gr", {}, memory=20)._replace(stages=(stage,), held_out=held_out)
+  task = plan.make_plans(COUNTS, TASKS, chosen, epochs=1, batch_size=16, per_class=5)[number].stages[0]
+  starts = np.cumsum(COUNTS) - COUNTS
+  # Exemplars: the last ones of each old class, as many as there is room for.
+  exemplars = [np.arange(starts[j] + COUNTS[j] - max(min(5, COUNTS[j]) - held_out, 0), starts[j] + COUNTS[j])
+               for j in range(task.task.first)]
+  found = plan.rows_of(stage, task, COUNTS, exemplars, held_out)
+  np.testing.assert_array_equal([len(rows) for rows in found], task.context.counts[:task.task.stop])
+  for j, class_rows in enumerate(found):
+    assert all(starts[j] <= row < starts[j] + COUNTS[j] for row in class_rows)
+    among_held_out = class_rows < starts[j] + held_out
+    assert among_held_out.all() if rows == "held_out" else rows == "all" or not among_held_out.any()
 
 
 def test_no_shape_depends_on_the_task():
-  shapes = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in p.facts) for p in plans()}
+  shapes = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in stage.context)
+            for task in plans("bic") for stage in task.stages}
   assert len(shapes) == 1
 
 
-def test_learning_rate_drops_after_finished_epochs():
-  rates = [plan.learning_rate(e, schedule="steps", base=0.1, epochs=6, milestones=(2, 4), decay=0.1) for e in range(6)]
-  np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-
-
-def test_learning_rate_follows_half_a_cosine():
-  rates = [plan.learning_rate(e, schedule="cosine", base=0.2, epochs=6, milestones=(), decay=0.1) for e in range(7)]
-  # cos 0, 60, 90, 120 and 180 degrees.
-  np.testing.assert_allclose([rates[0], rates[2], rates[3], rates[4], rates[6]], [0.2, 0.15, 0.1, 0.05, 0], atol=1e-12)
-  assert all(np.diff(rates) < 0)
+def test_chunks_cover_an_epoch_and_go_on_where_it_stopped():
+  stage = plans()[1].stages[0]
+  whole = list(plan.chunks(stage, steps_per_call=2))
+  assert whole == [(epoch, first, stop) for epoch in range(3) for first, stop in ((0, 2), (2, 4), (4, 5))]
+  assert list(plan.chunks(stage, steps_per_call=2, epoch=1, steps=4)) == whole[5:]

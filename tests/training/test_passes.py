@@ -6,8 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr_jax import methods
+from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
-from gr_jax.training import passes, step
+from gr_jax.methods.base import Context
+from gr_jax.models import heads
+from gr_jax.training import passes
 
 
 class Fake(nn.Module):
@@ -26,19 +30,32 @@ def plain(images, sizes):
 
 
 def data_of(images, labels):
-  return step.Data(np.asarray(images, np.float32), np.ones((len(images), 2), np.int32),
-                   np.asarray(labels, np.int32))
+  return Data(np.asarray(images, np.float32), np.ones((len(images), 2), np.int32), np.asarray(labels, np.int32))
 
 
-PARAMS = {"backbone": {}, "classifier": {"kernel": np.eye(5, dtype=np.float32), "bias": np.zeros(5, np.float32)}}
+NETWORK = {"params": {"backbone": {}, "classifier": {"kernel": np.eye(5, dtype=np.float32),
+                                                     "bias": np.zeros(5, np.float32)}},
+           "batch_stats": {}, "carry": {}}
 TASK_OF_CLASS = np.asarray([0, 0, 1, 1, 2], np.int32)
+
+
+def context_of(seen):
+  """Evaluation looks at the classes seen and at their tasks alone."""
+  seen, zeros = np.asarray(seen), np.zeros(5, np.float32)
+  return Context(np.int32(0), np.zeros(5, bool), seen, zeros, zeros, zeros, TASK_OF_CLASS)
+
+
+def method(**scores):
+  """A linear head, and scores: name -> function of (outputs, carry); None: the logits."""
+  return methods.Method("fake", (), heads.linear(), scores or {"logits": methods.base.logits})
 
 
 def count(images, labels, seen, stop, *, devices=1, block=4):
   devices = jax.devices()[:devices]
-  run = passes.make_evaluate(model=Fake(), prepare=plain, num_classes=5, block=block, devices=devices)
-  arguments = (PARAMS, {}, data_of(images, labels), TASK_OF_CLASS, np.asarray(seen), np.int32(stop))
-  return np.asarray(run(*parallel.replicate(arguments, devices)))
+  run = passes.make_evaluate(model=Fake(), method=method(), prepare=plain, num_classes=5, block=block, devices=devices)
+  arguments = (NETWORK, data_of(images, labels), context_of(seen), np.int32(stop))
+  counts, = np.asarray(run(*parallel.replicate(arguments, devices)))
+  return counts
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
@@ -78,11 +95,31 @@ def test_one_program_for_all_tasks():
     traced.append(images.shape)
     return plain(images, sizes)
 
-  run = passes.make_evaluate(model=Fake(), prepare=prepare, num_classes=5, block=4, devices=devices)
+  run = passes.make_evaluate(model=Fake(), method=method(), prepare=prepare, num_classes=5, block=4, devices=devices)
   data = data_of(np.zeros((35, 5)), np.repeat(np.arange(5), 7))
   for seen in (2, 4, 5):
-    run(*parallel.replicate((PARAMS, {}, data, TASK_OF_CLASS, np.arange(5) < seen, np.int32(7 * seen)), devices))
+    run(*parallel.replicate((NETWORK, data, context_of(np.arange(5) < seen), np.int32(7 * seen)), devices))
   assert len(traced) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_every_score_counts_by_itself_and_sees_the_carry(devices):
+  devices = jax.devices()[:devices]
+  rng = np.random.default_rng(3)
+  images, labels = rng.normal(size=(35, 5)), rng.integers(0, 5, 35)
+  weights = rng.normal(size=5).astype(np.float32)
+  run = passes.make_evaluate(
+      model=Fake(), prepare=plain, num_classes=5, block=4, devices=devices,
+      method=method(logits=methods.base.logits, weighted=lambda outputs, carry: outputs.features * carry["weights"]))
+  network = {**NETWORK, "carry": {"weights": weights}}
+  found = np.asarray(run(*parallel.replicate(
+      (network, data_of(images, labels), context_of(np.ones(5, bool)), np.int32(35)), devices)))
+  assert found.shape == (2, 3, 5)
+  for counts, scores in zip(found, (images, images.astype(np.float32) * weights)):
+    np.testing.assert_array_equal(counts[0], np.bincount(labels, scores.argmax(1) == labels, minlength=5))
+    own = np.where(TASK_OF_CLASS[labels][:, None] == TASK_OF_CLASS, scores, -np.inf)
+    np.testing.assert_array_equal(counts[1], np.bincount(labels, own.argmax(1) == labels, minlength=5))
+    np.testing.assert_array_equal(counts[2], np.bincount(labels, minlength=5))
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
@@ -95,7 +132,7 @@ def test_features_by_row(devices, size):
   rows[:size] = rng.permutation(30)[:size]
   run = passes.make_extract(model=Fake(), prepare=plain, capacity=20, block=4, devices=devices)
   found = np.asarray(run(*parallel.replicate(
-      (PARAMS, {}, data_of(images, np.zeros(30)), step.Pool(rows, np.int32(size))), devices)))
+      (NETWORK["params"], {}, data_of(images, np.zeros(30)), Pool(rows, np.int32(size))), devices)))
   assert len(found) >= 20
   np.testing.assert_array_equal(found[:size], images[rows[:size]].astype(np.float32))
   assert not found[size:].any()

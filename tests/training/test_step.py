@@ -12,20 +12,23 @@ import tiny
 from device_runs import (
   TRAJECTORY,
   assert_same_step,
+  context_of,
   distance,
-  facts_of,
   follow_trajectory,
+  initial_state,
   method,
   resnet_run,
-  trajectory_epoch,
+  trajectory_program,
 )
 
-from gr_jax import methods, models, reweighting, scenario, seeding
+from gr_jax import losses, methods, models, optimizer, reweighting, scenario, seeding
+from gr_jax.data import order
+from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Outputs, TaskFacts
-from gr_jax.models import heads as classifier
+from gr_jax.methods.base import Context, Loss, Outputs, Stage
+from gr_jax.models import heads
 from gr_jax.scenario import plan
-from gr_jax.training import step
+from gr_jax.training import program, step
 from gr_jax.training.state import TrainState
 
 
@@ -33,6 +36,15 @@ from gr_jax.training.state import TrainState
 @pytest.mark.parametrize("number", range(len(TRAJECTORY.tasks)))
 def test_recorded_trajectory(number, num_devices):
   follow_trajectory(number, jax.devices()[:num_devices], 1e-5)
+
+
+@pytest.mark.parametrize("number", range(len(TRAJECTORY.tasks)))
+def test_original_counts_give_the_recorded_attenuation_and_weight(number):
+  """The step computes both itself; the trajectory would not show a small error of either."""
+  task, context = TRAJECTORY.tasks[number], context_of(TRAJECTORY.tasks[number], number)
+  n_old, n_new = context.original[context.old].sum(), context.original[context.new].sum()
+  assert float(reweighting.attenuation(n_old, n_new)) == pytest.approx(task.attenuation, rel=1e-6)
+  assert float(losses.distillation_weight(n_old, n_new)) == pytest.approx(task.distillation_weight, rel=1e-6)
 
 
 @functools.cache
@@ -53,16 +65,16 @@ def test_devices_agree_on_resnet32(other, steps, tolerance):
 
 def test_state_is_donated_and_teacher_is_not():
   devices = tuple(jax.devices()[:2])
-  tx, run = trajectory_epoch(devices)
+  tx, stage, run = trajectory_program(devices)
   everywhere = functools.partial(parallel.replicate, devices=devices)
   task = TRAJECTORY.tasks[1]
   params = jax.tree.map(jnp.asarray, task.initial)
-  state = everywhere(TrainState(jnp.int32(0), params, {}, tx.init(params), method().init(10)))
+  state = everywhere(initial_state(params, tx, stage))
   teacher = everywhere({"params": TRAJECTORY.teacher(1), "batch_stats": {}})
-  data = everywhere(step.Data(task.x[0], np.ones((16, 2), np.int32), task.labels[0].astype(np.int32)))
-  pool = everywhere(step.Pool(np.arange(16, dtype=np.int32), np.int32(16)))
-  after, _ = run(state, teacher, everywhere(facts_of(task, 1)), data, pool, everywhere(jax.random.key(0)),
-                 *everywhere((np.int32(0), np.int32(0), np.int32(1), np.float32(0.1))))
+  data = everywhere(Data(task.x[0], np.ones((16, 2), np.int32), task.labels[0].astype(np.int32)))
+  window = everywhere(program.Window(Pool(np.arange(16, dtype=np.int32), np.int32(16)), jax.random.key(0),
+                                     np.int32(0), np.int32(0), np.int32(1)))
+  after, _ = run(state, teacher, everywhere(context_of(task, 1)), data, window)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(teacher))
   # Unstacked: the result has the very shape of the input.
@@ -71,9 +83,8 @@ def test_state_is_donated_and_teacher_is_not():
 
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 40])
 def test_every_image_is_used_at_least_once_an_epoch(size):
-  pool = step.Pool(jnp.asarray(np.r_[np.arange(100, 100 + size), np.zeros(48 - size)], jnp.int32),
-                   jnp.int32(size))
-  rows = np.asarray(step.epoch_order(pool, jax.random.key(3)))
+  pool = Pool(jnp.asarray(np.r_[np.arange(100, 100 + size), np.zeros(48 - size)], jnp.int32), jnp.int32(size))
+  rows = np.asarray(order.shuffled(pool, jax.random.key(3)))
   assert sorted(rows[:size]) == list(range(100, 100 + size))
   batch, steps = 16, -(-size // 16)
   used = np.concatenate([rows[(i * batch + np.arange(batch)) % size] for i in range(steps)])
@@ -83,11 +94,14 @@ def test_every_image_is_used_at_least_once_an_epoch(size):
 
 
 def test_epochs_are_shuffled_differently_and_reproducibly():
-  pool = step.Pool(jnp.arange(30, dtype=jnp.int32), jnp.int32(30))
-  orders = [np.asarray(step.epoch_order(pool, seeding.derive(jax.random.key(s), t, e, seeding.ORDER)))
-            for s, t, e in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0)]]
-  np.testing.assert_array_equal(orders[0], orders[4])
-  assert len({order.tobytes() for order in orders}) == 4
+  pool = Pool(jnp.arange(30, dtype=jnp.int32), jnp.int32(30))
+  places = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 2, 0), (0, 0, 0, 0)]
+  orders = [np.asarray(order.epoch_order(pool, jax.random.key(s), t, stage, e)) for s, t, stage, e in places]
+  np.testing.assert_array_equal(orders[0], orders[-1])
+  assert len({found.tobytes() for found in orders}) == len(set(places)) == 6
+  # The first stage's keys are what they were before there were stages: they are part of what a seed means.
+  np.testing.assert_array_equal(
+      orders[1], order.shuffled(pool, seeding.derive(jax.random.key(0), 0, 1, seeding.ORDER)))
 
 
 @pytest.mark.parametrize("rule, distillation, task_ratio, prior", [
@@ -107,29 +121,36 @@ def test_switches_against_the_oracle(rule, distillation, task_ratio, prior):
   before = {"kernel": rng.normal(size=(d, classes)).astype(np.float32),
             "bias": rng.normal(size=classes).astype(np.float32)}
   identity = {"kernel": np.eye(d, dtype=np.float32), "bias": np.full(d, 10, np.float32)}
-  chosen = method(reweighting_rule=rule, distillation=distillation, task_ratio=task_ratio, prior=prior)
-  tx = step.make_optimizer(momentum=0.9, weight_decay=1e-2)
-  train_step = step.make_train_step(model=tiny.TinyBackbone(d), method=chosen, tx=tx)
-  facts = TaskFacts(np.int32(1), old, new, counts.astype(np.float32), lost.astype(np.float32),
-                    np.float32(0.6), np.float32(0.9))
-  params = {"backbone": identity, "classifier": head}
-  state = TrainState(jnp.int32(0), params, {}, tx.init(params), chosen.init(classes))
+  # Options that give the attenuation 0.6 and the weight 0.9 with these original counts.
+  original = (counts + lost).astype(np.float32)
+  n_old, n_new = original[old].sum(), original[new].sum()
+  chosen = method(reweighting=rule, distillation=distillation, task_ratio=task_ratio, prior=prior,
+                  attenuation_gamma=float(-np.log(0.6) * (n_old + n_new) / n_old),
+                  distillation_weight=float(0.9 / np.sqrt(n_old / n_new)))
+  stage, = chosen.stages
+  tx = optimizer.sgd((0.1,), momentum=0.9, weight_decay=1e-2)
+  train_step = step.make_train_step(model=tiny.TinyBackbone(d), method=chosen, stage=stage, tx=tx)
+  context = Context(np.int32(1), old, new, counts.astype(np.float32), original, lost.astype(np.float32),
+                    np.where(old, 0, np.where(new, 1, 2)).astype(np.int32))
+  state = initial_state({"backbone": identity, "classifier": head}, tx, stage)
   teacher = ({"params": {"backbone": identity, "classifier": before}, "batch_stats": {}}
              if chosen.uses_teacher else None)
-  data = step.Data(jnp.asarray(x), jnp.ones((batch, 2), jnp.int32), jnp.asarray(labels))
-  after, metrics = jax.jit(train_step)(state, teacher, facts, data, jnp.arange(batch), jax.random.key(0),
-                                       jnp.float32(0.1))
+  data = Data(jnp.asarray(x), jnp.ones((batch, 2), jnp.int32), jnp.asarray(labels))
+  after, metrics = jax.jit(train_step)(state, teacher, context, data, jnp.arange(batch), jax.random.key(0),
+                                       jnp.int32(0))
   features = np.maximum(x.astype(np.float64) + 10, 0)
   expected = oracle.linear_step(
       oracle.start(head["kernel"], head["bias"]),
       oracle.LinearTask(counts, old, new, lost, 0.6, 0.9, distillation=distillation, reweighting=rule,
                         task_ratio=task_ratio, prior=prior, learning_rate=0.1, weight_decay=1e-2),
       features, labels, oracle.linear_logits(features, before["kernel"], before["bias"]))
-  np.testing.assert_allclose(metrics.cross_entropy, expected.cross_entropy, rtol=2e-5)
-  np.testing.assert_allclose(metrics.distillation, expected.distillation, rtol=2e-5, atol=1e-6)
-  np.testing.assert_allclose(after.method.phi, expected.phi, rtol=2e-4, atol=1e-6)
-  np.testing.assert_allclose(after.method.column, expected.column, rtol=2e-4, atol=1e-6)
-  np.testing.assert_allclose(metrics.beta, expected.beta, rtol=2e-4)
+  np.testing.assert_allclose(metrics.losses["cross_entropy"], expected.cross_entropy, rtol=2e-5)
+  np.testing.assert_allclose(metrics.losses.get("distillation", 0.0), expected.distillation, rtol=2e-5, atol=1e-6)
+  assert ("distillation" in metrics.losses) == (distillation != "none")
+  np.testing.assert_allclose(metrics.loss, expected.cross_entropy + expected.distillation, rtol=2e-5)
+  np.testing.assert_allclose(after.rule.phi, expected.phi, rtol=2e-4, atol=1e-6)
+  np.testing.assert_allclose(after.rule.ratios.column, expected.column, rtol=2e-4, atol=1e-6)
+  np.testing.assert_allclose(metrics.reports["beta"], expected.beta, rtol=2e-4)
   np.testing.assert_allclose(after.params["classifier"]["kernel"], expected.kernel, rtol=2e-4, atol=2e-4)
   np.testing.assert_allclose(after.params["classifier"]["bias"], expected.bias, rtol=2e-4, atol=2e-4)
   np.testing.assert_array_equal(after.params["classifier"]["kernel"][:, 5:], head["kernel"][:, 5:])
@@ -142,41 +163,40 @@ def test_a_method_may_pull_on_features_and_stage_maps():
   images = jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, 4, 6), jnp.int32)
   variables = model.init(jax.random.key(0), images, train=False)
-  facts = plan.task_facts(np.asarray([9, 8, 7, 6]), scenario.Task(2, 4), 1, per_class=4, weight_scale=0.7, gamma=1.0)
-  head = classifier.draw_columns(jax.random.key(1), classifier.init(64, 4), np.ones(4, bool))
+  context = plan.make_context(np.asarray([9, 8, 7, 6]), scenario.Task(2, 4), 1, per_class=4)
+  head = heads.draw_columns(jax.random.key(1), heads.init(64, 4), np.ones(4, bool))
   before = {"params": {"backbone": jax.tree.map(lambda leaf: 1.1 * leaf, variables["params"]), "classifier": head},
             "batch_stats": variables["batch_stats"]}
 
-  def cross_entropy(student, labels, facts):
-    del facts
+  def cross_entropy(student, teacher, labels, context):
+    del teacher, context
     log_probabilities = jax.nn.log_softmax(student.logits)
     return -jnp.mean(log_probabilities[jnp.arange(6), labels]) + 0.1 * jnp.mean(jnp.square(student.features))
 
-  def distillation(student, teacher, facts):
-    del facts
-    return sum(jnp.mean(jnp.square(s - t)) for s, t in zip(student.maps, teacher.maps))
+  def distillation(student, teacher, labels, context):
+    del labels, context
+    return sum(jnp.mean(jnp.square(s - t)) for s, t in zip(student.maps, teacher.maps, strict=True))
 
-  def add(state, ce_grads, kd_grads, facts):
-    del facts
-    ones, one = jnp.ones(4), jnp.ones(())
-    return jax.tree.map(jnp.add, ce_grads, kd_grads), state, reweighting.Ratios(ones, ones, one, one, one)
-
-  pulling = methods.Method("pulling", True, True, reweighting.init, cross_entropy, distillation, add)
-  tx = optax.identity()
+  stage = Stage("pull", {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distillation, teacher=True)})
+  pulling = methods.Method("pulling", (stage,), heads.linear(), {"logits": methods.base.logits}, uses_maps=True)
+  tx = optax.with_extra_args_support(optax.scale(-1.0))
   params = {"backbone": variables["params"], "classifier": head}
-  state = TrainState(jnp.int32(0), params, variables["batch_stats"], tx.init(params), pulling.init(4))
-  train_step = step.make_train_step(model=model, method=pulling, tx=tx)
-  data = step.Data(images, jnp.ones((6, 2), jnp.int32), labels)
-  after, _ = jax.jit(train_step)(state, before, facts, data, jnp.arange(6), jax.random.key(0), jnp.float32(1.0))
+  state = TrainState(jnp.int32(0), params, variables["batch_stats"], tx.init(params), ())
+  train_step = step.make_train_step(model=model, method=pulling, stage=stage, tx=tx)
+  data = Data(images, jnp.ones((6, 2), jnp.int32), labels)
+  after, metrics = jax.jit(train_step)(state, before, context, data, jnp.arange(6), jax.random.key(0), jnp.int32(0))
+  assert float(metrics.losses["distillation"]) > 1e-3
 
   def whole(params):
     def run(params, stats, **options):
       found = model.apply({"params": params["backbone"], "batch_stats": stats}, images, **options)
       (features, maps), _ = found if options.get("mutable") else (found, None)
-      return Outputs(features @ params["classifier"]["kernel"] + params["classifier"]["bias"], features, maps)
+      logits = features @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+      return Outputs(logits, logits, features, maps)
     student = run(params, variables["batch_stats"], train=True, mutable=["batch_stats"])
     teacher = run(before["params"], before["batch_stats"], train=False)
-    return cross_entropy(student, labels, facts) + distillation(student, teacher, facts)
+    return (cross_entropy(student, None, labels, context)
+            + distillation(student, teacher, labels, context))
 
   expected = jax.jit(jax.grad(whole))(params)
   found = jax.tree.map(jnp.subtract, params, after.params)
