@@ -45,8 +45,8 @@ def learn(workdir, phase_file):
   os.environ["JAX_NUM_CPU_DEVICES"] = "1"
   from gr_jax import memory, train
   from gr_jax.devices import compilation_cache
-  from gr_jax.runs import checkpoints, signals
-  from gr_jax.training import experiment
+  from gr_jax.runs import checkpoints, loop, signals
+  from gr_jax.training import programs
   compilation_cache.enable(None)
   file = os.open(phase_file, os.O_CREAT | os.O_WRONLY)
 
@@ -65,9 +65,9 @@ def learn(workdir, phase_file):
   enter("the start")
   checkpoints.Checkpoints.save = during("a save", checkpoints.Checkpoints.save)
   memory.select = during("a selection", memory.select)
-  evaluator = experiment.evaluator
-  experiment.evaluator = lambda *args: during("an evaluation", evaluator(*args))
-  train._train_task = during("a step", train._train_task)
+  evaluator = programs.make_evaluator
+  programs.make_evaluator = lambda *args: during("an evaluation", evaluator(*args))
+  loop.run_stage = during("a step", loop.run_stage)
   try:
     train.train(runs.get_config("digits_lt", **settings()), workdir)
   except signals.Interrupted:

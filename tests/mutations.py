@@ -2,154 +2,186 @@
 
   python tests/mutations.py [part of a name ...]
 
-Each variant is put into a temporary copy of the project by replacing one piece of source text,
-which must stand there exactly once. The named tests must pass in the untouched copy and fail in the
-wrong one. Exit status 0 only if every chosen variant was noticed.
+Each variant replaces functions of the package while pytest starts, before any test imports them, so that it depends on
+what they do and not on how they are written. The named tests must pass without the change and fail with it, by an
+assertion. Exit status 0 only if every chosen variant was noticed.
+
+It is also the pytest plugin that makes the change: `-p mutations`, with the variant's name in GR_JAX_TESTS_MUTATION.
 """
 
 import os
 import pathlib
-import shutil
+import re
 import subprocess
 import sys
-import tempfile
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COPIED = ("gr_jax", "tests", "configs", "pyproject.toml", "README.md")
+_CHOSEN = "GR_JAX_TESTS_MUTATION"
+
+# Of a test that ended otherwise than by a comparison: then the variant itself is broken.
+_BROKEN = ("TypeError", "AttributeError", "NameError", "KeyError", "UnexpectedTracerError", "ImportError")
+
+
+def norms_before_the_mean():
+  """The rule sees this device's gradients alone; what it makes of them is averaged."""
+  import jax
+  import optax
+
+  from gr_jax import reweighting
+  from gr_jax.devices import parallel
+  mean, make, averaged = jax.lax.pmean, reweighting.gradient_reweighting, []
+
+  def remembering(tree, axis_name, **options):
+    averaged.append(tree)
+    return mean(tree, axis_name, **options)
+
+  def local(form):
+    """The newest thing of this form among all that was averaged."""
+    found, waiting = None, list(averaged)
+    while waiting:
+      node = waiting.pop(0)
+      if isinstance(node, dict | list | tuple):
+        found = node if jax.tree.structure(node) == form else found
+        waiting += node.values() if isinstance(node, dict) else node
+    assert found is not None, "the step averages no gradients of the head"
+    return found
+
+  def variant(*args, **options):
+    rule = make(*args, **options)
+
+    def update(updates, state, params=None, *, gradients, **extra):
+      here = local(jax.tree.structure(gradients))
+      return mean(rule.update(updates, state, params, gradients=here, **extra), parallel.AXIS)
+    return optax.GradientTransformationExtraArgs(rule.init, update)
+
+  jax.lax.pmean, reweighting.gradient_reweighting = remembering, variant
+
+
+def phi_after_the_ratios():
+  import jax.numpy as jnp
+
+  from gr_jax import reweighting
+  update, accumulate = reweighting.update, reweighting.accumulate
+
+  def variant(state, ce_grads, kd_grads, *, old, new, **options):
+    reweighting.accumulate = lambda state, *_: state
+    try:
+      grads, after, ratios = update(state, ce_grads, kd_grads, old=old, new=new, **options)
+    finally:
+      reweighting.accumulate = accumulate
+    phi = accumulate(state, ce_grads, jnp.asarray(old) | jnp.asarray(new)).phi
+    return grads, after._replace(phi=phi), ratios
+
+  reweighting.update = variant
+
+
+def old_ratio_of_one():
+  import jax.numpy as jnp
+
+  from gr_jax import reweighting
+  ratios = reweighting._inter_phase
+  reweighting._inter_phase = lambda *args, **options: (jnp.ones(()), ratios(*args, **options)[1])
+
+
+def evenness_without_offset():
+  from gr_jax import losses
+  assert losses._LOST_OFFSET == 1e-3
+  # Nothing beside any count, and 0 log 0 = 0, so that the variant is wrong but finite.
+  losses._LOST_OFFSET = 1e-30
+
+
+def beta_over_all_columns():
+  import jax.numpy as jnp
+
+  from gr_jax import reweighting
+  ratio = reweighting._distillation_ratio
+
+  def variant(ce_grads, kd_grads, column, old, seen, eps):
+    return ratio(ce_grads, kd_grads, column, jnp.ones_like(old), jnp.ones_like(seen), eps)
+
+  reweighting._distillation_ratio = variant
+
+
+def biases_not_scaled():
+  import jax.numpy as jnp
+
+  from gr_jax import reweighting
+  combine = reweighting.combine
+
+  def variant(ce_grads, kd_grads, *, column, **options):
+    found = combine(ce_grads, kd_grads, column=column, **options)
+    if "bias" not in ce_grads:
+      return found
+    return {**found, "bias": combine(ce_grads, kd_grads, column=jnp.ones_like(column), **options)["bias"]}
+
+  reweighting.combine = variant
+
+
+def holdout_counted():
+  import numpy as np
+
+  from gr_jax.scenario import draw
+  assert isinstance(draw.Scenario.counts, property)
+  draw.Scenario.counts = property(
+      lambda self: np.asarray([len(train) + len(held) for train, held in zip(self.train, self.holdout)], np.int64))
 
 
 class Mutation(NamedTuple):
-  """A wrong variant: `old` stands once in `file` and becomes `new`."""
+  """A wrong variant: its name, the function that puts it in place, and arguments of pytest, separated by spaces."""
 
   name: str
-  file: str
-  old: str
-  new: str
-  tests: str  # arguments of pytest, separated by spaces
+  apply: object
+  tests: str
 
 
 MUTATIONS = (
-  Mutation(
-    "norms taken before the mean over devices",
-    "gr_jax/training/step.py",
-    """\
-    mean = (backbone_grads, ce_grads, kd_grads, ce, kd)
-    if axis_name is not None:
-      mean = jax.lax.pmean(mean, axis_name)
-    backbone_grads, ce_grads, kd_grads, ce, kd = mean
-
-    head_grads, method_state, ratios = method.classifier_gradient(state.method, ce_grads, kd_grads, facts)
-""",
-    """\
-    scaled = method.classifier_gradient(state.method, ce_grads, kd_grads, facts)
-    mean = (backbone_grads, scaled, ce, kd)
-    if axis_name is not None:
-      mean = jax.lax.pmean(mean, axis_name)
-    backbone_grads, (head_grads, method_state, ratios), ce, kd = mean
-
-""",
-    "tests/training/test_step.py::test_recorded_trajectory",
-  ),
-  Mutation(
-    "Phi updated after the ratios",
-    "gr_jax/reweighting.py",
-    """\
-  state = accumulate(state, ce_grads, seen)
-  phi = state.phi
-""",
-    """\
-  phi = state.phi
-  state = accumulate(state, ce_grads, seen)
-""",
-    "tests/test_reweighting.py",
-  ),
-  Mutation(
-    "r_o = 1",
-    "gr_jax/reweighting.py",
-    "r_old = jnp.minimum(1.0, new_over_old)",
-    "r_old = jnp.ones(())",
-    "tests/test_reweighting.py",
-  ),
-  Mutation(
-    "h without 0.001",
-    "gr_jax/losses.py",
-    "shifted = jnp.where(old, lost + _LOST_OFFSET, 0.0)",
-    # 0 log 0 = 0, so that the variant is wrong but finite.
-    "shifted = jnp.where(old, jnp.maximum(lost, 1e-30), 0.0)",
-    "tests/test_losses.py",
-  ),
-  Mutation(
-    "beta over all columns",
-    "gr_jax/reweighting.py",
-    'ce, kd = _masked(ce_grads["kernel"], seen), _masked(kd_grads["kernel"], old)',
-    'ce, kd = ce_grads["kernel"], kd_grads["kernel"]',
-    "tests/test_reweighting.py",
-  ),
-  Mutation(
-    "biases not scaled",
-    "gr_jax/reweighting.py",
-    "total = column * _masked(ce, seen)",
-    "total = (column if ce.ndim > 1 else 1.0) * _masked(ce, seen)",
-    "tests/test_reweighting.py",
-  ),
-  Mutation(
-    "hold-out counted in n_j",
-    "gr_jax/scenario/draw.py",
-    "return np.asarray([len(rows) for rows in self.train], np.int64)",
-    "return np.asarray([len(t) + len(h) for t, h in zip(self.train, self.holdout)], np.int64)",
-    "tests/scenario/test_scenario.py",
-  ),
+    Mutation("norms taken before the mean over devices", norms_before_the_mean,
+             "tests/training/test_step.py::test_recorded_trajectory"),
+    Mutation("Phi updated after the ratios", phi_after_the_ratios, "tests/test_reweighting.py"),
+    Mutation("r_o = 1", old_ratio_of_one, "tests/test_reweighting.py"),
+    Mutation("h without 0.001", evenness_without_offset, "tests/test_losses.py"),
+    Mutation("beta over all columns", beta_over_all_columns, "tests/test_reweighting.py"),
+    Mutation("biases not scaled", biases_not_scaled, "tests/test_reweighting.py"),
+    Mutation("hold-out counted in n_j", holdout_counted, "tests/scenario/test_scenario.py"),
 )
 
 
-def copy_project(target):
-  """Copies what the tests need to `target`."""
-  for name in COPIED:
-    source = ROOT / name
-    if source.is_dir():
-      ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-      shutil.copytree(source, target / name, ignore=ignored)
-    elif source.exists():
-      shutil.copy(source, target / name)
+def pytest_sessionstart(session):
+  """After conftest.py has chosen the devices, before a test module is imported."""
+  del session
+  name = os.environ.get(_CHOSEN)
+  if name:
+    next(mutation for mutation in MUTATIONS if mutation.name == name).apply()
 
 
-def run_tests(project, tests):
-  """(exit status of pytest in `project`, its last line). 0 = passed, 1 = a test failed."""
-  environment = os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
-  # An installed copy of the package must not be tested in place of the one that was changed.
-  where = subprocess.run(
-    [sys.executable, "-c", "import gr_jax; print(gr_jax.__file__)"],
-    cwd=project, env=environment, capture_output=True, text=True, check=True,
-  )
-  if not where.stdout.strip().startswith(str(project)):
-    sys.exit(f"gr_jax comes from {where.stdout.strip()}, not from the copy in {project}")
-  pytest = [sys.executable, "-m", "pytest", "-o", "addopts=-q", "-p", "no:cacheprovider"]
-  done = subprocess.run(
-    [*pytest, "-m", "not slow", "--tb=no", *tests.split()],
-    cwd=project, env=environment, capture_output=True, text=True, check=False,
-  )
+def run_tests(tests, name=""):
+  """(exit status of pytest, its last line, what failed otherwise than by an assertion). 0 = passed, 1 = a test failed."""
+  environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", _CHOSEN: name}
+  # An installed copy of the package must not be tested in place of this one.
+  where = subprocess.run([sys.executable, "-c", "import gr_jax; print(gr_jax.__file__)"], cwd=ROOT, env=environment,
+                         capture_output=True, text=True, check=True)
+  if not where.stdout.strip().startswith(str(ROOT)):
+    sys.exit(f"gr_jax comes from {where.stdout.strip()}, not from {ROOT}")
+  pytest = [sys.executable, "-m", "pytest", "-p", "mutations", "-o", "addopts=-q", "-p", "no:cacheprovider"]
+  done = subprocess.run([*pytest, "-m", "not slow", "--tb=no", "-rfE", *tests.split()], cwd=ROOT, env=environment,
+                        capture_output=True, text=True, check=False)
   lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
-  return done.returncode, lines[-1]
+  broken = [line for line in lines if line.startswith("ERROR ") or
+            line.startswith("FAILED ") and re.search(rf" - (\S+\.)?({'|'.join(_BROKEN)})\b", line)]
+  return done.returncode, lines[-1], broken
 
 
-def examine(mutation, project, baseline):
-  """(noticed, what happened). `baseline` holds the results of the untouched copy by tests."""
-  path = project / mutation.file
-  source = path.read_text()
-  found = source.count(mutation.old)
-  if found != 1:
-    return False, f"ADAPT: the text to replace stands {found} times in {mutation.file}"
+def examine(mutation, baseline):
+  """(noticed, what happened). `baseline` holds the results without a change by tests."""
   if mutation.tests not in baseline:
-    baseline[mutation.tests] = run_tests(project, mutation.tests)
-  status, line = baseline[mutation.tests]
+    baseline[mutation.tests] = run_tests(mutation.tests)
+  status, line, _ = baseline[mutation.tests]
   if status != 0:
     return False, f"the tests do not pass without the change: {line}"
-  try:
-    path.write_text(source.replace(mutation.old, mutation.new))
-    status, line = run_tests(project, mutation.tests)
-  finally:
-    path.write_text(source)
+  status, line, broken = run_tests(mutation.tests, mutation.name)
+  if broken:
+    return False, f"ADAPT: the variant does not run: {broken[0]}"
   if status == 1:
     return True, f"noticed: {line}"
   return False, f"{'NOT NOTICED' if status == 0 else f'pytest ended with {status}'}: {line}"
@@ -161,13 +193,10 @@ def main(chosen):
   if not selected:
     sys.exit(f"no such variant; there are: {', '.join(m.name for m in MUTATIONS)}")
   baseline, unnoticed = {}, 0
-  with tempfile.TemporaryDirectory() as folder:
-    project = pathlib.Path(folder).resolve()
-    copy_project(project)
-    for mutation in selected:
-      noticed, report = examine(mutation, project, baseline)
-      unnoticed += not noticed
-      print(f"{mutation.name:<42} {report}", flush=True)
+  for mutation in selected:
+    noticed, report = examine(mutation, baseline)
+    unnoticed += not noticed
+    print(f"{mutation.name:<42} {report}", flush=True)
   sys.exit(1 if unnoticed else 0)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+_OPTIONS = "method_options."
+
 # What depends on the clock or on how often a run was started; a record's own digest covers its seconds.
 _OF_THE_MOMENT = ("seconds", "start", "digest")
 
@@ -23,7 +25,12 @@ def get_config(name, **changes):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
-  config.update_from_flattened_dict(changes)
+  config.update_from_flattened_dict({key: value for key, value in changes.items() if not key.startswith(_OPTIONS)})
+  # Which options there are depends on the method, so a config file need not name any.
+  with config.unlocked():
+    for key, value in changes.items():
+      if key.startswith(_OPTIONS):
+        config.method_options[key.removeprefix(_OPTIONS)] = value
   return config
 
 

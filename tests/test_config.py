@@ -5,6 +5,7 @@ import pytest
 import runs
 
 from gr_jax import config as configuration
+from gr_jax import methods
 from gr_jax.errors import UserError
 
 CONFIGS = sorted(path.stem for path in (runs.ROOT / "configs").glob("*.py"))
@@ -15,7 +16,8 @@ def test_config_files_are_valid_locked_and_complete(name):
   config = runs.get_config(name)
   configuration.validate(config)
   assert config.is_locked
-  assert list(configuration.flatten(config).keys() ^ set(configuration.keys_of(config.dataset))) == []
+  keys = {key for key in configuration.flatten(config) if not key.startswith("method_options.")}
+  assert keys ^ set(configuration.keys_of(config.dataset)) == set()
 
 
 def test_the_papers_protocol():
@@ -24,7 +26,11 @@ def test_the_papers_protocol():
   for config in (cifar, imagenet, food):
     assert (config.batch_size, config.learning_rate, config.momentum) == (128, 0.1, 0.9)
     assert (config.scenario.kind, config.scenario.imbalance, config.memory.per_class) == ("lt", 100.0, 20)
-    assert (config.temperature, config.distillation_weight, config.attenuation_gamma) == (2.0, 0.7, 1.0)
+    assert config.method == "gr"
+    options = configuration.complete(config).method_options
+    assert options.to_dict() == {
+        "reweighting": "dgr", "prior": True, "distillation": "dakd", "task_ratio": "release",
+        "temperature": 2.0, "distillation_weight": 0.7, "attenuation_gamma": 1.0}
     assert config.validation_fraction == 0.1 and config.scenario.num_tasks == 6
   assert (cifar.epochs, cifar.milestones, cifar.weight_decay) == (160, (80, 120), 5e-4)
   assert (imagenet.epochs, imagenet.milestones, imagenet.weight_decay) == (90, (30, 60), 1e-4)
@@ -35,7 +41,7 @@ def test_the_papers_protocol():
 
 @pytest.mark.parametrize("key, value, words", [
     ("dataset", "cifar10", "dataset is 'cifar10'; known are .*did you mean 'cifar100'"),
-    ("method", "icarl", "method is 'icarl'"),
+    ("method", "icarll", "method is 'icarll'.*did you mean 'icarl'"),
     ("seed", -1, "seed is -1"),
     ("epochs", 0, "epochs is 0"),
     ("milestones", (20, 10), "milestones are"),
@@ -53,14 +59,54 @@ def test_the_papers_protocol():
     ("scenario.num_tasks", 0, "num_tasks is 0"),
     ("memory.per_class", -1, "memory.per_class is -1"),
     ("memory.selection", "herd", "memory.selection is 'herd'.*did you mean 'herding'"),
-    ("reweighting", "full", "reweighting is 'full'; it can be 'dgr', 'class', 'none'"),
-    ("distillation", "dkd", "distillation is 'dkd'"),
-    ("task_ratio", "both", "task_ratio is 'both'"),
-    ("temperature", 0.0, "temperature is 0.0"),
+    ("method_options.reweighting", "full", "reweighting is 'full'; it can be 'dgr', 'class', 'none'"),
+    ("method_options.distillation", "dkd", "distillation is 'dkd'"),
+    ("method_options.task_ratio", "both", "task_ratio is 'both'"),
+    ("method_options.temperature", 0.0, "temperature is 0.0; it must be above 0"),
+    ("method_options.temperature", float("nan"), "temperature is nan"),
+    ("method_options.distillation_weight", -1.0, "distillation_weight is -1.0; it must be 0 or more"),
+    ("method_options.margin", 0.5, r"margin is not an option of method 'gr' \(it belongs to 'lucir'\)"),
+    ("method_options.tempratur", 2.0, "tempratur is not an option .*; did you mean method_options.temperature"),
     ("steps_per_call", 0, "steps_per_call is 0")])
 def test_values_out_of_range(key, value, words):
   with pytest.raises(UserError, match=words):
     configuration.validate(runs.get_config("digits_lt", **{key: value}))
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_every_method_is_valid_at_its_defaults_and_completed(name):
+  config = configuration.complete(runs.get_config("digits_lt", method=name))
+  assert config.method_options.to_dict() == methods.resolve(name, {})
+  # Completing changes a copy, and a second time nothing.
+  assert configuration.complete(config).to_dict() == config.to_dict()
+  assert runs.get_config("digits_lt", method=name).method_options.to_dict() == {}
+
+
+@pytest.mark.parametrize("name, options, words", [
+    ("finetune", {"temperature": 2.0}, "temperature is not an option of method 'finetune'.*has none"),
+    ("bic", {"bias_learning_rate": 0.0}, "bias_learning_rate is 0.0; it must be above 0"),
+    ("lucir", {"hardest": 0}, "hardest is 0; it must be 1 or more"),
+    ("lucir", {"hardest": 2.0}, r"hardest is 2.0 \(float\); it takes an integer"),
+    ("icarl", {"loss": "long_tailed"}, "loss is 'long_tailed'.*did you mean 'long_tailed_cil'")])
+def test_options_of_other_methods_are_checked(name, options, words):
+  with pytest.raises(UserError, match=words):
+    configuration.validate(runs.get_config(
+        "digits_lt", method=name, **{f"method_options.{key}": value for key, value in options.items()}))
+
+
+def test_numbers_that_a_method_needs():
+  for name in ("icarl", "bic", "lucir"):
+    with pytest.raises(UserError, match=f"memory.per_class is 0, but {name} needs"):
+      configuration.validate(runs.get_config("digits_lt", method=name, **{"memory.per_class": 0}))
+  for name in set(methods.NAMES) - {"icarl", "bic", "lucir"}:
+    configuration.validate(runs.get_config("digits_lt", method=name, **{"memory.per_class": 0}))
+
+
+@pytest.mark.parametrize("key", sorted(configuration.MOVED))
+def test_keys_of_earlier_versions_name_their_new_place(key):
+  config = ml_collections.ConfigDict({**runs.get_config("digits_lt").to_dict(), key: 1})
+  with pytest.raises(UserError, match=f"{key!r} is now 'method_options.{key}'"):
+    configuration.validate(config)
 
 
 def test_a_first_task_alone():
@@ -75,21 +121,27 @@ def test_unknown_missing_and_mistyped_keys():
   with pytest.raises(UserError, match="'scenario.num_task'; did you mean 'scenario.num_tasks'"):
     configuration.validate(config)
   config = ml_collections.ConfigDict(runs.get_config("digits_lt").to_dict())
-  del config.temperature
-  with pytest.raises(UserError, match="lacks 'temperature'"):
+  del config.weight_decay
+  with pytest.raises(UserError, match="lacks 'weight_decay'"):
     configuration.validate(config)
-  for key, value, words in (("epochs", 1.5, "an integer"), ("prior", 1, "True or False"),
+  for key, value, words in (("epochs", 1.5, "an integer"),
                             ("milestones", (1.5,), "integers in a tuple"), ("learning_rate", "x", "a number"),
                             ("dataset", None, "a text"), ("seed", True, "an integer")):
     config = ml_collections.ConfigDict({**runs.get_config("digits_lt").to_dict(), key: value})
     with pytest.raises(UserError, match=f"{key!r} is {value!r}".replace("(", r"\(").replace(")", r"\)")
                        + f".*it takes {words}"):
       configuration.validate(config)
+  with pytest.raises(UserError, match=r"method_options.prior is 1 \(int\); it takes True or False"):
+    configuration.validate(runs.get_config("digits_lt", **{"method_options.prior": 1}))
+  with pytest.raises(UserError, match="method_options.temperature is True .*; it takes a number"):
+    configuration.validate(runs.get_config("digits_lt", **{"method_options.temperature": True}))
 
 
 def test_integers_stand_for_numbers():
   configuration.validate(ml_collections.ConfigDict(
       {**runs.get_config("digits_lt").to_dict(), "learning_rate": 1, "weight_decay": 0}))
+  found = configuration.complete(runs.get_config("digits_lt", **{"method_options.temperature": 3}))
+  assert found.method_options.temperature == 3.0 and isinstance(found.method_options.temperature, float)
 
 
 def test_difference_leaves_out_what_may_change():
@@ -97,3 +149,9 @@ def test_difference_leaves_out_what_may_change():
   wanted = configuration.flatten(runs.get_config(
       "digits_lt", data_dir="elsewhere", stop_after_task=2, epochs=31))
   assert configuration.difference(saved, wanted) == ["epochs: 30 -> 31"]
+
+
+def test_difference_tells_of_options():
+  saved, wanted = (configuration.flatten(configuration.complete(runs.get_config(
+      "digits_lt", **{"method_options.temperature": value}))) for value in (2.0, 3.0))
+  assert configuration.difference(saved, wanted) == ["method_options.temperature: 2.0 -> 3.0"]

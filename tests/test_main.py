@@ -32,10 +32,42 @@ def fails(*flags, module="main", **environment):
     ((DIGITS, "--config.memory.per_class=-1"), "memory.per_class is -1"),
     ((DIGITS, "--config.scenario.imbalance=500"), "no training image after the draw (4, 7, 8)"),
     ((DIGITS, "--confg.epochs=1"), "'confg.epochs'"),
+    ((DIGITS, "--config.method=icarll"), "method is 'icarll'; it can be 'gr', "),
+    ((DIGITS, "--config.method_options.margin=0.5"), "margin is not an option of method 'gr' (it belongs to 'lucir')"),
+    ((DIGITS, "--config.method=finetune", "--config.method_options.temperature=3"),
+     "temperature is not an option of method 'finetune' (it belongs to 'gr', 'lwf', 'bic', 'wa'); 'finetune' has none"),
+    ((DIGITS, "--config.method_options.temperatur=3"), "did you mean method_options.temperature?"),
+    ((DIGITS, "--config.method_options.temperature=warm"), "temperature is 'warm' (str); it takes a number"),
+    ((DIGITS, "--config.method_options.temperature"), "has no value"),
+    ((DIGITS, "--config.method=bic", "--config.memory.per_class=20", "--config.scenario.imbalance=100"),
+     "method 'bic' holds 2 images of each class out, but class "),
     ((DIGITS, "extra"), "unexpected arguments: extra"),
     ((), "--config is missing")])
 def test_bad_input(tmp_path, flags, words):
   assert words in fails(*flags, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("reweighting", "none"), ("prior", "False"), ("distillation", "kd"), ("task_ratio", "symmetric"),
+    ("distillation_weight", "1"), ("attenuation_gamma", "0"), ("temperature", "3")])
+def test_key_names_of_earlier_versions(tmp_path, key, value):
+  message = fails(DIGITS, f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}")
+  assert f"config key '{key}' is now 'method_options.{key}': give --config.method_options.{key}=" in message
+
+
+@pytest.mark.parametrize("method", ["icarl", "bic", "lucir"])
+def test_methods_that_need_exemplars(tmp_path, method):
+  message = fails(DIGITS, f"--config.method={method}", "--config.memory.per_class=0", f"--workdir={tmp_path / 'run'}")
+  assert f"memory.per_class is 0, but {method} needs " in message
+
+
+def test_options_on_the_command_line_are_checked_against_the_chosen_method(tmp_path):
+  """Whatever the order of the flags; and the run keeps all options of its method."""
+  done = runs.run("main", DIGITS, "--config.method_options.margin=1", "--config.method=lucir",
+                  f"--workdir={tmp_path}", "--config.epochs=1", "--config.milestones=()", "--config.stop_after_task=1")
+  assert done.returncode == 0, done.stderr
+  assert json.loads((tmp_path / "config.json").read_text())["method_options"] == {
+      "distillation_weight": 5.0, "ranking_weight": 1.0, "margin": 1.0, "hardest": 2}
 
 
 def test_batch_that_the_devices_cannot_share(tmp_path):

@@ -1,7 +1,6 @@
 """Gradient reweighting against the oracle, the recorded trajectory and its own properties."""
 
 import math
-import types
 from functools import partial
 
 import hypothesis
@@ -15,8 +14,7 @@ import trajectory
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gr_jax import losses, reweighting
-from gr_jax.methods import gr
+from gr_jax import losses, methods, reweighting
 
 SETTINGS = hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
 FEATURES, CLASSES = 5, 8
@@ -632,29 +630,37 @@ def test_an_unknown_task_ratio_is_refused():
 # ---------------------------------------------------------------------------------------- switches
 
 
+def _rule_state(state):
+  """The same state in the form of the transformation's; of the ratios only `column` is known."""
+  zero = jnp.zeros(())
+  return reweighting.RuleState(
+    state.phi, reweighting.Ratios(jnp.zeros_like(state.phi), state.column, zero, zero, zero)
+  )
+
+
 @pytest.mark.parametrize("later_task", [True, False])
 @pytest.mark.parametrize("distilled", [True, False])
 @pytest.mark.parametrize("rule", ["dgr", "class", "none"])
 def test_the_reweighting_switch_agrees_with_the_oracle(rule, distilled, later_task):
-  method = gr.gradient_reweighting(
-    reweighting_rule=rule,
-    prior=True,
-    distillation="dakd" if distilled else "none",
-    task_ratio="release",
-    temperature=2.0,
-  )
+  # As many old images as new ones: an attenuation of 0.5.
+  options = {"reweighting": rule, "distillation": "dakd" if distilled else "none"}
+  method = methods.make("gr", {**options, "attenuation_gamma": 2 * math.log(2)}, memory=20)
+  (stage,) = method.stages
   old, new = (OLD, NEW) if later_task else (NONE, SEEN)
-  facts = types.SimpleNamespace(
-    old=jnp.asarray(old), new=jnp.asarray(new), attenuation=jnp.float32(0.5)
-  )
+  counts = jnp.asarray(np.where(SEEN, 7.0, 0.0), jnp.float32)
   phi, ce, kd = a_state(0.3, 30)
   kd = kd if distilled and later_task else None
   for grad in ce.values():
     grad[..., ~SEEN] = np.nan
-  state = warmed(phi, old=old, new=new)
-  result = method.classifier_gradient(state, _device(ce), _device(kd), facts)
+  gradients = {"cross_entropy": _device(ce)} | ({} if kd is None else {"distillation": _device(kd)})
+  assert set(gradients) <= set(stage.losses)
+  grads, state = stage.rule.update(
+    _device(ce), _rule_state(warmed(phi, old=old, new=new)), gradients=gradients,
+    old=jnp.asarray(old), new=jnp.asarray(new), counts=counts,
+  )
   theirs = expected(phi, ce, kd, old=old, new=new, attenuation=0.5, reweighting=rule)
-  assert_same(result, theirs, old, new)
+  plain = reweighting.ReweightingState(state.phi, state.ratios.column)
+  assert_same((grads, plain, state.ratios), theirs, old, new)
 
 
 # ------------------------------------------------------------------------------------- attenuation
@@ -932,3 +938,95 @@ def test_balance_classifier_names_the_candidates_for_a_missing_path(path):
   with pytest.raises(ValueError, match="head") as caught:
     reweighting.balance_classifier(path).init(params)
   assert path[-1] in str(caught.value)
+
+
+@pytest.mark.parametrize("task_ratio", TASK_RATIOS)
+@pytest.mark.parametrize("later_task", [True, False])
+def test_gradient_reweighting_in_a_chain_equals_update(later_task, task_ratio):
+  """In anyone's chain, under jit, with the classifier at a path: old and new classes, and a first task."""
+  rng = np.random.default_rng(31)
+  params = _network(rng)
+  old, new = (OLD, NEW) if later_task else (NONE, SEEN)
+  counts = np.where(SEEN, rng.integers(1, 100, CLASSES), 0).astype(np.float32)
+  # An old class keeps its count in no case: the rule wants the original ones.
+  attenuation = oracle.attenuation(counts[old].sum(), counts[new].sum(), 1.5)
+  after = optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.9)
+  chain = optax.chain(
+    reweighting.gradient_reweighting(PATH, task_ratio=task_ratio, gamma=1.5), *after
+  )
+  plain = optax.chain(*after)
+
+  @jax.jit
+  def step(params, state, grads, gradients, old, new, counts):
+    updates, state = chain.update(
+      grads, state, params, gradients=gradients, old=old, new=new, counts=counts
+    )
+    return optax.apply_updates(params, updates), state
+
+  @jax.jit
+  def plain_step(params, state, grads):
+    updates, state = plain.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  ours, state = params, chain.init(params)
+  other, other_state = params, plain.init(params)
+  reference, phi = reweighting.init(CLASSES), np.zeros(CLASSES)
+  masks = jnp.asarray(old), jnp.asarray(new), jnp.asarray(counts)
+  for _ in range(4):
+    grads = _like(params, rng)
+    ce, kd = _random_grads(rng), _random_grads(rng, 0.3) if later_task else None
+    gradients = {"cross_entropy": _device(ce)} | ({} if kd is None else {"distillation": _device(kd)})
+    # What stands at the path is replaced, whatever it is.
+    grads["params"]["head"] = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), grads["params"]["head"])
+    ours, state = step(ours, state, grads, gradients, *masks)
+    head, reference, ratios = update(
+      reference, ce, kd, old=old, new=new, attenuation=attenuation, task_ratio=task_ratio
+    )
+    theirs = expected(phi, ce, kd, old=old, new=new, attenuation=attenuation, task_ratio=task_ratio)
+    phi = theirs.phi
+    rule = state[0]
+    np.testing.assert_allclose(rule.phi, reference.phi, rtol=1e-6)
+    np.testing.assert_allclose(rule.phi, theirs.phi, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), rule.ratios, ratios)
+    assert float(rule.ratios.beta) == pytest.approx(theirs.beta, rel=1e-5)
+    assert (float(rule.ratios.beta) > 0) == later_task
+    grads = {"params": grads["params"] | {"head": head}}
+    other, other_state = plain_step(other, other_state, grads)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, other)
+  assert ours["params"]["head"]["kernel"].shape == (FEATURES, CLASSES)
+
+
+def test_a_fresh_state_of_the_rule_can_be_donated():
+  """No two of its arrays share a buffer."""
+  rule = reweighting.gradient_reweighting(PATH)
+  state = rule.init(_network(np.random.default_rng(32)))
+  assert [leaf.dtype for leaf in jax.tree.leaves(state)] == [jnp.float32] * 6
+  assert len({leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}) == 6
+  jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)(state)
+
+
+def test_gradient_reweighting_does_not_change_its_input():
+  rng = np.random.default_rng(33)
+  params, ce = _network(rng), _device(_random_grads(rng))
+  grads = _like(params, rng)
+  held = jax.tree.map(np.array, (grads, ce))
+  rule = reweighting.gradient_reweighting(PATH)
+  updates, _ = rule.update(
+    grads, rule.init(params), params, gradients={"cross_entropy": ce}, old=jnp.asarray(NONE),
+    new=jnp.asarray(SEEN), counts=jnp.ones(CLASSES),
+  )
+  jax.tree.map(np.testing.assert_array_equal, (grads, ce), held)
+  jax.tree.map(
+    np.testing.assert_array_equal, updates["params"]["backbone"], grads["params"]["backbone"]
+  )
+
+
+def test_gradient_reweighting_refuses_what_it_does_not_know():
+  params = _network(np.random.default_rng(34))
+  with pytest.raises(ValueError, match="kind is 'full'; it can be 'dgr', 'class', 'none'"):
+    reweighting.gradient_reweighting(kind="full")
+  with pytest.raises(ValueError, match="sideways"):
+    reweighting.gradient_reweighting(task_ratio="sideways")
+  for path in ((), "head", ("params", "backbone")):
+    with pytest.raises(ValueError, match="no classifier .* candidates: .*'head'"):
+      reweighting.gradient_reweighting(path).init(params)

@@ -1,6 +1,7 @@
 """A list of runs: completes, skips what is done, tabulates, names what failed."""
 
 import json
+import pathlib
 import subprocess
 import time
 
@@ -12,7 +13,7 @@ from gr_jax import evaluate, sweep
 from gr_jax.errors import UserError
 from gr_jax.runs import workdir
 
-SWEEP = sweep.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"prior": False}})
+SWEEP = sweep.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"method_options.prior": False}})
 
 
 def test_every_row_with_every_seed(tmp_path):
@@ -20,7 +21,7 @@ def test_every_row_with_every_seed(tmp_path):
   assert [(run.row, run.seed) for run in made] == [("full", 0), ("no_prior", 0), ("full", 1), ("no_prior", 1)]
   assert made[1].workdir == tmp_path / "no_prior-s0"
   assert list(made[3].command[3:]) == [
-      "--config=configs/digits_lt.py", f"--workdir={tmp_path / 'no_prior-s1'}", "--config.prior=False",
+      "--config=configs/digits_lt.py", f"--workdir={tmp_path / 'no_prior-s1'}", "--config.method_options.prior=False",
       "--config.epochs=2", "--config.seed=1"]
 
 
@@ -101,4 +102,6 @@ def test_sweep_files_set_known_keys(path):
   found = sweep.load(str(path))
   assert (runs.ROOT / found.config).is_file()
   for changes in found.rows.values():
-    assert set(changes) <= set(configuration.KEYS)
+    assert {key for key in changes if not key.startswith("method_options.")} <= set(configuration.KEYS)
+    # Keys, options and values together: what each run would be refused for.
+    configuration.validate(runs.get_config(pathlib.Path(found.config).stem, **changes))

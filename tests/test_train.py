@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import runs
 
+from gr_jax import config as configuration
 from gr_jax import evaluate, train
 from gr_jax.devices import convolution_library, parallel
 from gr_jax.errors import UserError
 from gr_jax.runs import console
 from gr_jax.runs import workdir as workdirs
-from gr_jax.training import experiment
+from gr_jax.scenario.plan import rows_of
+from gr_jax.training import experiment, pictures, program, programs
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,8 @@ def test_metrics_rows(finished):
 def test_config_and_scenario_are_saved(finished):
   workdir, _ = finished
   saved = json.loads((workdir / "config.json").read_text())
-  assert saved == json.loads(json.dumps(runs.short().to_dict()))
+  assert saved == json.loads(json.dumps(configuration.complete(runs.short()).to_dict()))
+  assert saved["method_options"]["distillation"] == "dakd"
   drawn = json.loads((workdir / "scenario.json").read_text())
   assert sum(drawn["counts"]) == 438 and sum(drawn["holdout_counts"]) == 48
   assert [len(ids) for ids in drawn["train_ids"]] == drawn["counts"]
@@ -98,11 +101,16 @@ def test_exemplars_are_training_images_of_their_class_without_repetition(finishe
     assert len(set(rows)) == 5 and all(stops[j] - counts[j] <= row < stops[j] for row in rows)
 
 
-def test_phi_and_column_are_in_the_checkpoint(finished):
-  workdir, _ = finished
-  digests = max(runs.records(workdir).items())[1]["digests"]["training"]
-  assert any("phi" in path for path in digests) and any("column" in path for path in digests)
-  assert any("trace" in path for path in digests)
+def test_phi_column_and_momentum_are_in_a_checkpoint_inside_a_stage_and_in_no_other(finished):
+  # Both begin anew with the next stage.
+  found = runs.records(finished[0])
+  inside, between = ([record["digests"]["training"] for record in found.values() if bool(record["epoch"]) is epochs]
+                     for epochs in (True, False))
+  assert inside and len(between) == 3
+  for digests in inside:
+    assert any("phi" in path for path in digests) and any("column" in path for path in digests)
+    assert any("trace" in path for path in digests)
+  assert [list(digests) for digests in between] == [["['step']"]] * 3
 
 
 def test_a_finished_run_is_not_trained_again(finished, capsys):
@@ -191,7 +199,7 @@ def test_killed_inside_a_task_with_a_teacher(tmp_path):
     file.write('{"kind": "epoch", "ta')  # What a kill inside a write leaves behind.
   again = runs.run("main", *flags, f"--workdir={broken}")
   assert again.returncode == 0, again.stderr
-  assert f"going on after step {record[0]}" in again.stdout
+  assert f"resuming after step {record[0]}" in again.stdout
   for row in runs.rows(broken):
     assert row["start"] == (1 if row["global_step"] <= record[0] else 2)
   runs.assert_equal(unbroken, broken)
@@ -269,14 +277,14 @@ def test_a_checkpoint_that_cannot_be_read(tmp_path, capsys):
 
 def test_diverging_training_stops_and_names_the_place(tmp_path):
   """The first step's loss is finite, what it makes of the weights is not: nothing of it is ever saved."""
-  with pytest.raises(FloatingPointError, match=r"task 1, epoch 1, step [23] .*the step before has spoilt .*params"):
+  with pytest.raises(FloatingPointError, match=r"task 1, epoch 1, step [23] .*.*params.* became non-finite in the previous step"):
     train.train(runs.short(learning_rate=1e30, weight_decay=1e30), tmp_path / "run")
   assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("changes", [
-    {"memory.per_class": 0}, {"memory.selection": "random"}, {"reweighting": "none", "prior": False,
-                                                               "distillation": "none"},
+    {"memory.per_class": 0}, {"memory.selection": "random"},
+    {"method_options.reweighting": "none", "method_options.prior": False, "method_options.distillation": "none"},
     {"scenario.num_tasks": 1}, {"scenario.kind": "natural", "scenario.order": "seeded"}])
 def test_other_settings_run_to_their_end(tmp_path, changes):
   found = train.train(runs.short(**{"epochs": 1, "milestones": (), "scenario.num_tasks": 2, **changes}),
@@ -292,17 +300,23 @@ def test_seed_changes_the_run_but_not_the_scenario(finished, tmp_path):
   assert rows[0]["loss"] != others[0]["loss"]
 
 
+def compiled(found):
+  return programs.make_programs(found, pictures.load(found, "train", lambda items, **_: items))
+
+
 def test_the_teacher_is_a_copy_of_the_previous_model():
   found = experiment.load(runs.short())
-  programs = experiment.train_programs(found, experiment.load_pictures(found, "train", lambda it, **_: it))
-  state = programs.init(found.root)
-  after, teacher = programs.start_task(state, found.plans[1].facts, found.root)
+  made = compiled(found)
+  state, context = made.init(found.root), found.plans[1].stages[0].context
+  params, teacher = made.begin_task(state.params, state.batch_stats, context, found.root)
   jax.tree.map(np.testing.assert_array_equal, teacher["params"], state.params)
-  for ours, theirs in zip(jax.tree.leaves(after.params["backbone"]),
-                          jax.tree.leaves(teacher["params"]["backbone"])):
+  jax.tree.map(np.testing.assert_array_equal, teacher["batch_stats"], state.batch_stats)
+  # Neither what the next step overwrites, nor the running statistics of the state that it comes from.
+  for ours, theirs in zip(jax.tree.leaves((params["backbone"], state.batch_stats)),
+                          jax.tree.leaves((teacher["params"]["backbone"], teacher["batch_stats"])), strict=True):
     assert _buffers(ours).isdisjoint(_buffers(theirs))
-  new = found.plans[1].facts.new
-  kernel = np.asarray(after.params["classifier"]["kernel"])
+  new = context.new
+  kernel = np.asarray(params["classifier"]["kernel"])
   assert (kernel[:, ~new] == 0).all() and (np.abs(kernel[:, new]) <= 64 ** -0.5).all()
   assert (kernel[:, new] != 0).all()
 
@@ -377,16 +391,18 @@ def test_a_damaged_config_is_named(finished, tmp_path):
 
 def test_a_call_of_the_train_program_moves_nothing_between_host_and_device():
   found = experiment.load(runs.short())
-  programs = experiment.train_programs(found, experiment.load_pictures(found, "train", lambda it, **_: it))
-  plan = found.plans[1]
-  state, teacher = programs.start_task(programs.init(found.root), plan.facts, found.root)
-  rows = np.concatenate(experiment.present_rows(found, 1, [np.arange(5, dtype=np.int32)] * 4))
-  arguments = parallel.replicate(
-      (plan.facts, programs.data, experiment.pool(rows, found.capacity), found.root, np.int32(0), np.int32(0),
-       np.int32(2), np.float32(0.1)), found.devices)
+  made = compiled(found)
+  plan, (stage,), (run,) = found.plans[1].stages[0], found.method.stages, made.stages
+  state = made.init(found.root)
+  params, teacher = made.begin_task(state.params, state.batch_stats, plan.context, found.root)
+  state, teacher = run.begin(state.replace(params=params, opt_state=(), rule=())), made.fold_teacher(teacher)
+  rows = np.concatenate(rows_of(stage, plan, found.scenario.counts, [np.arange(5, dtype=np.int32)] * 4, 0))
+  context, window = parallel.replicate(
+      (plan.context, program.Window(programs.pool(rows, found.capacity), found.root, np.int32(0), np.int32(0),
+                                    np.int32(2))), found.devices)
   # The first call places constants; from then on the device is on its own.
-  state, _ = programs.run_epoch(state, teacher, *arguments)
+  state, _ = run.run(state, teacher, context, made.data, window)
   with jax.transfer_guard("disallow"):
-    state, metrics = programs.run_epoch(state, teacher, *arguments)
+    state, metrics = run.run(state, teacher, context, made.data, window)
     jax.block_until_ready(metrics)
   assert int(state.step) == 4

@@ -19,7 +19,8 @@ def run(code, flags=None):
   environment = {name: value for name, value in runs.environment(JAX_COMPILATION_CACHE_DIR="").items()
                  if name != "XLA_FLAGS"}
   done = subprocess.run(
-      [sys.executable, "-W", "error", "-c", f"import os\nfrom gr_jax import convolution_library as library\n{code}"],
+      [sys.executable, "-W", "error", "-c",
+       f"import os\nfrom gr_jax.devices import convolution_library as library\n{code}"],
       env=environment if flags is None else {**environment, "XLA_FLAGS": flags}, text=True, capture_output=True,
       timeout=120, check=False)
   assert done.returncode == 0, done.stderr

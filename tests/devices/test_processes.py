@@ -184,7 +184,7 @@ def test_two_processes_killed_and_resumed_as_one(tmp_path):
   step = max(runs.records(broken))
   assert runs.records(broken)[step]["task"] == 1, "not inside task 2"
   again = runs.run("main", *flags, f"--workdir={broken}")
-  assert again.returncode == 0 and f"going on after step {step}" in again.stdout, again.stderr
+  assert again.returncode == 0 and f"resuming after step {step}" in again.stdout, again.stderr
   assert {row["start"] for row in runs.rows(broken)} == {1, 2}
   assert_same_learning(broken, unbroken)
 

@@ -50,7 +50,7 @@ def test_full_disk(tmp_path):
   assert whole and not (out / "first" / "results.json").exists()
   said = (out / "second.txt").read_text()
   assert (out / "second.code").read_text() == "0\n", said
-  assert f"going on after step {max(whole)}" in said
+  assert f"resuming after step {max(whole)}" in said
   assert runs.run("main", *_FLAGS, f"--workdir={tmp_path / 'unbroken'}").returncode == 0
   runs.assert_equal(tmp_path / "unbroken", out / "second")
 
@@ -137,9 +137,9 @@ def test_damaged_newest_checkpoint(part, whole, tmp_path, damage, capsys):
   train.train(runs.short(), workdir)
   said = capsys.readouterr().out
   if damage == "no commit marker":
-    assert f"going on after step {steps[0]}" in said
+    assert f"resuming after step {steps[0]}" in said
   else:
-    assert f"going on after step {steps[1]}" in said
+    assert f"resuming after step {steps[1]}" in said
     assert (f"warning: checkpoint {steps[0]} is damaged" in said) == (damage != "temporary only")
   runs.assert_equal(whole, workdir)
 

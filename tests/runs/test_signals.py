@@ -46,14 +46,14 @@ def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, nu
   process.send_signal(number)
   _, said = process.communicate(timeout=60)
   assert process.returncode == signals.EXIT_CODE == 75, said
-  assert f"{number.name}: saving" in said and "the same command again goes on" in said
+  assert f"{number.name}: saving" in said and "rerun the command to resume" in said
   step, record = max(runs.records(broken).items())
   # No checkpoint was due: this one was made for the signal.
   assert record["task"] == 1 and 0 < record["epoch"] < 16
   assert not (broken / "results.json").exists()
   again = runs.run("main", *_FLAGS, f"--workdir={broken}")
   assert again.returncode == 0, again.stderr
-  assert f"going on after step {step}: 1 tasks, {record['epoch']} epochs and {record['steps']} steps" in again.stdout
+  assert f"resuming after step {step}: 1 tasks, {record['epoch']} epochs and {record['steps']} steps" in again.stdout
   for row in runs.rows(broken):
     assert row["start"] == (1 if row["global_step"] <= step else 2)
   runs.assert_equal(unbroken, broken)
@@ -74,7 +74,7 @@ def test_interrupted_after_any_call(tmp_path, monkeypatch, after):
 
   with monkeypatch.context() as patch:
     patch.setattr(signals, "listening", asking_at_a_certain_call)
-    with pytest.raises(signals.Interrupted, match="the same command again goes on"):
+    with pytest.raises(signals.Interrupted, match="rerun the command to resume"):
       train.train(runs.short(**settings), tmp_path / "run")
   # Another length of the calls changes nothing but the rounding of sums.
   train.train(runs.short(**settings), tmp_path / "run")
@@ -83,8 +83,8 @@ def test_interrupted_after_any_call(tmp_path, monkeypatch, after):
 
 _DEAF = """
 import numpy as np
-from gr_jax import interruption
-with interruption.listening():
+from gr_jax.runs import signals
+with signals.listening():
   print("begun", flush=True)
   np.linalg.svd(np.random.default_rng(0).normal(size=(9000, 9000)))
 """
