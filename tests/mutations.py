@@ -156,7 +156,7 @@ def pytest_sessionstart(session):
 
 
 def run_tests(tests, name=""):
-  """(exit status of pytest, its last line, what failed otherwise than by an assertion). 0 = passed, 1 = a test failed."""
+  """(exit status of pytest, its last line, what failed but not by an assertion). 0 = passed, 1 = a test failed."""
   environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", _CHOSEN: name}
   # An installed copy of the package must not be tested in place of this one.
   where = subprocess.run([sys.executable, "-c", "import gr_jax; print(gr_jax.__file__)"], cwd=ROOT, env=environment,
