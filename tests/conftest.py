@@ -1,8 +1,11 @@
 """Four CPU devices for every test, chosen before JAX starts; programs compiled once for the whole suite."""
 
+import gc
 import os
 import shutil
 import tempfile
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
@@ -22,3 +25,12 @@ def pytest_configure(config):
     config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True))
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_of_one_file_alone():
+  """Programs take memory, and mappings of which a process has 65,530 at most: past that XLA dies of a signal."""
+  yield
+  import jax
+  jax.clear_caches()
+  gc.collect()

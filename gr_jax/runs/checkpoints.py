@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gr_jax.devices import processes
-from gr_jax.training import finite
 from gr_jax.errors import UserError
+from gr_jax.training import finite
 
 # Raised when what a checkpoint holds changes its meaning.
 FORMAT = 3

@@ -11,8 +11,8 @@ import jax
 import tqdm
 
 from gr_jax.devices import convolution_library, processes
-from gr_jax.training.experiment import Experiment
 from gr_jax.scenario.plan import StagePlan
+from gr_jax.training.experiment import Experiment
 
 
 def say(text: str) -> None:

@@ -22,10 +22,10 @@ from typing import Any
 import jax
 import ml_collections
 
+from gr_jax.data.arrays import Data
 from gr_jax.runs import console, results, workdir
 from gr_jax.training import programs
 from gr_jax.training.experiment import Experiment
-from gr_jax.data.arrays import Data
 
 # Replicas at a time on a machine without any other device than its CPU.
 _CPU_THREADS = 2

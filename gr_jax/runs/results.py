@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gr_jax.devices import convolution_library
 from gr_jax import metrics
-from gr_jax.training.experiment import Experiment
+from gr_jax.devices import convolution_library
 from gr_jax.scenario.plan import TaskPlan
+from gr_jax.training.experiment import Experiment
 from gr_jax.training.state import TrainState
 
 

@@ -16,10 +16,10 @@ import ml_collections
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax.devices import processes
-from gr_jax.runs import journal, results
 from gr_jax import models
+from gr_jax.devices import processes
 from gr_jax.errors import UserError
+from gr_jax.runs import journal, results
 from gr_jax.training.experiment import Experiment
 
 # What a run began with, besides its config.

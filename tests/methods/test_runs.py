@@ -1,0 +1,149 @@
+"""Each method on digits: to the end, interrupted and resumed, killed, on one and two devices, and what it compiles."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from gr_jax import methods, train
+from gr_jax.runs import console, loop, signals
+from gr_jax.training import experiment, pictures, programs
+
+# The smallest images, one chunk an epoch or two: enough to stop in every stage.
+SETTINGS = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2, "batch_size": 100, "steps_per_call": 2,
+            "checkpoint_every_epochs": 1}
+OPTIONS = {"bic": {"method_options.bias_epochs_share": 1.0}}
+
+
+def config_of(name, **changes):
+  return runs.short(**{**SETTINGS, "method": name, **OPTIONS.get(name, {}), **changes})
+
+
+@contextlib.contextmanager
+def asking_after(calls):
+  """In place of signals.listening: the run is asked to end at the look number `calls`."""
+  looks = iter(range(1, 10**6))
+  yield lambda: next(looks) > calls
+
+
+def interrupted_and_resumed(name, folder, monkeypatch, afters):
+  """Ends the run at each of these looks in turn, then lets it go to its end."""
+  for after in afters:
+    with monkeypatch.context() as patch:
+      patch.setattr(signals, "listening", lambda after=after: asking_after(after))
+      with pytest.raises(signals.Interrupted):
+        train.train(config_of(name), folder)
+  train.train(config_of(name), folder)
+
+
+def test_two_stages_resume_inside_each_and_between(tmp_path, monkeypatch):
+  """BiC has a stage for later tasks alone, held-out images, and a head with more than a kernel and a bias."""
+  found = train.train(config_of("bic"), tmp_path / "whole")
+  stages = {(row["task"], row["stage"]) for row in runs.rows(tmp_path / "whole", "epoch")}
+  assert stages == {(1, "train"), (2, "train"), (2, "correct_bias")}
+  # Steps of the tasks: 5 and 5 epochs of chunks; 1, 2: first task; then in train, at its end, in correct_bias.
+  interrupted_and_resumed("bic", tmp_path / "cut", monkeypatch, (1, 2, 1, 1, 1))
+  runs.assert_equal(tmp_path / "whole", tmp_path / "cut")
+  assert found["tasks_done"] == 2
+
+
+def test_exemplar_means_outlive_a_task(tmp_path, monkeypatch):
+  """iCaRL's means are in the checkpoint: an interrupted run and the evaluation command have them."""
+  from gr_jax import evaluate
+  whole = train.train(config_of("icarl"), tmp_path / "whole")
+  interrupted_and_resumed("icarl", tmp_path / "cut", monkeypatch, (3,))
+  runs.assert_equal(tmp_path / "whole", tmp_path / "cut")
+  assert set(whole["scores"]) == {"nearest_mean", "logits"}
+  assert whole["scores"]["nearest_mean"]["task_accuracies"] == whole["task_accuracies"]
+  evaluated = evaluate.evaluate(tmp_path / "cut")
+  assert evaluated["accuracy_matrix"] == whole["accuracy_matrix"] and evaluated["scores"] == whole["scores"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_killed_in_every_stage_and_between(tmp_path, name):
+  """SIGKILL once each stage has a checkpoint inside it and once it is over; the rerun command ends bit-equal."""
+  settings = {**SETTINGS, **OPTIONS.get(name, {}), "method": name, "epochs": 6, "steps_per_call": 1}
+  flags = ("--config=configs/digits_lt.py", "--config.evaluation_block=50",
+           *(f"--config.{key}={value}" for key, value in settings.items()))
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  done = runs.run("main", *flags, f"--workdir={whole}")
+  assert done.returncode == 0, done.stderr
+  epochs = [(row["task"], row["stage"], row["epoch"]) for row in runs.rows(whole, "epoch")]
+  places = [place for place in epochs if place[2] in (3, 6)]
+  for place in places:
+    process = subprocess.Popen(runs.command("main", *flags, f"--workdir={cut}"), env=runs.environment(), cwd=runs.ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+      seen = [(row["task"], row["stage"], row["epoch"]) for row in runs.rows(cut, "epoch")] if (
+          cut / "metrics.jsonl").exists() else []
+      if place in seen:
+        os.kill(process.pid, signal.SIGKILL)
+        break
+      time.sleep(0.02)
+    process.wait(timeout=240)
+  done = runs.run("main", *flags, f"--workdir={cut}")
+  assert done.returncode == 0, done.stderr
+  runs.assert_equal(whole, cut)
+
+
+def losses_on(name, devices, folder):
+  """Losses of the first epoch of each stage, at a small rate so that rounding does not grow."""
+  config = config_of(name, epochs=1, learning_rate=1e-4, steps_per_call=10)
+  found = dataclasses.replace(experiment.load(config), devices=tuple(jax.devices()[:devices]))
+  train_pictures, tests = (pictures.load(found, split, lambda items, **_: items) for split in ("train", "test"))
+  folder.mkdir()
+  loop.learn(found, programs.make_programs(found, train_pictures), programs.make_evaluator(found, tests), folder,
+             asked=lambda: False)
+  return {(row["task"], row["stage"]): row["loss"] for row in runs.rows(folder, "epoch")}
+
+
+def assert_devices_agree(name, tmp_path):
+  one, two = (losses_on(name, devices, tmp_path / str(devices)) for devices in (1, 2))
+  assert one.keys() == two.keys()
+  for place in one:
+    assert two[place] == pytest.approx(one[place], rel=1e-5), place
+
+
+def test_two_devices_equal_one_in_every_stage(tmp_path):
+  assert_devices_agree("bic", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_devices_agree_for_every_method(tmp_path, name):
+  assert_devices_agree(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_every_method_learns_digits(tmp_path, name):
+  """Above chance (2 of 10 classes are new at the end), and joint training above finetuning without a memory."""
+  found = train.train(runs.get_config("digits_lt", method=name), tmp_path / name)
+  assert found["tasks_done"] == 5 and found["average_incremental_accuracy"] > 0.5
+  assert all(np.isfinite(row["loss"]) for row in runs.rows(tmp_path / name, "epoch"))
+
+
+@pytest.mark.parametrize("name", methods.NAMES)
+def test_programs_are_those_of_the_stages(name):
+  """As many in two tasks as in ten: one a stage, and another where the first task has no teacher."""
+  expected = {"finetune": 1, "joint": 1, "bic": 3}.get(name, 2)
+  for tasks in (2, 10):
+    found = experiment.load(config_of(name, **{"scenario.num_tasks": tasks}))
+    assert len(console.stage_programs(found)) == expected
+    # The shapes of a stage are the same in every task, so its program is too.
+    shapes = {(stage.index, stage.number == 0 and found.method.stages[stage.index].uses_teacher): None
+              for plan in found.plans for stage in plan.stages}
+    assert len(shapes) == expected
+    for index in range(len(found.method.stages)):
+      contexts = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in stage.context)
+                  for plan in found.plans for stage in plan.stages if stage.index == index}
+      assert len(contexts) == 1
