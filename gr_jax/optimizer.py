@@ -17,8 +17,8 @@ def learning_rates(*, schedule: str, base: float, epochs: int, milestones: Seque
                    ) -> tuple[float, ...]:
   """The rate of every epoch of a stage.
 
-  "steps": base times decay for each milestone of finished epochs (docs/method.md section 6). "cosine": from base down half
-  a cosine, that would reach 0 after the last of `epochs`.
+  "steps": base times decay for each milestone of finished epochs (docs/method.md section 6). "cosine": from base down
+  half a cosine, that would reach 0 after the last of `epochs`.
   """
   if schedule == "cosine":
     return tuple(base * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs))

@@ -11,5 +11,6 @@ def get_sweep() -> dict:
           "no_reweighting": {"method_options.reweighting": "none"},
           "no_prior": {"method_options.prior": False},
           "plain_distillation": {"method_options.distillation": "kd"},
-          "none_of_the_three": {"method_options.reweighting": "none", "method_options.prior": False, "method_options.distillation": "kd"},
+          "none_of_the_three": {"method_options.reweighting": "none", "method_options.prior": False,
+                                "method_options.distillation": "kd"},
       }}

@@ -1,7 +1,7 @@
 """Which library computes convolutions on a CPU: oneDNN where jaxlib has it, else XLA's own kernels.
 
-From jaxlib 0.12 on (Python 3.12 or newer) oneDNN is compiled in, and flags of XLA switch it on. They count until the first
-use of a device. Measured on two AVX-512 cores: docs/speed.md.
+From jaxlib 0.12 on (Python 3.12 or newer) oneDNN is compiled in, and flags of XLA switch it on. They count until the
+first use of a device. Measured on two AVX-512 cores: docs/speed.md.
 """
 
 from __future__ import annotations

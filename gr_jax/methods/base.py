@@ -149,7 +149,11 @@ class Method(NamedTuple):
     return any(stage.uses_teacher for stage in self.stages)
 
   def init_carry(self, features: int, num_classes: int) -> dict[str, jax.Array]:
-    """What outlives a task besides the network: {} or {"exemplar_means": [classes, features], "has_mean": [classes]}."""
+    """What outlives a task besides the network.
+
+    Returns:
+      {} or {"exemplar_means": [classes, features] float32, "has_mean": [classes] bool}.
+    """
     if not self.exemplar_means:
       return {}
     return {"exemplar_means": jnp.zeros((num_classes, features), jnp.float32),

@@ -49,4 +49,5 @@ def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, d
   if distillation != "none":
     terms["distillation"] = Loss(distil, teacher=True)
   rule = rules.gradient_reweighting(kind=reweighting, task_ratio=task_ratio, gamma=attenuation_gamma)
-  return Method("gr", (Stage("train", terms, rule=rule, report=report, summary=summary),), heads.linear(), {"logits": logits})
+  stage = Stage("train", terms, rule=rule, report=report, summary=summary)
+  return Method("gr", (stage,), heads.linear(), {"logits": logits})

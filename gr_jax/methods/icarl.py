@@ -20,7 +20,7 @@ def make(*, loss: str, weight: float) -> Method:
 
   Args:
     loss: "long_tailed_cil": cross-entropy over all seen classes and a sigmoid distillation; "paper": binary
-      cross-entropy for every class, whose targets are the label for new classes and the teacher's sigmoids for old ones.
+      cross-entropy for every class, with targets from the label for new classes, from the teacher for old ones.
     weight: of the distillation in the first form.
   """
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:

@@ -109,8 +109,8 @@ def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
     found["memory"] = memory
   method = factory(**found)
   if memory < method.min_memory:
-    raise UserError(f"memory.per_class is {memory}, but {name} needs {method.min_memory} or more exemplars a class; set "
-                    f"--config.memory.per_class=20")
+    raise UserError(f"memory.per_class is {memory}, but {name} needs {method.min_memory} or more exemplars a class; "
+                    f"set --config.memory.per_class=20")
   return method
 
 

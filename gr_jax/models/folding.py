@@ -1,7 +1,7 @@
 """Batch norm folded into the convolutions before it: a network that is not trained any more needs no pass of its own.
 
-In evaluation mode (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel and a
-bias. A network without `batch_stats` is read as one that has been folded (models/resnet.py).
+In evaluation mode (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel and
+a bias. A network without `batch_stats` is read as one that has been folded (models/resnet.py).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def _fold(params: Any, stats: Any) -> Any:
     norm = f"BatchNorm_{number}"
     if kind == "Conv" and norm in params:
       if norm not in stats:
-        raise ValueError(f"fold: no running statistics of {norm}; pass the network's batch_stats, and fold it once only")
+        raise ValueError(f"fold: no running statistics of {norm}; pass the network's batch_stats, and fold it once "
+                         f"only")
       factor = params[norm]["scale"] * jax.lax.rsqrt(stats[norm]["var"] + EPSILON)
       folded[name] = {"kernel": layer["kernel"] * factor}
       folded[norm] = {"bias": params[norm]["bias"] - stats[norm]["mean"] * factor}

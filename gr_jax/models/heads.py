@@ -1,7 +1,8 @@
 """Classifier heads over all K classes of the scenario; column j = class j in learning order.
 
 Their width never changes, so one compiled step serves all tasks. Columns of unseen classes take no part in anything
-(docs/method.md section 3). Products are exact float32: ratios and angles rest on norms of this layer, and it costs little.
+(docs/method.md section 3). Products are exact float32: ratios and angles rest on norms of this layer, and it costs
+little.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Batch normalisation with what follows it, shortcut and ReLU, in as few passes over memory as XLA's CPU backend allows.
+"""Batch normalisation with what follows it, shortcut and ReLU, in as few passes over memory as XLA's CPU backend needs.
 
-Ioffe & Szegedy, "Batch Normalization", ICML 2015. Autodiff of the same formula keeps the normalised values and walks over
-the activations again for every term. The derivative written here keeps the convolution's output and the ReLU's, which are
-in memory anyway, and needs two passes: one for both sums, one for the gradient. See `for_platform`.
+Ioffe & Szegedy, "Batch Normalization", ICML 2015. Autodiff of the same formula keeps the normalised values and walks
+over the activations again for every term. The derivative written here keeps the convolution's output and the ReLU's,
+which are in memory anyway, and needs two passes: one for both sums, one for the gradient. See `for_platform`.
 """
 
 from __future__ import annotations

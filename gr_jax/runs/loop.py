@@ -55,7 +55,8 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
         state = state.replace(params=params)
       for stage in plan.stages[progress.stage:]:
         rows = np.concatenate(_rows(experiment, stage, progress))
-        state, progress = run_stage(experiment, programs, stage, rows, Standing(progress, state, carry, teacher), saving)
+        standing = Standing(progress, state, carry, teacher)
+        state, progress = run_stage(experiment, programs, stage, rows, standing, saving)
       carry, exemplars = _choose_exemplars(experiment, programs, plan, state, carry, progress)
       network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
       reports, seconds = progress.reports, time.monotonic() - started

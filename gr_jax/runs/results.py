@@ -102,7 +102,8 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   if progress.further:
     names = list(experiment.method.scores)
     rows = [(progress.correct, progress.correct_aware), *(tuple(zip(*score)) for score in progress.further)]
-    found["scores"] = {name: _accuracies(experiment, correct, aware, total) for name, (correct, aware) in zip(names, rows)}
+    found["scores"] = {name: _accuracies(experiment, correct, aware, total)
+                       for name, (correct, aware) in zip(names, rows)}
   return found
 
 

@@ -82,8 +82,8 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
   with meter.Meter(plan, num_tasks=len(experiment.plans), rates=experiment.learning_rates(stage), done=done,
-                   sums=progress.sums, batch_size=config.batch_size, log=saving.log, started=saving.started) as measured, \
-       _blaming(lambda: state), \
+                   sums=progress.sums, batch_size=config.batch_size, log=saving.log,
+                   started=saving.started) as measured, _blaming(lambda: state), \
        contextlib.closing(programs.feed(plan, among, experiment.root, chunks(
            plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps))) as fed:
     for chunk, inputs in fed:

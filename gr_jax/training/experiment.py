@@ -209,5 +209,5 @@ def _check_held_out(method: Method, drawn: scenario.Scenario) -> None:
   smallest = int(np.argmin(drawn.counts))
   if method.held_out and drawn.counts[smallest] <= method.held_out:
     raise UserError(f"method {method.name!r} holds {method.held_out} images of each class out, but class "
-                    f"{drawn.class_names[smallest]} has {drawn.counts[smallest]}; it needs {method.held_out + 1} or more: "
-                    f"lower scenario.imbalance or validation_fraction, or choose another method")
+                    f"{drawn.class_names[smallest]} has {drawn.counts[smallest]}; it needs {method.held_out + 1} or "
+                    f"more: lower scenario.imbalance or validation_fraction, or choose another method")

@@ -92,7 +92,8 @@ def make_train_step(
     updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=epoch)
     params = {**state.params, **optax.apply_updates({name: state.params[name] for name in updates}, updates)}
     params["classifier"] = _where_trained(params["classifier"], state.params["classifier"], stage, context)
-    after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, rule=rule_state)
+    after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
+                       rule=rule_state)
     return after, StepMetrics(jnp.ones(()), values, stage.report(rule_state))
 
   return step
@@ -149,5 +150,6 @@ def _sum(trees: list[Any]) -> Any:
 
 def _where_trained(after: dict, before: dict, stage: Stage, context: Context) -> dict:
   """The head after the update where the stage trains it; without a mask of its own, in seen columns."""
-  masks = {"kernel": context.seen, "bias": context.seen} if stage.trainable is None else stage.trainable(before, context)
+  usual = {"kernel": context.seen, "bias": context.seen}
+  masks = usual if stage.trainable is None else stage.trainable(before, context)
   return {name: jnp.where(masks[name], after[name], before[name]) if name in masks else after[name] for name in after}

@@ -201,7 +201,8 @@ def test_bic_trains_the_network_on_corrected_logits():
   case = Case(methods.make("bic", {"temperature": 3.0}, memory=20))
   # Student and teacher share the frozen corrections of old tasks, as after a real second stage.
   arguments = case.logits(), case.logits(teacher=True), case.labels, OLD, NEW, *bic_head(case), TASK_OF_CLASS
-  case.assert_linear(bic_reference.loss(*arguments, temperature=3.0), bic_reference.gradient(*arguments, temperature=3.0))
+  case.assert_linear(bic_reference.loss(*arguments, temperature=3.0),
+                     bic_reference.gradient(*arguments, temperature=3.0))
   assert not case.gradient["classifier"]["alpha"].any() and not case.gradient["classifier"]["beta"].any()
 
 

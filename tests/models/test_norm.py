@@ -16,7 +16,7 @@ from gr_jax.devices import parallel
 from gr_jax.models import norm
 
 SHAPE = (4, 3, 5, 6)
-AFTERWARDS = [pytest.param(shortcut, relu, id=f"{'with' if shortcut else 'no'} shortcut, {'with' if relu else 'no'} ReLU")
+AFTERWARDS = [pytest.param(shortcut, relu, id=f"{('no', 'with')[shortcut]} shortcut, {('no', 'with')[relu]} ReLU")
               for shortcut in (False, True) for relu in (False, True)]
 
 
@@ -120,7 +120,8 @@ def test_devices_agree(form, num_devices):
 
   value, y, statistics, (to_affine, to_x, to_given) = jax.jit(share_of(flax_norm, None))(affine, (x, given, weights))
   devices = jax.devices()[:num_devices]
-  pictures = parallel.split(jax.tree.map(lambda a: a.reshape(num_devices, -1, *a.shape[1:]), (x, given, weights)), devices)
+  pictures = parallel.split(
+      jax.tree.map(lambda a: a.reshape(num_devices, -1, *a.shape[1:]), (x, given, weights)), devices)
   for function in (norm.normalise, norm._value):
     program = form(share_of(function, parallel.AXIS), devices, 2, parted=(1,))
     found = program(parallel.replicate(affine, devices), pictures)
@@ -242,7 +243,8 @@ def test_the_layer_is_flax_layer(train):
   """Value and running statistics, from statistics and parameters as after training."""
   (x, shortcut, scale, bias), _ = draw(SHAPE, shortcut=True, dtype=jnp.float32)
   rng = np.random.default_rng(1)
-  running = {"mean": jnp.asarray(rng.normal(size=6), jnp.float32), "var": jnp.asarray(rng.uniform(0.5, 2, 6), jnp.float32)}
+  running = {"mean": jnp.asarray(rng.normal(size=6), jnp.float32),
+             "var": jnp.asarray(rng.uniform(0.5, 2, 6), jnp.float32)}
   variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": running}
   ours, theirs = layers(train)
   y, updated = ours.apply(variables, x, shortcut, mutable=["batch_stats"])
@@ -264,4 +266,4 @@ def test_under_vmap():
       (x, shortcut, scales, biases), grad)
   for i in range(3):
     alone = pull(norm.normalise, (x[i], shortcut[i], scales[i], biases[i]), grad[i], True)
-    assert_close(jax.tree.map(lambda leaf: leaf[i], together), alone, 1e-5)
+    assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, 1e-5)

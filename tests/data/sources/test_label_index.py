@@ -30,7 +30,8 @@ class Records:
 
 
 def load(records, *places, key="key", said=None):
-  return label_index.load(records, COUNT, key, name="set-train", places=places, say=(said if said is not None else []).append)
+  lines = [] if said is None else said
+  return label_index.load(records, COUNT, key, name="set-train", places=places, say=lines.append)
 
 
 def same(found, records):
