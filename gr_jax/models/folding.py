@@ -1,7 +1,7 @@
 """Batch norm folded into the convolutions before it: a network that is not trained any more needs no pass of its own.
 
-In evaluation mode (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel and
-a bias. A network without `batch_stats` is read as one that has been folded (models/resnet.py).
+In evaluation mode (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel
+and a bias. A network without `batch_stats` is read as one that has been folded (models/resnet.py).
 """
 
 from __future__ import annotations
