@@ -45,8 +45,8 @@ def make_run(
   Returns:
     run(state, teacher, context, data, window) -> (state, summed metrics). A batch beyond the pool's size goes on with
     the first images of the same epoch's order, so every image is used at least once an epoch (docs/method.md section
-    6). A step whose loss is not finite is the last one: its metrics are counted, its state is not taken, so the state shows
-    what the step before it has spoilt.
+    6). A step whose loss is not finite is the last one: its metrics are counted, its state is not taken, so the state
+    shows what the step before it has spoilt.
   """
   local = batch_size // num_devices
 
