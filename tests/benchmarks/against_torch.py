@@ -17,6 +17,9 @@ processes wait for a line on a pipe. Their threads may spin for some millisecond
 its turns is measured and printed, and should be next to nothing. Ratios are taken within a round, then their
 median, so a load that comes and goes touches both sides; but the machine must be quiet all the same, since
 PyTorch's threads wait for each other in a spin and suffer from a busy core far more than XLA's.
+
+Each call of gr_jax's program has fresh memory, and touching it first costs 60 to 100 ms (bfloat16, two cores: 300 to
+340 ms where a call is one step, 240 ms a step where it is ten). A call of a run has `steps_per_call` = 100 steps.
 """
 
 from __future__ import annotations
@@ -147,7 +150,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
   interpreters.add_flags(parser)
   parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
   parser.add_argument("--batch", type=int, default=128)
-  parser.add_argument("--steps", type=int, help="of a program in a round; default 3 on the CPU, 200 on a GPU")
+  parser.add_argument("--steps", type=int, help="of a program in a round; default 10 on the CPU, 200 on a GPU")
   parser.add_argument("--rounds", type=int, default=7, help="that count; one more goes before them")
   parser.add_argument("--workers", type=int,
                       help="of the released step's data loader; default 0 on the CPU, 4 on a GPU")
@@ -156,7 +159,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--json", help="where to put every measured figure")
   options = parser.parse_args(arguments)
   on_gpu = options.device == "cuda"
-  for name, on_cpu, otherwise in (("steps", 3, 200), ("workers", 0, 4), ("bfloat16", False, True)):
+  for name, on_cpu, otherwise in (("steps", 10, 200), ("workers", 0, 4), ("bfloat16", False, True)):
     if getattr(options, name) is None:
       setattr(options, name, otherwise if on_gpu else on_cpu)
   return options

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import builders
 import pytest
 import runs
 
@@ -141,3 +142,27 @@ def test_replicas_are_interrupted_together(tmp_path):
     # A replica is a run of its own, and nothing of it is finished.
     with pytest.raises(ValueError, match="no checkpoint of a finished task"):
       evaluate.evaluate(folder, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resnet32_run_again_and_killed_is_bit_equal(tmp_path, precision):
+  """With the convolution library that this jaxlib has: photographs in CIFAR-100's own form, two tasks of ten classes."""
+  builders.cifar100(tmp_path / "data", per_class=24, test_per_class=2)
+  flags = ("--config=configs/cifar100_lt.py", f"--config.data_dir={tmp_path / 'data'}", "--config.epochs=3",
+           "--config.milestones=(2,)", "--config.batch_size=32", "--config.checkpoint_every_epochs=1",
+           "--config.scenario.kind=natural", "--config.stop_after_task=2", "--config.memory.per_class=4",
+           "--config.scenario.num_tasks=10", "--config.scenario.first_task_classes=None",
+           f"--config.precision={precision}")
+  folders = [tmp_path / name for name in ("unbroken", "again", "killed")]
+  process = subprocess.Popen(runs.command("main", *flags, f"--workdir={folders[2]}"), env=runs.environment(),
+                             cwd=runs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  wait_for(lambda: has_row(folders[2], '"task": 2, "epoch": 2,'), process)
+  process.kill()
+  assert process.wait() == -signal.SIGKILL and not (folders[2] / "results.json").exists()
+  for folder in folders:
+    done = runs.run("main", *flags, f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+  assert "going on after step" in done.stdout
+  assert_equal_runs(folders[0], folders[1])
+  assert_equal_runs(folders[0], folders[2])
