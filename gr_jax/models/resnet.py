@@ -104,6 +104,9 @@ class ResNet(nn.Module):
         last = (i, j) == (len(self.stages) - 1, blocks - 1)
         x = BasicBlock(self.filters * 2**i, stride, conv, norm, relu=not (last and self.signed))(x)
       maps.append(x)
+    if self.convolution is not jax.lax.conv_general_dilated:
+      # On a CPU: YNNPACK, which takes the mean, would take convolutions before it along, and oneDNN is faster at those.
+      x = jax.lax.optimization_barrier(x)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2)), tuple(maps)
 
 
