@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import sys
+from collections.abc import Iterator
 
 import ml_collections
 from absl import flags
@@ -62,7 +65,9 @@ def parse(argv: list[str]) -> list[str]:
       unset.discard(key)
       kept.append(arg)
   try:
-    rest = flags.FLAGS(kept)
+    # ml_collections looks there for keys to change, and knows no option that the config file does not name.
+    with _command_line(kept):
+      rest = flags.FLAGS(kept)
   except flags.IllegalFlagValueError as error:
     for arg in kept:
       if str(error).startswith(f"flag {arg}") and arg.startswith("--config."):
@@ -84,3 +89,13 @@ def parse(argv: list[str]) -> list[str]:
       # The type of an option depends on the method, which another flag may have chosen.
       _CONFIG.value[configuration.OPTIONS].update(methods.parse(_CONFIG.value.method, options))
   return rest
+
+
+@contextlib.contextmanager
+def _command_line(argv: list[str]) -> Iterator[None]:
+  """sys.argv is `argv` for a while."""
+  before, sys.argv = sys.argv, argv
+  try:
+    yield
+  finally:
+    sys.argv = before
