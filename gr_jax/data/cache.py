@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -33,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+from gr_jax import files
 from gr_jax.data import workers
 from gr_jax.data.sources.base import Split
 from gr_jax.errors import UserError
@@ -160,13 +160,11 @@ def writable(places: Sequence[pathlib.Path]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
-  """Waits until no other job builds the entry. The file stays: removing it would let two jobs in."""
-  with open(path, "w") as file:
+  """Waits until no other job builds the entry."""
+  waiting = f"another job is decoding the same pictures into {path.parent}; waiting for it"
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      say(f"another job is decoding the same pictures into {path.parent}; waiting for it")
-      fcntl.flock(file, fcntl.LOCK_EX)
+      stack.enter_context(files.locked(path, lambda: say(waiting)))
     except OSError as error:
       raise UserError(f"{path.parent} cannot be locked ({error.strerror}), as some network folders cannot; name "
                       f"another with --config.cache_dir") from error

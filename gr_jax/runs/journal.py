@@ -7,27 +7,14 @@ import os
 import pathlib
 from typing import Any
 
+from gr_jax import files
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
   """Replaces the file in one move that outlasts a power cut."""
-  _replace(path, json.dumps(content, indent=1) + "\n")
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_suffix(".tmp")
-  with temporary.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
+  files.replace(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
@@ -78,7 +65,7 @@ class Metrics:
     # Which start of the run a row comes from: after a kill the rows show what ran again, and what did not.
     self._start = 1 + max((row["start"] for row in rows), default=0)
     kept = [json.dumps(row) for row in rows if row["global_step"] <= step]
-    _replace(path, "".join(line + "\n" for line in kept))
+    files.replace(path, "".join(line + "\n" for line in kept))
     self._file = path.open("a")
 
   def write(self, **row: Any) -> None:

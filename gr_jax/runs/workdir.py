@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -16,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax import models
+from gr_jax import files, models
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
 from gr_jax.runs import journal, results
@@ -114,11 +113,12 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   Raises:
     UserError: another job is at work there.
   """
-  with open(folder / ".lock", "w") as file:
+  def taken() -> None:
+    raise UserError(f"another job is at work in {folder}; wait for it, or choose another --workdir")
+
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f"another job is at work in {folder}; wait for it, or choose another --workdir") from error
+      stack.enter_context(files.locked(folder / ".lock", taken))
     except OSError as error:
       raise UserError(f"{folder} cannot be locked ({error.strerror}), as some network folders cannot; choose another "
                       f"--workdir") from error

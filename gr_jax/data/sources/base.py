@@ -9,6 +9,9 @@ import numpy as np
 
 from gr_jax.scenario import Facts
 
+# Channel means and standard deviations of ImageNet, for pixels in [0, 1].
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class Split(Protocol):
   """The images of one split. Pickles: other processes read pictures from it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,8 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 
-from gr_jax.data.sources.base import Source
+from gr_jax import files
+from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.errors import UserError
 from gr_jax.scenario import Facts
 
@@ -24,7 +26,6 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 # Of ImageNet, which stand for photographs in general.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Which pictures have been looked at and can be decoded, beside them.
 _LOOKED_AT = ".gr_jax-pictures.json"
@@ -210,8 +211,8 @@ def load(root: str | None, *, train_list: str | None, test_list: str | None, tes
   def split(rows: _Rows) -> FolderSplit:
     return FolderSplit(base, np.asarray([label[name] for _, name in rows], np.int64), [path for path, _ in rows])
 
-  return Source(name="folder", class_names=names, train=split(train), test=split(test), facts=Facts(), mean=_MEAN,
-                std=_STD, uniform=False, notes=tuple(notes), skipped=skipped)
+  return Source(name="folder", class_names=names, train=split(train), test=split(test), facts=Facts(), mean=IMAGENET_MEAN,
+                std=IMAGENET_STD, uniform=False, notes=tuple(notes), skipped=skipped)
 
 
 def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
@@ -371,13 +372,9 @@ def _bad_ones(base: pathlib.Path, paths: Sequence[str], progress: Callable) -> t
     looked = dict(progress(pool.map(look, paths), total=len(paths)))
   good = {path: found for path, found in looked.items() if found is not None}
   if good != known:
-    temporary = base / f"{_LOOKED_AT}.{os.getpid()}"
-    try:
-      temporary.write_text(json.dumps(good))
-      os.replace(temporary, base / _LOOKED_AT)
-    except OSError:
-      # A folder that only others may write to: the pictures are looked at again at the next start.
-      temporary.unlink(missing_ok=True)
+    # A folder that only others may write to: the pictures are looked at again at the next start.
+    with contextlib.suppress(OSError):
+      files.replace(base / _LOOKED_AT, json.dumps(good))
   return tuple(path for path in paths if looked[path] is None)
 
 

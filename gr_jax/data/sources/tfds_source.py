@@ -19,13 +19,13 @@ import PIL.Image
 
 from gr_jax.data import cache
 from gr_jax.data.sources import label_index
-from gr_jax.data.sources.base import Source
+from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.data.sources.label_index import Index
 from gr_jax.errors import UserError
 from gr_jax.scenario import ICARL_ORDER, Facts
 
 _DEFAULT_FOLDER = "~/tensorflow_datasets"
-_IMAGENET_STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_IMAGENET_STATISTICS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 @dataclasses.dataclass(frozen=True)
