@@ -9,7 +9,7 @@ import pytest
 import runs
 
 from gr_jax import config as configuration
-from gr_jax import evaluate, sweep
+from gr_jax import evaluate, methods, sweep
 from gr_jax.errors import UserError
 from gr_jax.runs import workdir
 
@@ -102,6 +102,9 @@ def test_sweep_files_set_known_keys(path):
   found = sweep.load(str(path))
   assert (runs.ROOT / found.config).is_file()
   for changes in found.rows.values():
-    assert {key for key in changes if not key.startswith("method_options.")} <= set(configuration.KEYS)
-    # Keys, options and values together: what each run would be refused for.
-    configuration.validate(runs.get_config(pathlib.Path(found.config).stem, **changes))
+    prefix = f"{configuration.OPTIONS}."
+    assert {key for key in changes if not key.startswith(prefix)} <= set(configuration.KEYS)
+    # As on the command line: options of the row's method, with values that it takes.
+    method = changes.get("method", runs.get_config(pathlib.Path(found.config).stem).method)
+    methods.parse(method, {key.removeprefix(prefix): str(value) for key, value in changes.items()
+                           if key.startswith(prefix)})
