@@ -211,8 +211,8 @@ def load(root: str | None, *, train_list: str | None, test_list: str | None, tes
   def split(rows: _Rows) -> FolderSplit:
     return FolderSplit(base, np.asarray([label[name] for _, name in rows], np.int64), [path for path, _ in rows])
 
-  return Source(name="folder", class_names=names, train=split(train), test=split(test), facts=Facts(), mean=IMAGENET_MEAN,
-                std=IMAGENET_STD, uniform=False, notes=tuple(notes), skipped=skipped)
+  return Source(name="folder", class_names=names, train=split(train), test=split(test), facts=Facts(),
+                mean=IMAGENET_MEAN, std=IMAGENET_STD, uniform=False, notes=tuple(notes), skipped=skipped)
 
 
 def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
