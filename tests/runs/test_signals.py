@@ -147,7 +147,7 @@ def test_replicas_are_interrupted_together(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_resnet32_run_again_and_killed_is_bit_equal(tmp_path, precision):
-  """With the convolution library that this jaxlib has: photographs in CIFAR-100's own form, two tasks of ten classes."""
+  """With this jaxlib's convolution library: photographs in CIFAR-100's own form, two tasks of ten classes."""
   builders.cifar100(tmp_path / "data", per_class=24, test_per_class=2)
   flags = ("--config=configs/cifar100_lt.py", f"--config.data_dir={tmp_path / 'data'}", "--config.epochs=3",
            "--config.milestones=(2,)", "--config.batch_size=32", "--config.checkpoint_every_epochs=1",
