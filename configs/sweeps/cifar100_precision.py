@@ -3,7 +3,7 @@
 
 def get_sweep():
   """python -m gr_jax.sweep --sweep=configs/sweeps/cifar100_precision.py"""
-  short = {"epochs": 10, "milestones": "5,7", "checkpoint_every_epochs": 2}
+  short = {"epochs": 10, "milestones": (5, 7), "checkpoint_every_epochs": 2}
   return {
       "config": "configs/cifar100_lt.py",
       "seeds": (0, 1, 2, 3, 4),

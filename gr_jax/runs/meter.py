@@ -94,7 +94,7 @@ class Meter:
     reports = {name: float(np.mean(value[:plan.task.stop])) if isinstance(value, list) else value
                for name, value in means.reports.items()}
     self._log.write(
-        kind="epoch", task=plan.number + 1, stage=plan.name, epoch=epoch + 1,
+        kind="epoch", task=plan.number + 1, epoch=epoch + 1, stage=plan.name,
         global_step=plan.first_step + (epoch + 1) * plan.steps_per_epoch, loss=means.loss, **means.losses,
         learning_rate=self._rates[epoch], **reports, seconds=time.monotonic() - self._started)
 

@@ -48,8 +48,9 @@ def test_two_stages_resume_inside_each_and_between(tmp_path, monkeypatch):
   found = train.train(config_of("bic"), tmp_path / "whole")
   stages = {(row["task"], row["stage"]) for row in runs.rows(tmp_path / "whole", "epoch")}
   assert stages == {(1, "train"), (2, "train"), (2, "correct_bias")}
-  # Steps of the tasks: 5 and 5 epochs of chunks; 1, 2: first task; then in train, at its end, in correct_bias.
-  interrupted_and_resumed("bic", tmp_path / "cut", monkeypatch, (1, 2, 1, 1, 1))
+  # It looks at the start of a task, after each chunk and between stages: in the second task's train (five looks of the
+  # first task before it), then at the end of that stage, then in correct_bias.
+  interrupted_and_resumed("bic", tmp_path / "cut", monkeypatch, (6, 2, 1))
   runs.assert_equal(tmp_path / "whole", tmp_path / "cut")
   assert found["tasks_done"] == 2
 
