@@ -110,7 +110,8 @@ def test_every_score_counts_by_itself_and_sees_the_carry(devices):
   weights = rng.normal(size=5).astype(np.float32)
   run = passes.make_evaluate(
       model=Fake(), prepare=plain, num_classes=5, block=4, devices=devices,
-      method=method(logits=methods.base.logits, weighted=lambda outputs, carry, context: outputs.features * carry["weights"]))
+      method=method(logits=methods.base.logits,
+                    weighted=lambda outputs, carry, context: outputs.features * carry["weights"]))
   network = {**NETWORK, "carry": {"weights": weights}}
   found = np.asarray(run(*parallel.replicate(
       (network, data_of(images, labels), context_of(np.ones(5, bool)), np.int32(35)), devices)))
