@@ -366,7 +366,7 @@ def test_killed_before_the_summary(finished, tmp_path):
 
 
 def test_a_second_job_is_refused(finished):
-  with workdirs.locked(finished[0]), pytest.raises(UserError, match="another job is at work"):
+  with workdirs.locked(finished[0]), pytest.raises(UserError, match="another job is using"):
     train.train(runs.short(), finished[0])
 
 

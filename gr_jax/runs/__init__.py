@@ -1,1 +1,1 @@
-"""A run on disk and on screen: its folder, checkpoints, results and log."""
+"""A run on disk and on screen: folder, checkpoints, results, log."""

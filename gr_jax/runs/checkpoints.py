@@ -1,6 +1,6 @@
-"""Checkpoints through Orbax, each array with a digest that is verified when it is restored.
+"""Checkpoints through Orbax; every array has a digest, which is verified when it is restored.
 
-A checkpoint is one folder, named by the global step, of several items: evaluation reads `model` alone.
+A checkpoint is one folder, named after the global step, with several items. Evaluation reads only `model`.
 """
 
 from __future__ import annotations
@@ -23,43 +23,44 @@ from gr_jax.devices import processes
 from gr_jax.errors import UserError
 from gr_jax.training import finite
 
-# Raised when what a checkpoint holds changes its meaning.
+# Increased when the content of a checkpoint changes its meaning.
 FORMAT = 3
 
-# Formats whose models can still be evaluated, and the last commit that can resume their runs.
+# Formats that can still be evaluated -> the last commit that can resume them.
 OLDER = {2: "c3bf204"}
 
-# The newest ones that stay: one to go on from, and one before it in case that one is damaged.
+# How many of the newest are kept: one to resume from, and one more in case it is damaged.
 _NEWEST = 2
 
 
-# Orbax numbers its operations once for the whole process: two managers that write or read at once wait for each
-# other's signals, some for ever. So those of replicas take turns, and each waits for its own background work.
+# Orbax numbers its operations per process: two managers that write or read at the same time wait for each other's
+# signals and may deadlock. So the managers of replicas take turns, and each waits for its own background work.
 _TURN = threading.RLock()
 
 
 class DamagedCheckpoint(UserError):
-  """A checkpoint that is not what was saved, or not all of it.
+  """A checkpoint that is incomplete or differs from what was saved.
 
   Attributes:
-    reason: what is wrong with it, in a few words.
+    reason: what is wrong, in a few words.
   """
 
   def __init__(self, folder: pathlib.Path, step: int, reason: str):
-    super().__init__(f"checkpoint {folder / str(step)} cannot be read: {reason}; training sets it aside by itself and "
-                     f"goes on from the one before it")
+    super().__init__(f"checkpoint {folder / str(step)} cannot be read: {reason}; rerun the training command: it "
+                     f"quarantines this checkpoint and resumes from the previous one")
     self.reason = reason
 
 
 class Checkpoints:
-  """The checkpoints of one run; a context manager that waits for the last one to be written."""
+  """The checkpoints of one run; a context manager that waits on exit until the last one is written."""
 
   def __init__(self, folder: pathlib.Path, *, keep: Sequence[int] = (), read_only: bool = False, alone: bool = True):
     """Args:
       folder: of the checkpoints.
-      keep: global steps whose checkpoints are never deleted (the ends of tasks); of others the two newest stay.
-      read_only: nothing is created or cleaned.
-      alone: whether this is the only one at work in the process, which may then write in the background.
+      keep: global steps whose checkpoints are never deleted (the ends of tasks); of the others, the two newest are
+        kept.
+      read_only: nothing is created or deleted.
+      alone: whether no other run uses checkpoints in this process; then writing may happen in the background.
     """
     self._folder, self._alone, self._read_only = pathlib.Path(folder).absolute(), alone, read_only
     policy = checkpoint_managers.AnyPreservationPolicy([
@@ -72,7 +73,7 @@ class Checkpoints:
     with _TURN:
       self._manager = ocp.CheckpointManager(self._folder, options=options)
       if not read_only:
-        # A kill may have fallen into the deletion of one, and left half of it.
+        # A kill during a deletion may have left half a checkpoint.
         for step in self.steps()[:-_NEWEST]:
           if step not in keep:
             self._manager.delete(step)
@@ -85,39 +86,40 @@ class Checkpoints:
       with self._writing("the last checkpoint"):
         self._manager.close()
       return
-    # What ends the run is the error that is on its way, not what the disk says of a checkpoint afterwards.
+    # Report the error that is being raised, not a later one from writing the checkpoint.
     with contextlib.suppress(UserError), self._writing("the last checkpoint"):
       self._manager.close()
 
   def steps(self) -> list[int]:
-    """Global steps of the checkpoints that are there, ascending."""
+    """Global steps of the existing checkpoints, ascending."""
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, items: dict[str, Any], record: dict[str, Any]) -> None:
-    """Saves pytrees of arrays, and a JSON record; returns once the arrays may be donated, or, where it is not alone,
-    once all is on the disk.
+    """Saves pytrees of arrays and a JSON record.
+
+    Returns as soon as the arrays may be donated; if not `alone`, when everything is on disk.
 
     Raises:
-      FloatingPointError: an array holds an infinity or a NaN; nothing is saved.
-      UserError: this checkpoint, or the one before it, could not be written.
+      FloatingPointError: an array contains infinity or NaN; nothing is saved.
+      UserError: this checkpoint, or the previous one, could not be written.
     """
     host = jax.tree.map(np.asarray, items)
     spoilt = finite.non_finite(host)
     if spoilt:
-      raise FloatingPointError(f"after step {step} these are not finite: {finite.named(spoilt)}; that is not saved, "
-                               f"the checkpoint before it is kept: lower learning_rate, or look at the data")
+      raise FloatingPointError(f"non-finite arrays after step {step}: {finite.named(spoilt)}; they were not saved and "
+                               f"the previous checkpoint is kept; lower learning_rate or check the data")
     record = {**record, "format": FORMAT, "shapes": {name: _shapes(tree) for name, tree in host.items()},
               "digests": {name: _digests(tree) for name, tree in host.items()}}
     record["digest"] = _record_digest(record)
     args = {name: ocp.args.StandardSave(tree) for name, tree in host.items()}
-    with self._writing(f"checkpoint {step}, or the one before it,"):
+    with self._writing(f"checkpoint {step} or the previous one"):
       if not self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(record), **args)):
-        raise OSError(f"Orbax refused it (newest there: {self._manager.latest_step()})")
+        raise OSError(f"refused by Orbax; the newest checkpoint is {self._manager.latest_step()}")
       if not self._alone:
         self._manager.wait_until_finished()
 
   def wait(self) -> None:
-    """Returns once all that was saved is on the disk; raises as `save`."""
+    """Waits until everything saved is on disk; raises as `save`."""
     with self._writing("the last checkpoint"):
       self._manager.wait_until_finished()
 
@@ -125,33 +127,33 @@ class Checkpoints:
     """The JSON record of a checkpoint.
 
     Raises:
-      DamagedCheckpoint: it cannot be read, or is not what was saved.
-      UserError: it is of another format, or may not be read.
+      DamagedCheckpoint: it cannot be read, or differs from what was saved.
+      UserError: it has another format, or reading is not permitted.
     """
     record = self._restore(step, record=ocp.args.JsonRestore())["record"]
-    # Before the format, which is one flipped bit away from another one. Every format has this digest.
+    # Checked before the format: a single flipped bit can turn one format into another. Every format has this digest.
     if not isinstance(record, dict) or record.get("digest") != _record_digest(record):
-      raise DamagedCheckpoint(self._folder, step, "its record is not what was saved")
+      raise DamagedCheckpoint(self._folder, step, "its record differs from what was saved")
     found = record["format"]
     if found in OLDER and not self._read_only:
-      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, and this version of gr_jax resumes "
-                      f"format {FORMAT} alone; commit {OLDER[found]} is the last one that resumes it, and "
-                      f"gr_jax.evaluate reads it here too")
+      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, but this version of gr_jax resumes "
+                      f"only format {FORMAT}; commit {OLDER[found]} is the last one that can resume it; "
+                      f"gr_jax.evaluate can still read it")
     if found not in (FORMAT, *OLDER):
-      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, this version "
+      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, but this version "
                       f"of gr_jax reads {FORMAT}; use the version that wrote it")
     return record
 
   def restore_newest(self, targets: Callable[[dict[str, Any]], dict[str, Any]], warn: Callable[[str], None]
                      ) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-    """Restores from the newest checkpoint that is whole; damaged ones before it are moved to the folder `damaged`.
+    """Restores the newest intact checkpoint; newer, damaged ones are moved to the folder `damaged`.
 
     Args:
       targets: record -> what to restore; see `restore`.
-      warn: takes a line for each checkpoint that is set aside.
+      warn: receives a line for each quarantined checkpoint.
 
     Returns:
-      (step, record, items), or None where no whole checkpoint is left.
+      (step, record, items); None if there is no intact checkpoint.
 
     Raises:
       UserError: see `restore`.
@@ -163,15 +165,15 @@ class Checkpoints:
         found = step, record, self.restore(step, targets(record))
       except DamagedCheckpoint as error:
         reason = error.reason
-      # What one process cannot read is of no use to the others.
+      # If one process cannot read a checkpoint, none may use it.
       reasons = [reason for reason in processes.exchange(reason) if reason]
       if not reasons:
         return found
-      warn(f"checkpoint {step} is damaged ({reasons[0]}); set aside as {self._set_aside(step)}")
+      warn(f"checkpoint {step} is damaged ({reasons[0]}); quarantined as {self._set_aside(step)}")
     return None
 
   def _set_aside(self, step: int) -> pathlib.Path:
-    """Out of Orbax's way, which would take it for the latest and refuse to save that step again."""
+    """Moves a checkpoint away: Orbax would take it for the latest one and refuse to save that step again."""
     folder = self._folder.with_name("damaged")
     folder.mkdir(exist_ok=True)
     place = next(place for number in range(1, 2**31)
@@ -194,8 +196,8 @@ class Checkpoints:
       item name -> pytree of NumPy arrays.
 
     Raises:
-      DamagedCheckpoint: it cannot be read, or is not what was saved.
-      UserError: it holds other arrays, or may not be read.
+      DamagedCheckpoint: it cannot be read, or differs from what was saved.
+      UserError: it contains other arrays, or reading is not permitted.
     """
     record = self.record(step)
     self._check_shapes(step, record["shapes"], targets)
@@ -207,29 +209,32 @@ class Checkpoints:
       bad = [path for path, digest in _digests(tree).items() if digests[name].get(path) != digest]
       if bad:
         raise DamagedCheckpoint(
-            self._folder, step, f"{len(bad)} arrays are not what was saved, such as {name}{bad[0]}")
+            self._folder, step, f"{len(bad)} arrays differ from what was saved, such as {name}{bad[0]}")
     return trees
 
   def _check_shapes(self, step: int, shapes: dict[str, dict[str, str]], targets: dict[str, Any]) -> None:
-    """Before anything is read: Orbax hands out arrays of other types than were asked for, and a checkpoint of another
-    model is not a damaged one."""
+    """Raises UserError if the saved shapes or dtypes differ from the targets.
+
+    Checked before reading: Orbax returns arrays of other dtypes than requested, and a checkpoint of another model
+    must not count as damaged.
+    """
     for name, target in targets.items():
       saved, wanted = shapes.get(name, {}), _shapes(target)
       for path in {**saved, **wanted}:
         if saved.get(path) != wanted.get(path):
           raise UserError(
-              f"checkpoint {self._folder / str(step)} cannot be read: {name}{path} is {saved.get(path, 'not there')}, "
-              f"the model takes {wanted.get(path, 'no such array')}; it was made by another version of the model, so "
-              f"use that one, or another --workdir")
+              f"checkpoint {self._folder / str(step)} cannot be read: {name}{path} is {saved.get(path, 'missing')}, "
+              f"but the model takes {wanted.get(path, 'no such array')}; another version of the model wrote it: use "
+              f"that version, or choose another --workdir")
 
   def _restore(self, step: int, **args) -> Any:
     try:
       with _TURN:
         return self._manager.restore(step, args=ocp.args.Composite(**args))
     except (PermissionError, MemoryError) as error:
-      raise UserError(f"checkpoint {self._folder / str(step)} may not be read, or there is no room for it "
-                      f"({type(error).__name__}: {error})") from error
-    # Orbax and TensorStore raise all sorts here, bare Exception among them, for one and the same fault.
+      raise UserError(f"checkpoint {self._folder / str(step)} cannot be read: permission denied or out of memory "
+                      f"({type(error).__name__}: {error}); fix that, then rerun the command") from error
+    # Orbax and TensorStore raise many types for the same fault, even a bare Exception.
     except Exception as error:
       raise DamagedCheckpoint(self._folder, step, _first_line(error)) from error
 
@@ -238,32 +243,32 @@ class Checkpoints:
     try:
       with _TURN:
         yield
-    # As above. Orbax writes in the background: what is raised may be of the checkpoint before.
+    # As above. Orbax writes in the background, so the error may come from the previous checkpoint.
     except Exception as error:
-      raise UserError(f"{what} could not be written to {self._folder} ({_first_line(error)}); the checkpoints before "
-                      f"it stay: mend that (room, rights, quota), and the same command again goes on") from error
+      raise UserError(f"{what} could not be written to {self._folder} ({_first_line(error)}); earlier checkpoints are "
+                      f"kept; free disk space or fix permissions, then rerun the command to resume") from error
 
 
 def _first_line(error: Exception) -> str:
-  """TensorStore says where first and why last, and in between everything twice."""
+  """The first line of a message, shortened: TensorStore puts the place first, the reason last and repeats itself."""
   line = next(iter(str(error).strip().splitlines()), "")
   return f"{type(error).__name__}: " + (line if len(line) < 300 else f"{line[:120]} ... {line[-150:]}")
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-  """Type and shape of each array, by its path."""
+  """Dtype and shape of each array, by path."""
   return {jax.tree_util.keystr(path): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _record_digest(record: dict[str, Any]) -> str:
-  """SHA-256 of a JSON record without its own digest."""
+  """SHA-256 of a JSON record without its digest."""
   rest = {key: value for key, value in record.items() if key != "digest"}
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(tree: Any) -> dict[str, str]:
-  """SHA-256 of each array's type, shape and bytes, by its path."""
+  """SHA-256 of each array's dtype, shape and bytes, by path."""
   found = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)

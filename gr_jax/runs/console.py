@@ -1,4 +1,4 @@
-"""What a run says on the screen. Fractions come in, per cent go out."""
+"""Console output of a run. Takes fractions, prints per cent."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from gr_jax.training.experiment import Experiment
 
 
 def say(text: str) -> None:
-  """One line or several, past any bar; of several processes the first one speaks."""
+  """Prints text without breaking a progress bar; only process 0 prints."""
   if processes.primary():
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
 def decoding(items: Iterable, *, total: int) -> Iterable:
-  """A bar over pictures that are being decoded; silent when there are few."""
+  """A progress bar over pictures being decoded; not shown for fewer than 5000."""
   return tqdm.tqdm(items, total=total, desc="reading pictures", unit="img", unit_scale=True, leave=False,
                    disable=total < 5000 or not sys.stderr.isatty() or not processes.primary(), dynamic_ncols=True)
 
 
 def stage_bar(plan: StagePlan, num_tasks: int, done: int, batch_size: int) -> tqdm.tqdm:
-  """The bar of one stage, in images; `done` steps are behind it already."""
+  """The progress bar of a stage, in images; starts after `done` steps."""
   images = plan.steps_per_epoch * batch_size
-  # Into a file, such as a batch system's log, a line every half minute is enough.
+  # In a file, such as a batch system's log, a line every half minute is enough.
   interval = 0.1 if sys.stderr.isatty() else 30.0
   return tqdm.tqdm(
       total=plan.epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False,
@@ -40,7 +40,7 @@ def stage_bar(plan: StagePlan, num_tasks: int, done: int, batch_size: int) -> tq
 
 
 def move_bar(bar: tqdm.tqdm, plan: StagePlan, num_tasks: int, epoch: int, *, images: int, loss: float) -> None:
-  """Moves a stage's bar on by the images of one call; `loss` is the epoch's mean so far."""
+  """Advances a stage's bar by the images of one call; `loss` is the epoch's mean so far."""
   bar.set_description(_where(plan, num_tasks, epoch), refresh=False)
   bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
   bar.update(images)
@@ -72,19 +72,19 @@ def scenario_lines(experiment: Experiment) -> str:
     lines.append(textwrap.fill(" ".join(map(str, own)), width=110, initial_indent="    images of each: ",
                                subsequent_indent="      "))
   for j, (asked, found) in drawn.capped.items():
-    lines.append(f"  capped: class {drawn.class_names[j]} has {found} images, the profile asks for {asked}")
+    lines.append(f"  capped: class {drawn.class_names[j]} has only {found} of the {asked} images in the profile")
   return "\n".join(lines)
 
 
 def computation_line(experiment: Experiment) -> str:
-  """Precision, and on a CPU which library computes convolutions."""
+  """The precision and, on a CPU, the library that computes convolutions."""
   device = experiment.devices[0]
   library = f"; {convolution_library.describe()}" if device.platform == "cpu" else ""
   return f"precision: {experiment.precision}{library}"
 
 
 def dry_run_lines(experiment: Experiment) -> str:
-  """Scenario, steps, programs and memory of a run, from shapes alone."""
+  """Scenario, steps, programs and memory of a run, computed from shapes only."""
   config, state = experiment.config, experiment.abstract_state()
   def size(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -101,14 +101,14 @@ def dry_run_lines(experiment: Experiment) -> str:
       f"programs: {len(programs)}: {', '.join(programs)}",
       f"memory on each device: {_pictures(experiment)}, state {_mebibytes(size(state))} "
       f"({parameters} parameters), teacher "
-      f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; activations come on top",
-      *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps are of each"]
+      f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; plus activations",
+      *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps per replica"]
         if config.replicas > 1 else []),
       "nothing was trained (--dry_run)"])
 
 
 def stage_programs(experiment: Experiment) -> list[str]:
-  """The train programs that a run compiles: one a stage, and another one where the first task has no teacher."""
+  """The train programs that a run compiles: one per stage, and a second one if only later tasks have a teacher."""
   later = len(experiment.plans) > 1
   found = []
   for stage in experiment.method.stages:
@@ -121,16 +121,16 @@ def stage_programs(experiment: Experiment) -> list[str]:
 
 
 def _pictures(experiment: Experiment) -> str:
-  """What the pictures take on a device, and in the cache."""
+  """Memory that pictures take on a device and in the cache."""
   (train, test), path = experiment.picture_bytes, experiment.path[0]
   if path == "resident":
     return f"pictures {_mebibytes(train + test)} (train {_mebibytes(train)}, test {_mebibytes(test)})"
-  # The running call's and the next one's; a device has its share of each batch.
+  # Of the current call and the next one; each device holds its share of the batch.
   steps, share = experiment.steps_per_call, experiment.step_bytes // len(experiment.devices)
   there = f"pictures {_mebibytes(2 * steps * share)} ({path}: two calls of {steps} steps)"
   if experiment.source.uniform or experiment.config.cache_dir == "off":
     return there
-  return f"{there}, in the cache {_mebibytes((train if path == 'prefetch' else 0) + test)}"
+  return f"{there}, cache on disk {_mebibytes((train if path == 'prefetch' else 0) + test)}"
 
 
 def _mebibytes(count: int) -> str:
@@ -138,7 +138,7 @@ def _mebibytes(count: int) -> str:
 
 
 def task_line(number: int, results: dict[str, Any]) -> str:
-  """The line after task `number` (from 0)."""
+  """The line printed after task `number` (from 0)."""
   def of(name: str) -> str:
     return percent(results[name][number])
   return (f"task {number + 1}/{len(results['task_accuracies'])}: accuracy {of('task_accuracies')} %, mean of "

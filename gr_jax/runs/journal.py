@@ -1,4 +1,4 @@
-"""The files of a run that people and scripts read: JSON, written so that a kill cannot leave half a file."""
+"""The JSON files of a run, written atomically: a kill cannot leave half a file."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from gr_jax.errors import UserError
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-  """Replaces the file in one move that outlasts a power cut."""
+  """Replaces the file atomically, safe against a power cut."""
   files.replace(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
-  """Reads a JSON file that holds an object with (at least) some keys.
+  """Reads a JSON object that has at least the given keys.
 
   Raises:
-    UserError: it does not.
+    UserError: the file is not such an object.
   """
   try:
     content = json.loads(path.read_text())
     if not isinstance(content, dict) or not content.keys() >= set(keys):
-      raise ValueError(f"no JSON object with {', '.join(keys)}")
+      raise ValueError(f"not a JSON object with {', '.join(keys)}")
   except ValueError as error:
     raise UserError(f"{path} cannot be read ({error}); move it away or choose another --workdir") from error
   return content
 
 
 def _row(line: bytes) -> dict[str, Any]:
-  """A row of metrics.jsonl; ValueError where it is none."""
+  """Parses a row of metrics.jsonl; raises ValueError if it is not one."""
   row = json.loads(line)
   if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in ("global_step", "start")):
     raise ValueError("not a row with global_step and start")
@@ -41,15 +41,15 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 class Metrics:
-  """metrics.jsonl: one row an epoch and one a task, in the order of the global step; a context manager.
+  """metrics.jsonl: one row per epoch and one per task, ordered by global step; a context manager.
 
-  Process 0 alone writes; elsewhere rows go nowhere.
+  Only process 0 writes; other processes discard rows.
   """
 
   def __init__(self, path: pathlib.Path, *, step: int):
-    """Opens the file for appending, without the rows that a killed start wrote after `step`.
+    """Opens the file for appending and drops the rows after `step`, which a killed start wrote.
 
-    Those epochs run again from the checkpoint of that step and write their rows again.
+    Their epochs are repeated from the checkpoint of that step and write their rows again.
     """
     if not processes.primary():
       self._file = None
@@ -59,10 +59,11 @@ class Metrics:
       try:
         rows.append(_row(line))
       except ValueError as error:
-        # The kill may have cut the last line short; anything else is damage.
+        # A kill may have truncated the last line; anything else is damage.
         if number < len(lines) - 1:
-          raise UserError(f"line {number + 1} of {path} cannot be read ({error}); move the file away") from error
-    # Which start of the run a row comes from: after a kill the rows show what ran again, and what did not.
+          raise UserError(f"line {number + 1} of {path} cannot be read ({error}); move the file away, then rerun the "
+                          f"command to resume") from error
+    # Numbers the starts of the run: after a kill, the rows show which epochs were repeated.
     self._start = 1 + max((row["start"] for row in rows), default=0)
     kept = [json.dumps(row) for row in rows if row["global_step"] <= step]
     files.replace(path, "".join(line + "\n" for line in kept))
@@ -74,7 +75,7 @@ class Metrics:
       self._file.flush()
 
   def sync(self) -> None:
-    """Puts the rows on the disk, where a checkpoint that follows them will be."""
+    """Flushes the rows to disk; called before a checkpoint is saved."""
     if self._file is not None:
       os.fsync(self._file.fileno())
 

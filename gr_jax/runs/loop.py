@@ -28,17 +28,17 @@ from gr_jax.training.state import TrainState
 
 def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[dict, int], np.ndarray],
           folder: pathlib.Path, *, asked: Callable[[], bool], alone: bool = True) -> dict[str, Any]:
-  """The tasks of one run, one after another, from its last checkpoint; returns the content of results.json.
+  """Runs the tasks from the last checkpoint on; returns the content of results.json.
 
   Args:
     experiment: its config holds the seed.
     programs, count_correct: see programs.make_programs and programs.make_evaluator.
     folder: for checkpoints and metrics.jsonl.
-    asked: whether the run is to save and end; looked at after each call on the device.
-    alone: whether no other run is learnt in this process meanwhile.
+    asked: whether the run should save and exit; checked after each device call.
+    alone: whether no other run is trained in this process at the same time.
 
   Raises:
-    Interrupted: it was asked, and has saved.
+    Interrupted: it was asked to exit, and has saved.
   """
   started, ends = time.monotonic(), [plan.stop_step for plan in experiment.plans]
   with contextlib.ExitStack() as stack:
@@ -49,7 +49,7 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
     saving = Saving(checkpoints, log, started, asked)
     for plan in experiment.plans[progress.task:experiment.stop_after_task]:
       if asked():
-        raise Interrupted(f"{progress.task} tasks are saved in {folder}; rerun the command to resume")
+        raise Interrupted(f"{progress.task} finished tasks are saved in {folder}; rerun the command to resume")
       if not progress.begun:
         params, teacher = programs.begin_task(state.params, state.batch_stats, plan.stages[0].context, experiment.root)
         state = state.replace(params=params)
@@ -70,7 +70,7 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
 
 
 def _rows(experiment: Experiment, stage: StagePlan, progress: Progress) -> list[np.ndarray]:
-  """For each class seen, the rows that take part in a stage."""
+  """The rows that a stage uses, for each seen class."""
   method, exemplars = experiment.method, [np.asarray(kept, np.int32) for kept in progress.exemplars]
   return rows_of(method.stages[stage.index], stage, experiment.scenario.counts, exemplars, method.held_out)
 
@@ -78,7 +78,7 @@ def _rows(experiment: Experiment, stage: StagePlan, progress: Progress) -> list[
 def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState,
                       carry: dict[str, jax.Array], progress: Progress
                       ) -> tuple[dict[str, jax.Array], tuple[np.ndarray, ...]]:
-  """The exemplars of every seen class after a task, without held-out images; and with them what outlives the task."""
+  """The carry and the exemplars of every seen class after a task, without held-out images."""
   config, method = experiment.config, experiment.method
   features = functools.partial(programs.features, state)
   replays = any(stage.rows == "present" for stage in method.stages)
@@ -93,7 +93,7 @@ def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan
 
 
 def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointing.Checkpoints) -> Standing:
-  """Where the run stands: at the last checkpoint, or at its beginning."""
+  """The state of the run at the last checkpoint, or at the start."""
   method, carry = experiment.method, experiment.init_carry()
 
   def targets(record: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
   step, record, found = newest
   progress, found = Progress.from_record(record), parallel.replicate(found, experiment.devices)
   console.say(f"resuming after step {step}: {progress.task} tasks, {progress.epoch} epochs and {progress.steps} steps "
-              f"are done")
+              f"done")
   model, training = found["model"], found["training"]
   state = TrainState(params=model["params"], batch_stats=model["batch_stats"], step=training["step"],
                      opt_state=training.get("opt_state", ()), rule=training.get("rule", ()))

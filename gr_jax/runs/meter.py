@@ -1,4 +1,4 @@
-"""What the epochs of a stage measure, read one call behind the device, so that it never waits for the host."""
+"""Metrics of the epochs of a stage, read one call late so that the device never waits for the host."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Diverged(FloatingPointError):
 
 
 class Meter:
-  """Sums metrics over an epoch, moves the bar, writes the epoch's row, and stops a run that diverges.
+  """Sums metrics over an epoch, advances the bar, writes the epoch's row, and stops a run that diverges.
 
-  A context manager. `add` takes the metrics of the call that has just been sent to the device, and reads those of
-  the call before it; `settle` reads all that is left.
+  A context manager. `add` takes the metrics of the call just dispatched and reads those of the previous call;
+  `settle` reads the rest.
   """
 
   def __init__(self, plan: StagePlan, *, num_tasks: int, rates: Sequence[float], done: int, sums: dict[str, Any] | None,
@@ -32,10 +32,10 @@ class Meter:
       plan: of the stage.
       num_tasks, batch_size: of the run.
       rates: learning rate of each epoch.
-      done: steps of the stage that an earlier start of the run has done.
-      sums: what an earlier start has measured of the epoch in which it was interrupted; see results.Progress.
-      log: takes the rows.
-      started: time.monotonic() at which the run, with all its earlier starts, began.
+      done: steps of the stage done by earlier starts of the run.
+      sums: metrics of the interrupted epoch from an earlier start; see results.Progress.
+      log: receives the rows.
+      started: time.monotonic() at the start of the run, shifted back by the time of earlier starts.
     """
     self._plan, self._num_tasks, self._rates = plan, num_tasks, rates
     self._batch_size, self._log, self._started = batch_size, log, started
@@ -53,7 +53,7 @@ class Meter:
 
   @property
   def sums(self) -> dict[str, Any] | None:
-    """What has been read of an epoch that is not finished, exact, as results.Progress keeps it."""
+    """Exact sums over the unfinished epoch, as results.Progress keeps them."""
     if self._sums is None:
       return None
     return jax.tree.map(lambda part: tuple(part.tolist()) if part.ndim else part.tolist(), self._sums._asdict())
@@ -62,7 +62,7 @@ class Meter:
     """Takes the summed metrics of a chunk of steps, still on the device.
 
     Raises:
-      Diverged: the loss of the chunk before it is not finite.
+      Diverged: the loss of the previous chunk is not finite.
     """
     self.settle()
     self._waiting = (chunk, metrics)
@@ -78,8 +78,8 @@ class Meter:
       step = self._plan.first_step + chunk.epoch * self._plan.steps_per_epoch + chunk.first + int(part.steps)
       losses = ", ".join(f"{_spoken(name)} {value}" for name, value in part.losses.items())
       raise Diverged(
-          f"the loss is not finite in task {self._plan.number + 1}, epoch {chunk.epoch + 1}, step {step} ({losses} "
-          f"summed over the call; learning rate {self._rates[chunk.epoch]:g})")
+          f"the loss is not finite in task {self._plan.number + 1}, epoch {chunk.epoch + 1}, step {step} (sums over "
+          f"the device call: {losses}; learning rate {self._rates[chunk.epoch]:g})")
     self._sums = part if self._sums is None else jax.tree.map(np.add, self._sums, part)
     console.move_bar(self._bar, self._plan, self._num_tasks, chunk.epoch, images=int(part.steps) * self._batch_size,
                      loss=float(self._sums.loss / self._sums.steps))
@@ -89,7 +89,7 @@ class Meter:
   def _finish_epoch(self, epoch: int) -> None:
     means = jax.tree.map(lambda total: (total / self._sums.steps).tolist(), self._sums)
     self._sums, plan = None, self._plan
-    # Of each class: the log keeps the mean over those seen, the last epoch's go into the row of the task.
+    # Per-class reports: the epoch's row has the mean over seen classes, the task's row the last epoch's values.
     self.reports = {name: value for name, value in means.reports.items() if isinstance(value, list)}
     reports = {name: float(np.mean(value[:plan.task.stop])) if isinstance(value, list) else value
                for name, value in means.reports.items()}

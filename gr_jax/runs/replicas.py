@@ -1,13 +1,13 @@
-"""Several trainings of one scenario with consecutive seeds, as one command.
+"""Trains one scenario with several consecutive seeds in one command.
 
-Replicas share the drawn scenario, the decoded pictures and the compiled programs, into which a seed comes as an
-argument. Each is a complete run in a folder of its own, so checkpoints, evaluation and resuming are those of a
-single run. Where there are several devices, each takes a replica at a time.
+Replicas share the drawn scenario, the decoded pictures and the compiled programs, which take the seed as an argument.
+Each replica is a complete run in its own folder, so checkpoints, evaluation and resuming work as for a single run.
+With several devices, each device trains one replica at a time.
 
-On one device they are not vectorised into one program: `vmap` makes grouped convolutions, which took 4.4 times as
-long as one after another on a CPU (`python -m gr_jax.benchmark --replicas=2`), and copies of the step in one
-program gained nothing. Two host threads that send to the one CPU gained a fifth, and that is what runs there. On a
-GPU this has not been measured, so replicas run one after another on each.
+On one device, replicas are not vectorised into one program: `vmap` creates grouped convolutions, which took 4.4 times
+as long as sequential runs on a CPU (`python -m gr_jax.benchmark --replicas=2`), and copies of the step in one program
+gained nothing. Two host threads on one CPU gained a fifth, so that is what a CPU uses. On GPUs this has not been
+measured; there, replicas run one after another.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gr_jax.runs import console, results, workdir
 from gr_jax.training import programs
 from gr_jax.training.experiment import Experiment
 
-# Replicas at a time on a machine without any other device than its CPU.
+# Replicas at a time on a machine that has only a CPU.
 _CPU_THREADS = 2
 
 
 def member_config(config: ml_collections.ConfigDict, number: int) -> ml_collections.ConfigDict:
-  """The config of replica `number` (from 0) as a run of its own: seed + number, replicas = 1."""
+  """The config of replica `number` (from 0) as a separate run: seed + number, replicas = 1."""
   member = config.copy_and_resolve_references()
   with member.unlocked():
     member.seed, member.replicas = config.seed + number, 1
@@ -40,23 +40,23 @@ def member_config(config: ml_collections.ConfigDict, number: int) -> ml_collecti
 
 
 def member_folder(folder: pathlib.Path, config: ml_collections.ConfigDict, number: int) -> pathlib.Path:
-  """Where replica `number` (from 0) keeps its files."""
+  """The folder of replica `number` (from 0)."""
   return folder / f"seed-{config.seed + number}"
 
 
 def run_side_by_side(
     experiment: Experiment, folder: pathlib.Path, pictures: Data, tests: Data,
     learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-  """Runs every replica that is not finished; returns their mean, standard deviation and results.
+  """Runs every unfinished replica; returns mean, standard deviation and the results of each.
 
   Args:
     experiment: of the config with `replicas` above 1.
-    folder: of the whole; replicas have theirs inside.
+    folder: parent of the replicas' folders.
     pictures, tests: decoded training and test pictures.
     learn: (experiment, programs, count_correct, folder) -> results: loop.learn.
 
   Raises:
-    Interrupted: the run was asked to end; every replica that had begun has saved.
+    Interrupted: the run was asked to exit; every replica that had started has saved.
   """
   count = experiment.config.replicas
   free: queue.SimpleQueue = queue.SimpleQueue()
@@ -80,7 +80,7 @@ def run_side_by_side(
 
 
 class _Group:
-  """One device with its programs, which every replica that runs there shares."""
+  """One device and its programs, shared by all replicas that run on it."""
 
   def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data, tests: Data):
     self._experiment = dataclasses.replace(experiment, devices=(device,))

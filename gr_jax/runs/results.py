@@ -1,4 +1,4 @@
-"""How far a run is, and what it has measured: the content of results.json and of metrics.jsonl's task rows."""
+"""Progress and results of a run: the content of results.json and of the task rows in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from gr_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """How far a run is; with the arrays of a checkpoint all that the rest of the run depends on.
+  """How far a run has come; with a checkpoint's arrays, everything that the rest of the run depends on.
 
   Attributes:
-    task: tasks that are done, which is the number (from 0) of the one to go on with.
-    stage: stages of that task that are done (in its plan).
-    epoch: epochs of the next stage that are done.
-    steps: steps of the next epoch that are done; above 0 only after an interruption.
-    sums: the metrics of those steps, summed: step.StepMetrics as a dict; None where there are none.
-    reports: what the stages of the task that are done report of each class, see methods.base.Stage.
+    task: finished tasks; also the number (from 0) of the current task.
+    stage: finished stages of the current task (in its plan).
+    epoch: finished epochs of the current stage.
+    steps: finished steps of the current epoch; above 0 only after an interruption.
+    sums: summed metrics of those steps: step.StepMetrics as a dict; None if there are none.
+    reports: per-class reports of the finished stages of the current task, see methods.base.Stage.
     seconds: spent so far, over all starts of the run.
-    correct, correct_aware: for each task done the correct test images of each class, among all seen classes
-      and among the own task's, by the method's first score.
-    further: the same of its other scores: for each score, for each task done, (correct, correct_aware).
-    exemplars: for each class seen in the tasks done its rows of the training data, in pick order.
+    correct, correct_aware: for each finished task, the correct test images of each class, by the method's first
+      score: among all seen classes, and among the classes of the image's task.
+    further: the same for its other scores: for each score, for each finished task, (correct, correct_aware).
+    exemplars: for each class seen in finished tasks, its rows of the training data, in pick order.
   """
   task: int = 0
   stage: int = 0
@@ -47,22 +47,22 @@ class Progress:
 
   @property
   def inside_stage(self) -> bool:
-    """Whether steps of the current stage are done, and not all of them."""
+    """Whether the current stage has started but not finished."""
     return (self.epoch, self.steps) != (0, 0)
 
   @property
   def begun(self) -> bool:
-    """Whether anything of the current task is done."""
+    """Whether the current task has started."""
     return self.stage > 0 or self.inside_stage
 
   def after_stage(self, reports: dict[str, Sequence[float]], seconds: float) -> Progress:
-    """One stage further, its task not yet done."""
+    """The progress after the current stage, inside the same task."""
     kept = {name: tuple(values) for name, values in reports.items()}
     return dataclasses.replace(self, stage=self.stage + 1, epoch=0, steps=0, sums=None, seconds=seconds,
                                reports={**self.reports, **kept})
 
   def after_task(self, counts: np.ndarray, exemplars: Sequence[np.ndarray], seconds: float) -> Progress:
-    """One task further; counts [scores, 3, classes] as passes.make_evaluate gives them."""
+    """The progress after the current task; counts [scores, 3, classes] as returned by passes.make_evaluate."""
     first, *others = counts
     before = self.further or ((),) * len(others)
     return Progress(
@@ -73,7 +73,7 @@ class Progress:
 
   @classmethod
   def from_record(cls, record: dict[str, Any]) -> Progress:
-    """From the JSON record of a checkpoint; what a record of an earlier format lacks is as in a new run."""
+    """From the JSON record of a checkpoint; fields missing in an earlier format have their defaults."""
     def freeze(value: Any) -> Any:
       if isinstance(value, dict):
         return {name: freeze(part) for name, part in value.items()}
@@ -83,9 +83,9 @@ class Progress:
 
 
 def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-  """The content of results.json: docs/method.md section 7; null for tasks that are not done.
+  """The content of results.json (docs/method.md section 7); null for unfinished tasks.
 
-  Where a method has several scores, the first one's accuracies stand at the top and all of them under "scores".
+  If a method has several scores, the top level has the accuracies of the first one, and "scores" those of all.
   """
   config, drawn = experiment.config, experiment.scenario
   total = np.asarray([(experiment.source.test.labels == label).sum() for label in drawn.class_order])
@@ -123,9 +123,9 @@ def _accuracies(experiment: Experiment, correct: Any, correct_aware: Any, total:
 
 def task_row(plan: TaskPlan, state: TrainState, reports: dict[str, Sequence[float]], results: dict[str, Any],
              progress: Progress) -> dict[str, Any]:
-  """The row of metrics.jsonl after a task; lists run over the seen classes in learning order.
+  """The row of metrics.jsonl after a task; lists are over the seen classes in learning order.
 
-  `reports` are what the stages report of each class, by name.
+  `reports` holds the stages' per-class reports, by name.
   """
   seen = slice(0, plan.task.stop)
   kernel = np.asarray(state.params["classifier"]["kernel"])[:, seen]
@@ -143,27 +143,27 @@ def task_row(plan: TaskPlan, state: TrainState, reports: dict[str, Sequence[floa
 
 
 def versions(platform: str) -> dict[str, str]:
-  """Of the packages, and on a CPU which library computed convolutions."""
+  """Package versions and, on a CPU, the library that computed convolutions."""
   names = ("gr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
   found = {name: importlib.metadata.version(name) for name in names}
   return {**found, "convolutions": convolution_library.in_use()} if platform == "cpu" else found
 
 
-# Of results.json, what is averaged over replicas.
+# Keys of results.json that are averaged over replicas.
 _AVERAGED = ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies", "task_mean_accuracies", "forgetting",
              "backward_transfer", "average_incremental_accuracy", "average_incremental_task_mean", "last_accuracy",
              "many_medium_few", "seconds")
 
 
 def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """results.json of several replicas: every measure is their mean; `standard_deviation` holds the same keys.
+  """results.json of several replicas: every measure is a mean; `standard_deviation` has the same keys.
 
   Args:
     found: the results of each replica, in the order of their seeds.
 
   Returns:
-    The first replica's results with means in place of measures, and `standard_deviation` (of a sample),
-    `seeds` and `replicas`, the results of each.
+    The first replica's results with measures replaced by means, and `standard_deviation` (of a sample),
+    `seeds` and `replicas` (the results of each).
   """
   measures = [{name: one[name] for name in _AVERAGED} for one in found]
   return {**found[0], **_elementwise(np.mean, measures), "seeds": [one["seed"] for one in found],
@@ -172,11 +172,11 @@ def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _elementwise(function: Any, trees: Sequence[Any]) -> Any:
-  """A function of the numbers that stand at the same place of all trees; None where they are None."""
+  """Applies a function to the numbers at the same place of all trees; None stays None."""
   first = trees[0]
   if isinstance(first, dict):
     return {key: _elementwise(function, [tree[key] for tree in trees]) for key in first}
   if isinstance(first, list):
     return [_elementwise(function, list(items)) for items in zip(*trees)]
-  # What is the same in all, such as the number of classes in a group, stays what it is.
+  # Integers, such as the number of classes in a group, are equal in all trees.
   return first if first is None or isinstance(first, int) else float(function(trees))

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks the run to save and to end, a second one ends the process at once."""
+"""SIGTERM and Ctrl-C: the first asks the run to save and exit, a second one exits immediately."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-# EX_TEMPFAIL of sysexits.h: saved; the same command again goes on.
+# EX_TEMPFAIL of sysexits.h: saved; rerun the command to resume.
 EXIT_CODE = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-  """The run was asked to end, and has saved what it has done."""
+  """The run was asked to exit and has saved its progress."""
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-  """While it lasts, signals ask instead of ending the process; gives a function that says whether one has come.
+  """Inside this context, the first signal is only recorded; yields a function that tells whether one has come.
 
-  The second signal ends the process at once, with 128 + its number as exit code. Outside the main thread, which
-  alone may handle signals, nothing is changed and nobody ever asks.
+  A second signal exits immediately with code 128 + its number. Only the main thread can handle signals: in other
+  threads nothing changes, and the function always returns False.
   """
   if threading.current_thread() is not threading.main_thread():
     yield lambda: False
@@ -33,8 +33,8 @@ def listening() -> Iterator[Callable[[], bool]]:
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
 
-  # A thread behind a pipe, not the handlers: these wait until the main thread leaves a compilation, or a call on
-  # the device, which may take a minute.
+  # A thread that reads a pipe: signal handlers only run once the main thread has left a compilation or a device
+  # call, which may take a minute.
   def watch() -> None:
     while number := os.read(reader, 1):
       if number[0] not in _SIGNALS:
@@ -42,8 +42,8 @@ def listening() -> Iterator[Callable[[], bool]]:
       if asked.is_set():
         os._exit(128 + number[0])
       asked.set()
-      print(f"{signal.Signals(number[0]).name}: saving after the current call, then ending; a second one ends at once",
-            file=sys.stderr, flush=True)
+      print(f"{signal.Signals(number[0]).name}: will save and exit after this device call; a second signal exits "
+            f"immediately", file=sys.stderr, flush=True)
 
   before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
   pipe_before = signal.set_wakeup_fd(writer)

@@ -1,4 +1,4 @@
-"""One stage of a task: chunks of steps on the device, saving, and ending where a signal asks for it."""
+"""One stage of a task: runs chunks of steps on the device, saves, and exits after a signal."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gr_jax.training.state import TrainState
 
 
 class Standing(NamedTuple):
-  """Where a run stands.
+  """The current state of a run.
 
   Attributes:
-    progress: how far it is.
-    state: parameters and what belongs to the stage.
-    carry: what outlives a task.
-    teacher: the previous task's model inside a task that has one; else None.
+    progress: how far the run has come.
+    state: parameters, and the optimizer's and rule's state of the stage.
+    carry: what is kept from task to task.
+    teacher: the previous task's model, inside a task that has one; else None.
   """
   progress: Progress
   state: TrainState
@@ -40,7 +40,7 @@ class Standing(NamedTuple):
 
 
 class Saving(NamedTuple):
-  """Where a run writes, when it began (time.monotonic(), earlier starts included), and whether it is to end."""
+  """Where a run writes, when it started (time.monotonic(), minus earlier starts), and whether it should exit."""
   checkpoints: Checkpoints
   log: journal.Metrics
   started: float
@@ -48,7 +48,7 @@ class Saving(NamedTuple):
 
 
 def items(state: TrainState, carry: dict[str, jax.Array], teacher: Any = None) -> dict[str, Any]:
-  """The items of a checkpoint. Evaluation restores `model` alone; momentum and rule are there inside a stage only."""
+  """The items of a checkpoint. Evaluation restores only `model`; momentum and rule are saved only inside a stage."""
   model = {"params": state.params, "batch_stats": state.batch_stats, **({"carry": carry} if carry else {})}
   training = {"step": state.step}
   if state.opt_state != ():
@@ -58,17 +58,17 @@ def items(state: TrainState, carry: dict[str, jax.Array], teacher: Any = None) -
 
 def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows: np.ndarray, standing: Standing,
               saving: Saving) -> tuple[TrainState, Progress]:
-  """The epochs of one stage; returns the state after it, without momentum and rule, and the progress.
+  """Runs the epochs of a stage; returns the state after it, without momentum and rule, and the progress.
 
   Args:
     experiment, programs: of the run.
     plan: of the stage.
-    rows: of the training pictures that take part.
-    standing: before the stage, or inside it.
+    rows: of the training pictures that are used.
+    standing: before or inside the stage.
     saving: see `Saving`.
 
   Raises:
-    Interrupted: the run was asked to end, and has saved.
+    Interrupted: the run was asked to exit, and has saved.
     Diverged: the loss is not finite.
   """
   config, stage = experiment.config, experiment.method.stages[plan.index]
@@ -77,7 +77,7 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   context, among = everywhere(plan.context), pool(rows, experiment.capacity)
   if not progress.inside_stage:
     state = compiled.begin(state)
-  # The folded one is what the program takes; the teacher as it is goes into checkpoints.
+  # The program takes the folded teacher; checkpoints hold the original.
   kept = teacher if plan.number and experiment.method.uses_teacher else None
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
@@ -92,7 +92,7 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
       measured.add(chunk, metrics)
       epoch, steps = divmod(chunk.epoch * plan.steps_per_epoch + chunk.stop, plan.steps_per_epoch)
       leaving = saving.asked()
-      # The end of a task is saved with its accuracies and exemplars, that of a stage below.
+      # The end of a task is saved with accuracies and exemplars (loop.learn), the end of a stage below.
       if epoch < plan.epochs and (leaving or steps == 0 and epoch % config.checkpoint_every_epochs == 0):
         measured.settle()
         now = dataclasses.replace(progress, epoch=epoch, steps=steps, sums=measured.sums,
@@ -120,12 +120,12 @@ def _save(saving: Saving, step: int, content: dict[str, Any], progress: Progress
 
 @contextlib.contextmanager
 def _blaming(state: Callable[[], TrainState]) -> Iterator[None]:
-  """Adds to a divergence where it began: a step whose loss is not finite leaves the state as it found it."""
+  """Adds the origin to a divergence. A step with a non-finite loss does not change the state."""
   try:
     yield
   except meter.Diverged as error:
     spoilt = finite.non_finite(state())
     raise meter.Diverged(
         f"{error}; " + (f"{finite.named(spoilt)} became non-finite in the previous step" if spoilt else
-                        "every array of the state is finite, so it comes from this batch or from overflow in it") +
-        "; the last checkpoint is kept: lower learning_rate, or look at the data") from error
+                        "every array of the state is finite, so the cause is this batch or an overflow in it") +
+        "; the last checkpoint is kept; lower learning_rate or check the data") from error

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what it holds besides metrics and checkpoints."""
+"""The folder of a run: which run it belongs to, and its files besides metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from gr_jax.errors import UserError
 from gr_jax.runs import journal, results
 from gr_jax.training.experiment import Experiment
 
-# What a run began with, besides its config.
+# File with the precision, platform and versions at the start of a run.
 START = "start.json"
 
-# Keys that name folders of this machine.
+# Keys that name folders on this machine.
 _FOLDERS = ("data_dir", "cache_dir")
 
 
@@ -32,18 +32,18 @@ def locate(workdir: str | pathlib.Path) -> pathlib.Path:
   """The folder that --workdir names.
 
   Raises:
-    UserError: an address of an object store, which would become a folder of that name here.
+    UserError: it is an object-store URL, which would become a local folder of that name.
   """
   if "://" in str(workdir):
-    raise UserError(f"--workdir is {workdir}; runs need a folder that can be locked and renamed in, so give a local or "
-                    f"mounted one and copy it afterwards")
+    raise UserError(f"--workdir is {workdir}, but a run must be able to lock and rename files in it; use a local or "
+                    f"mounted folder and copy it afterwards")
   return pathlib.Path(workdir).expanduser().absolute()
 
 
 def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Refuses a folder that cannot be used, or that holds a run of another config. Writes nothing into it.
+  """Refuses a folder that cannot be written or holds a run with another config. Leaves no file in it.
 
-  Process 0 alone looks: what it finds, the others are told.
+  Only process 0 checks; the caller passes errors on to the others (see processes.together).
 
   Raises:
     UserError: the folder's config differs (the message shows how), or the folder cannot be written.
@@ -53,32 +53,31 @@ def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> Non
   path = folder / "config.json"
   if path.exists() and _has_begun(folder):
     saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
-    # "auto" may stand for one precision where the run began and for another here.
+    # "auto" may mean one precision where the run started and another one here.
     saved["precision"] = _saved_precision(folder, saved["precision"])
     wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
     lines = configuration.difference(saved, wanted)
     if lines:
-      raise UserError(f"{folder} holds a run of another config:\n  " + "\n  ".join(lines) +
-                      "\nchoose another --workdir, or give the config of that run")
+      raise UserError(f"{folder} holds a run with another config:\n  " + "\n  ".join(lines) +
+                      "\nchoose another --workdir, or use the config of that run")
   elif _has_begun(folder):
-    raise UserError(f"{folder} holds a run but no config.json, so whose it is is not known; choose another "
-                    f"--workdir")
+    raise UserError(f"{folder} holds a run but no config.json, so its config is unknown; choose another --workdir")
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
       pass
   except OSError as error:
-    raise UserError(f"--workdir {folder} cannot be written ({error}); choose another") from error
+    raise UserError(f"--workdir {folder} cannot be written ({error}); choose another one") from error
 
 
 def _has_begun(folder: pathlib.Path) -> bool:
-  """Whether anything has been trained there; what a refused or interrupted start leaves does not count."""
+  """Whether anything has been trained there; files of a refused or interrupted start do not count."""
   checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
   return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (rows.exists() and rows.stat().st_size > 0)
 
 
 def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config that was saved with a run.
+  """The config saved with a run.
 
   Raises:
     UserError: it cannot be read.
@@ -88,19 +87,19 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(_with_new_names(json.loads(path.read_text())))
     config.milestones = tuple(config.milestones)
   except (ValueError, TypeError, AttributeError) as error:
-    raise UserError(f"{path} cannot be read ({error}); without it the run cannot be used: put it back, or choose "
-                    f"another --workdir") from error
+    raise UserError(f"{path} cannot be read ({error}), so the run cannot be used; restore the file, or choose another "
+                    f"--workdir") from error
   return config
 
 
 def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
-  """A saved config whose keys of earlier versions stand where they stand now."""
+  """A saved config with keys of earlier versions moved to their current place."""
   moved = {key: config.pop(key) for key in configuration.MOVED if key in config}
   return {**config, configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved}}
 
 
 def _saved_precision(folder: pathlib.Path, precision: str) -> str:
-  """What the run's precision stood for when it began; runs of earlier versions saved the config's value alone."""
+  """The run's actual precision when it started; earlier versions saved only the config's value."""
   path = folder / START
   return journal.read_json(path, "precision")["precision"] if path.exists() else models.resolve_precision(
       precision, jax.devices()[0].platform)
@@ -108,29 +107,29 @@ def _saved_precision(folder: pathlib.Path, precision: str) -> str:
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps a second job out of the folder; a kill of this one lets go of it.
+  """Locks the folder against a second job; the lock ends with this process, even if it is killed.
 
   Raises:
-    UserError: another job is at work there.
+    UserError: another job is using the folder, or it cannot be locked.
   """
   def taken() -> None:
-    raise UserError(f"another job is at work in {folder}; wait for it, or choose another --workdir")
+    raise UserError(f"another job is using {folder}; wait for it, or choose another --workdir")
 
   with contextlib.ExitStack() as stack:
     try:
       stack.enter_context(files.locked(folder / ".lock", taken))
     except OSError as error:
-      raise UserError(f"{folder} cannot be locked ({error.strerror}), as some network folders cannot; choose another "
-                      f"--workdir") from error
+      raise UserError(f"{folder} cannot be locked ({error.strerror}); some network file systems do not support locks: "
+                      f"choose another --workdir") from error
     yield
 
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-  """`locked` by process 0 for all processes of the run.
+  """`locked`, held by process 0 for all processes of the run.
 
   Raises:
-    UserError: on all of them: another job is at work there, or one of them does not see the folder.
+    UserError: on all processes: another job is using the folder, or a process does not see it.
   """
   with contextlib.ExitStack() as stack:
     if processes.primary():
@@ -143,14 +142,14 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
 def _check_seen(folder: pathlib.Path) -> None:
   if not (folder / ".lock").exists():
-    raise UserError(f"--workdir {folder} is not there on this host; choose one on a file system that all hosts share")
+    raise UserError(f"--workdir {folder} does not exist on this host; choose one on a file system that all hosts share")
 
 
 def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
-  """Refuses to go on with a run whose images have changed.
+  """Refuses to resume a run whose images have changed.
 
   Raises:
-    UserError: scenario.json holds another digest, of what was drawn or of the pictures themselves.
+    UserError: scenario.json has another digest, of the draw or of the pictures.
   """
   path = folder / "scenario.json"
   if not path.exists() or not _has_begun(folder):
@@ -159,11 +158,11 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
   for name, now in (("digest", experiment.scenario.digest), ("pictures_digest", pictures_digest(experiment))):
     if saved[name] != now:
       raise UserError(f"{folder} holds a run on other images ({name} {str(saved[name])[:16]}, now {now[:16]}): the "
-                      f"data set has changed; choose another --workdir")
+                      f"data set has changed; restore the data set, or choose another --workdir")
 
 
 def pictures_digest(experiment: Experiment) -> str:
-  """SHA-256 of what a run rests on: each picture's place, class and `Split.identity`, test pictures among them."""
+  """SHA-256 over the split, class and `Split.identity` of every picture, test pictures included."""
   source, drawn, found = experiment.source, experiment.scenario, hashlib.sha256()
   tests = [np.flatnonzero(source.test.labels == label) for label in drawn.class_order]
   for part, split, rows_of_class in (("train", source.train, drawn.train), ("holdout", source.train, drawn.holdout),
@@ -174,12 +173,12 @@ def pictures_digest(experiment: Experiment) -> str:
 
 
 def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
-  """config.json, start.json and scenario.json, by process 0: from here on the folder belongs to this run."""
+  """Process 0 writes config.json, start.json and scenario.json: from now on the folder belongs to this run."""
   if not processes.primary():
     return
   content = experiment.config.to_dict()
   for key in _FOLDERS:
-    # A later command may be given somewhere else.
+    # A later command may be run from another folder.
     if content[key] not in (None, "off"):
       content[key] = str(pathlib.Path(content[key]).expanduser().absolute())
   journal.write_json(folder / "config.json", content)
@@ -204,7 +203,7 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
 
 
 def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | None:
-  """The results of a run that has done all the tasks it is asked for; None where there is work left."""
+  """The results of a run that has finished all requested tasks; None if some are left."""
   path = folder / "results.json"
   if not path.exists():
     return None
@@ -213,6 +212,6 @@ def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | N
 
 
 def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:
-  """results.json, by process 0, the last file of a run: with it the run counts as finished."""
+  """Process 0 writes results.json, the last file of a run: it marks the run as finished."""
   if processes.primary():
     journal.write_json(folder / "results.json", content)

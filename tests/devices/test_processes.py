@@ -116,7 +116,7 @@ def test_a_job_in_the_same_folder_is_refused_by_all_processes(tmp_path):
   with workdir.locked(tmp_path):
     ended = runs.end_several(runs.start_several([(*SHORT, f"--workdir={tmp_path}")] * 2))
   assert [code for code, _ in ended] == [2, 2], ended
-  assert all("another job is at work" in output for _, output in ended)
+  assert all("another job is using" in output for _, output in ended)
 
 
 def wait_for_rows(workdir, text):

@@ -78,7 +78,7 @@ def test_damage_is_named(folder, damage):
 def test_another_shape_is_refused(folder):
   wrong = shapes(tree(0))
   wrong["model"]["a"] = jax.ShapeDtypeStruct((64, 66), jnp.float32)
-  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match=r"model\['a'\] is float32\[64, 65\], the "
+  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match=r"model\['a'\] is float32\[64, 65\], but the "
                                                                           r"model takes float32\[64, 66\]"):
     checkpoints.restore_newest(lambda record: wrong, warn=pytest.fail)
   # Orbax would cast the values without a word.
@@ -92,7 +92,7 @@ def test_another_shape_is_refused(folder):
 
 def test_an_older_step_cannot_be_saved_unnoticed(folder):
   # Orbax returns False there and goes on.
-  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="checkpoint 7, .* not be written .* refused"):
+  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="7 or .* not be written .* refused"):
     checkpoints.save(7, tree(1), {})
 
 
@@ -111,7 +111,7 @@ def test_an_older_format_is_read_and_not_written(folder, monkeypatch):
   monkeypatch.setattr("gr_jax.runs.checkpoints.FORMAT", 4)
   monkeypatch.setattr("gr_jax.runs.checkpoints.OLDER", {3: "abc1234"})
   with Checkpoints(folder) as checkpoints, pytest.raises(
-      UserError, match="format 3, .* resumes format 4 alone; commit abc1234 is the last one that resumes it"):
+      UserError, match="format 3, .* resumes only format 4; commit abc1234 is the last one that can resume it"):
     checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=pytest.fail)
   assert (folder / "7").is_dir() and not folder.with_name("damaged").exists()
   with Checkpoints(folder, read_only=True) as checkpoints:
@@ -207,7 +207,7 @@ def test_what_is_not_finite_is_named_and_not_saved(folder):
   spoilt = tree(8)
   spoilt["model"]["a"] = spoilt["model"]["a"].at[3, 4].set(jnp.nan)
   with Checkpoints(folder) as checkpoints:
-    with pytest.raises(FloatingPointError, match=r"after step 8 .*\['model'\]\['a'\]; that is not saved"):
+    with pytest.raises(FloatingPointError, match=r"after step 8: .*\['model'\]\['a'\]; they were not saved"):
       checkpoints.save(8, spoilt, {})
     assert checkpoints.steps()[-1] == 7
 

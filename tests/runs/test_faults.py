@@ -45,7 +45,7 @@ def test_full_disk(tmp_path):
     pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr.strip()}")
   said = (out / "first.txt").read_text()
   assert (out / "first.code").read_text() == "2\n", said
-  assert "No space left on device" in said and "the same command again goes on" in said
+  assert "No space left on device" in said and "rerun the command to resume" in said
   whole = runs.records(out / "first")
   assert whole and not (out / "first" / "results.json").exists()
   said = (out / "second.txt").read_text()

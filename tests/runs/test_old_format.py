@@ -47,7 +47,7 @@ def test_training_into_it_is_refused_and_names_the_commit(workdir):
   # As a run that was ended before its summary: a finished one is not trained at all.
   (workdir / "results.json").unlink()
   before = contents(workdir)
-  with pytest.raises(UserError, match=f"has format 2, .* resumes format {checkpoints.FORMAT} alone; commit {COMMIT} "):
+  with pytest.raises(UserError, match=f"has format 2, .* resumes only format {checkpoints.FORMAT}; commit {COMMIT} "):
     train.train(workdirs.read_config(workdir), workdir)
   # Not damaged, so nothing is set aside, and nothing trained or overwritten.
   after = contents(workdir)

@@ -47,7 +47,7 @@ def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, nu
   process.send_signal(number)
   _, said = process.communicate(timeout=60)
   assert process.returncode == signals.EXIT_CODE == 75, said
-  assert f"{number.name}: saving" in said and "rerun the command to resume" in said
+  assert f"{number.name}: will save" in said and "rerun the command to resume" in said
   step, record = max(runs.records(broken).items())
   # No checkpoint was due: this one was made for the signal.
   assert record["task"] == 1 and 0 < record["epoch"] < 16
@@ -98,7 +98,7 @@ def test_a_second_signal_ends_at_once(tmp_path):
   try:
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGTERM)
-    assert "SIGTERM: saving" in process.stderr.readline()
+    assert "SIGTERM: will save" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
