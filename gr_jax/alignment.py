@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 def align(kernel: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-  """Scales the columns of new classes so that their mean norm is that of the old ones.
+  """Scales the columns of new classes so that their mean norm equals that of the old ones.
 
-  W_new <- gamma W_new, gamma = mean_old ||W_j|| / mean_new ||W_j||. Without an old or a new class, or where all new
-  columns are zero, nothing changes.
+  W_new <- gamma W_new, gamma = mean_old ||W_j|| / mean_new ||W_j||. Without old classes or without new ones, or if all
+  new columns are zero, nothing changes.
 
   Args:
     kernel: [features, classes] float32.

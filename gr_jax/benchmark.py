@@ -1,11 +1,11 @@
-"""Where the time goes: python -m gr_jax.benchmark --config=configs/cifar100_lt.py [--long] [--json=...] [--replicas=5].
+"""Benchmark: python -m gr_jax.benchmark --config=configs/cifar100_lt.py [--long] [--json=...] [--replicas=5].
 
-Times the very programs that training uses, on all local devices, CPU or GPU: compilation, steps of the base task and
-of the second one, evaluation, herding, memory, and the share of two ceilings measured in the same run. With --long also
-the last task, and the step taken apart by leaving one thing out at a time. Where pictures differ in size, also how fast
-they are decoded and reach the device: all of them have to fit onto it.
+Times the programs that training uses, on all local devices, CPU or GPU: compilation, steps of the base task and of the
+second task, evaluation, herding, memory, and the share of two ceilings measured in the same run. With --long, also the
+last task and an ablation of the step, leaving out one part at a time. If pictures differ in size, also how fast they
+are decoded and reach the device; all of them must fit on it.
 
-Little is imported here: processes that decode pictures import the command that started them.
+Imports are kept small: processes that decode pictures import the command that started them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gr_jax import flags as config_flag
 
 
 def write(report: dict[str, Any], path: str | None) -> None:
-  """Prints the table; the report goes into a file where one is named."""
+  """Prints the table, and writes the report to `path` if given."""
   from gr_jax.benchmarking import table
   print(table.markdown(report))
   if path:
@@ -29,12 +29,12 @@ def write(report: dict[str, Any], path: str | None) -> None:
 
 
 def _define_flags() -> None:
-  """Here and not at import: gr_jax.main defines flags of these names."""
-  flags.DEFINE_string("json", None, "File for all figures.")
-  flags.DEFINE_bool("long", False, "Also the last task, and the step taken apart: several minutes on a CPU.")
+  """Not at import, because gr_jax.main defines flags with these names."""
+  flags.DEFINE_string("json", None, "Write all measurements to this file.")
+  flags.DEFINE_bool("long", False, "Also time the last task and ablations of the step; takes minutes on a CPU.")
   flags.DEFINE_integer("calls", None, "Timed calls of each program. Default: 7 with --long, else 3.", lower_bound=1)
-  flags.DEFINE_integer("steps", None, "Steps of one call. Default: 5 with --long, else 2.", lower_bound=1)
-  flags.DEFINE_integer("replicas", 0, "Compare formulations of so many trainings at once.", lower_bound=0)
+  flags.DEFINE_integer("steps", None, "Steps per call. Default: 5 with --long, else 2.", lower_bound=1)
+  flags.DEFINE_integer("replicas", 0, "Compare ways to train this many replicas at once.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
   import jax
 
   from gr_jax.benchmarking import steps as timings
-  # Programs of an earlier run would take no time to compile.
+  # With a cache, programs of an earlier run would not be compiled.
   jax.config.update("jax_enable_compilation_cache", False)
   given = flags.FLAGS
   write(timings.measure(config_flag.config(), calls=given.calls or (7 if given.long else 3),

@@ -1,4 +1,4 @@
-"""How every command of the package starts, and how it ends: exit codes 0, 1 (a bug), 2, 3 and 75."""
+"""How every command starts and exits: codes 0, 1 (a bug), 2 (an error to fix), 3 (diverged) and 75 (interrupted)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from gr_jax.devices import compilation_cache
 from gr_jax.errors import UserError
 from gr_jax.runs import signals
 
-# A disk that is full, over its quota, read-only, or somebody else's.
+# The disk is full, over quota or read-only, or permission is denied.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _CACHE = flags.DEFINE_string(
-    "compilation_cache", None, "Folder in which compiled programs are kept for the next start; 'off' for none. "
-    "Default: JAX_COMPILATION_CACHE_DIR, else a folder of this user's.")
+    "compilation_cache", None, "Folder where compiled programs are kept for the next start; 'off' for none. "
+    "Default: JAX_COMPILATION_CACHE_DIR, else ~/.cache/gr_jax/xla.")
 
 
 def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None, *,
         arguments: int = 0, example: str = "") -> None:
-  """Parses flags and calls `main`; what the user can mend ends with one message and exit code 2, a
-  loss that is not finite with code 3, a run that was asked to end and has saved with code 75.
+  """Parses flags and calls `main`.
+
+  Errors that the user can fix print one message and exit with code 2, a non-finite loss with code 3, and a run that
+  saved after a signal with code 75.
 
   Args:
-    main: takes the arguments that are not flags.
-    parse: stands in for absl's flag parser.
-    arguments: how many arguments that are not flags the command takes.
-    example: of the command, for the message where they are missing.
+    main: takes the positional arguments.
+    parse: replaces absl's flag parser.
+    arguments: number of positional arguments that the command takes.
+    example: of the command, for the message when they are missing.
   """
   def checked(argv: list[str]) -> None:
     if len(argv) > 1 + arguments:
@@ -37,9 +39,9 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
     if len(argv) < 1 + arguments:
       raise UserError(f"{arguments} argument(s) expected, such as: {example}")
     if not flags.FLAGS["verbosity"].present:
-      # Orbax reports every file it moves, and warns of what was asked for; --verbosity=0 shows it all.
+      # Orbax logs every file it moves and warns about intended settings; --verbosity=0 shows everything.
       logging.set_verbosity(logging.ERROR)
-    # Imported here, so that a bad flag is answered at once.
+    # Imported here so that a bad flag is reported immediately.
     from gr_jax.devices import convolution_library
     convolution_library.enable()
     compilation_cache.enable(_CACHE.value)
@@ -53,7 +55,7 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
   except OSError as error:
     if error.errno not in _DISK:
       raise
-    print(f"error: {error}; make room or give the right to write, and the same command again goes on", file=sys.stderr)
+    print(f"error: {error}; free disk space or fix permissions, then rerun the command to resume", file=sys.stderr)
     sys.exit(2)
   except FloatingPointError as error:
     print(f"diverged: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The config: every key, its type and its range, checked before anything is loaded."""
+"""Every config key with its type and range, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gr_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class _Key:
-  """A config key: its type, whether it may be unset, and what values are allowed."""
+  """A config key: its type, whether it may be None, and the allowed values."""
   type: type
   optional: bool = False
   allowed: tuple[str, ...] | None = None
@@ -64,7 +64,7 @@ KEYS = {
     "stop_after_task": _Key(int, optional=True, **_at_least(1)),
     "scenario.kind": _Key(str, allowed=scenario.KINDS),
     "scenario.imbalance": _Key(
-        float, **(_at_least(1) | {"range": "the largest class over the smallest, so 1 or more"})),
+        float, **(_at_least(1) | {"range": "1 or more: the size of the largest class over the smallest"})),
     "scenario.num_tasks": _Key(int, **_at_least(1)),
     "scenario.first_task_classes": _Key(int, optional=True, **_at_least(1)),
     "scenario.order": _Key(str),
@@ -73,7 +73,7 @@ KEYS = {
     "memory.selection": _Key(str, allowed=memory.SELECTIONS),
 }
 
-# Keys that configs of the data set "folder" have besides.
+# Additional keys for the data set "folder".
 _FOLDER_KEYS = {
     "folder.train_list": _Key(str, optional=True),
     "folder.test_list": _Key(str, optional=True),
@@ -86,25 +86,25 @@ KEYS |= _FOLDER_KEYS
 # The options of the chosen method, see methods.registry.
 OPTIONS = "method_options"
 
-# Keys of earlier versions, and where they are now.
+# Keys of earlier versions -> their current names.
 MOVED = {key: f"{OPTIONS}.{key}" for key in (
     "reweighting", "prior", "distillation", "task_ratio", "distillation_weight", "attenuation_gamma", "temperature")}
 
-# What may change between two starts of one run: where things are and how often they are saved or shown.
+# Keys that may change between two starts of a run: locations, and how often things are saved or shown.
 FREE_KEYS = ("data_dir", "distributed", "cache_dir", "worker_timeout", "checkpoint_every_epochs", "steps_per_call",
              "stop_after_task")
 
-# What may differ between the processes of one run.
+# Keys that may differ between the processes of a run.
 PLACE_KEYS = ("data_dir", "distributed", "cache_dir")
 
 
 def keys_of(dataset: str | None) -> list[str]:
-  """The keys that a config of a data set has."""
+  """The config keys for a data set."""
   return [key for key in KEYS if key not in _FOLDER_KEYS or dataset == "folder"]
 
 
 def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
-  """{"scenario.kind": "lt", ...}; unset placeholders are None."""
+  """The config as {"scenario.kind": "lt", ...}; unset placeholders are None."""
   flat = {}
   for name in config:
     value = config[name]
@@ -116,14 +116,14 @@ def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[
 
 
 def shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The flat config without what may differ between the processes of one run."""
+  """The flat config without the keys that may differ between the processes of a run."""
   return {key: value for key, value in flatten(config).items() if key not in PLACE_KEYS}
 
 
 def unknown_key(key: str) -> UserError:
-  """The error for a key that does not exist; names its new place, or the nearest key."""
+  """The error for an unknown key; suggests its new name or the nearest key."""
   if key in MOVED:
-    return UserError(f"config key {key!r} is now {MOVED[key]!r}: give --config.{MOVED[key]}=...")
+    return UserError(f"config key {key!r} is now {MOVED[key]!r}; use --config.{MOVED[key]}=...")
   near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)
   return UserError(f"unknown config key {key!r}; did you mean {near[0]!r}?")
 
@@ -136,15 +136,15 @@ def wrong_type(key: str, value: Any) -> UserError:
 
 def _type_name(key: _Key) -> str:
   name = {tuple: "integers in a tuple, such as (80, 120)", int: "an integer", float: "a number",
-          bool: "True or False", str: "a text"}[key.type]
-  return name + (", or nothing" if key.optional else "")
+          bool: "True or False", str: "a string"}[key.type]
+  return name + (", or None" if key.optional else "")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-  """Checks every key, alone and against the others, without touching data or devices.
+  """Checks every key, and keys that depend on each other, without using data or devices.
 
   Raises:
-    UserError: unknown or missing key, wrong type, value out of range; with the value and the remedy.
+    UserError: unknown or missing key, wrong type, value out of range; gives the value and the remedy.
   """
   flat = flatten(config)
   options = {key.removeprefix(f"{OPTIONS}."): flat.pop(key) for key in list(flat) if key.startswith(f"{OPTIONS}.")}
@@ -154,29 +154,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
   needed = keys_of(config.get("dataset"))
   missing = [key for key in needed if key not in flat]
   if missing:
-    raise UserError(f"the config lacks {', '.join(map(repr, missing))}; each config file sets every key "
-                    f"(configs/digits_lt.py is an example)")
+    raise UserError(f"the config lacks {', '.join(map(repr, missing))}; a config must set every key "
+                    f"(see configs/digits_lt.py)")
   for key, value in flat.items():
     _check(key, KEYS[key], value)
   catalogue.check(config.dataset)
   processes.parse(config.distributed)
   for key in flat:
     if key not in needed:
-      raise UserError(f"config key {key!r} is of the data set 'folder', but dataset is {config.dataset!r}; "
-                      f"configs/folder_lt.py is an example")
+      raise UserError(f"config key {key!r} belongs to the data set 'folder', but dataset is {config.dataset!r}; "
+                      f"remove the key, or set dataset to 'folder' (see configs/folder_lt.py)")
   milestones = list(flat["milestones"])
   if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
-    raise UserError(f"milestones are {tuple(milestones)}; they are finished epochs, ascending, 1 or more")
+    raise UserError(f"milestones are {tuple(milestones)}; they must be ascending numbers of finished epochs, from 1")
   if config.schedule == "cosine" and milestones:
-    raise UserError(f"milestones are {tuple(milestones)}, but schedule is 'cosine', which has none; set "
+    raise UserError(f"milestones are {tuple(milestones)}, but schedule 'cosine' has none; set "
                     f"--config.milestones='()' or --config.schedule=steps")
   if config.stored_size is not None and config.stored_size < config.image_size:
-    raise UserError(f"stored_size is {config.stored_size}, smaller than image_size, {config.image_size}, and would "
-                    f"blur every view; --config.stored_size=None is image_size * 256 / 224")
+    raise UserError(f"stored_size is {config.stored_size}, smaller than image_size ({config.image_size}), which would "
+                    f"blur every view; set --config.stored_size=None for image_size * 256 / 224")
   first, tasks = config.scenario.first_task_classes, config.scenario.num_tasks
   if first is not None and tasks < 2:
-    raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a first task "
-                    f"of its own needs scenario.num_tasks of 2 or more")
+    raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a base task needs "
+                    f"scenario.num_tasks of 2 or more, or set --config.scenario.first_task_classes=None")
   methods.make(config.method, options, memory=config.memory.per_class)
   stop = config.stop_after_task
   if stop is not None and stop > tasks:
@@ -184,8 +184,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy with every option of the method: those that the config leaves out have their defaults; raises as `validate`.
-  """
+  """A copy with all options of the method, missing ones at their defaults; raises as `validate`."""
   validate(config)
   found = config.copy_and_resolve_references()
   with found.unlocked():
@@ -212,7 +211,7 @@ def _check(name: str, key: _Key, value: Any) -> None:
 
 
 def difference(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-  """Lines "key: saved value -> wanted value" of two flat configs, free keys aside."""
+  """Lines "key: saved value -> wanted value" for two flat configs, without FREE_KEYS."""
   keys = [key for key in {**saved, **wanted} if key not in FREE_KEYS]
   return [f"{key}: {saved.get(key)!r} -> {wanted.get(key)!r}" for key in keys
           if saved.get(key) != wanted.get(key)]

@@ -1,5 +1,5 @@
-"""The one exception that the command line shows without a traceback."""
+"""The exception that the command line prints without a traceback."""
 
 
 class UserError(ValueError):
-  """Something the user can mend: the message holds the offending value and the remedy."""
+  """An error that the user can fix: the message gives the offending value and the remedy."""

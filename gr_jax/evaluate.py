@@ -15,24 +15,24 @@ from gr_jax.errors import UserError
 
 def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str = "test",
              data_dir: str | None = None) -> dict[str, Any]:
-  """Restores the model as it was after a task and counts its correct images.
+  """Restores the model saved after a task and counts its correct images.
 
-  Only the `model` item of the checkpoint is read; the folder may be read-only.
+  Reads only the `model` item of the checkpoint; the folder may be read-only.
 
   Args:
     workdir: folder of the run.
-    task: after which task, from 1; None: the last one done.
+    task: after which task, from 1; None: the last finished one.
     split: "test" or "holdout".
-    data_dir: overrides the run's own.
+    data_dir: overrides the run's data_dir.
 
   Returns:
-    For "test" the content of results.json up to that task. For "holdout" {task, accuracy, by_task,
-    by_task_aware} of that task alone, since the run records no held-out history.
+    For "test": the content of results.json up to that task. For "holdout": {task, accuracy, by_task, by_task_aware}
+    of that task only, since the run records no held-out history.
 
   Raises:
     UserError: no run, no such task, other data, an unreadable checkpoint.
   """
-  # Imported here, so that a bad flag is answered at once.
+  # Imported here so that a bad flag is reported immediately.
   import jax
 
   from gr_jax.devices import parallel
@@ -45,7 +45,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   from gr_jax.training import pictures, programs
   workdir = workdirs.locate(workdir)
   if not (workdir / "config.json").is_file():
-    raise UserError(f"{workdir} holds no run (no config.json); give the --workdir of a run")
+    raise UserError(f"{workdir} holds no run (no config.json); set --workdir to the folder of a run")
   config = workdirs.read_config(workdir)
   if data_dir is not None:
     config.data_dir = data_dir
@@ -59,7 +59,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
     ends = {plan.stop_step: plan.number + 1 for plan in experiment.plans}
     done = {ends[step]: step for step in checkpoints.steps() if step in ends}
     if not done:
-      raise UserError(f"{workdir} has no checkpoint of a finished task yet; let the run go on")
+      raise UserError(f"{workdir} has no checkpoint of a finished task yet; rerun the training command to resume")
     task = max(done) if task is None else task
     if task not in done:
       raise UserError(f"--task is {task}; {workdir} has checkpoints after task "
@@ -73,7 +73,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
   if split == "holdout":
     return _holdout_numbers(experiment, counts[0], task)
   recorded = measured.Progress.from_record(record)
-  # Rows of earlier tasks come from the run's own record, this task's from what was just counted.
+  # Rows of earlier tasks come from the run's record, those of this task from the counts above.
   before = dataclasses.replace(
       recorded, correct=recorded.correct[:-1], correct_aware=recorded.correct_aware[:-1],
       further=tuple(tasks[:-1] for tasks in recorded.further))
@@ -84,15 +84,15 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str
       recorded.correct, recorded.correct_aware, recorded.further)
   console.say(console.task_line(task - 1, results))
   console.say(console.closing_table(results))
-  console.say(f"correct images: {counts[0, 0].sum()} of {counts[0, 2].sum()}, class by class "
-              f"{'equal to' if equal else 'NOT equal to'} what the run counted")
+  console.say(f"correct images: {counts[0, 0].sum()} of {counts[0, 2].sum()}; per-class counts are "
+              f"{'equal to' if equal else 'NOT equal to'} those of the run")
   return results
 
 
 def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str, Any]:
   from gr_jax import metrics
   from gr_jax.runs import console
-  # Only the last row is looked at: the earlier ones stand for tasks that were not evaluated.
+  # Only the last row is used; the others are placeholders for tasks that were not evaluated.
   correct, aware = (np.tile(row, (task, 1)) for row in counts[:2])
   task_of_class = experiment.scenario.task_of_class
   def by_task(rows: np.ndarray) -> list[float | None]:
@@ -106,9 +106,9 @@ def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str
 
 
 def holdout_accuracies(workdir: str | pathlib.Path, *, data_dir: str | None = None) -> list[float]:
-  """Accuracy on the held-out images of the classes seen, after each finished task; raises as `evaluate`.
+  """Accuracy on the held-out images of the seen classes, after each finished task; raises as `evaluate`.
 
-  Settings are to be chosen by these, and not by the test set.
+  Use it, not the test set, to choose settings.
   """
   done = evaluate(workdir, split="holdout", data_dir=data_dir)
   before = [evaluate(workdir, task, split="holdout", data_dir=data_dir) for task in range(1, done["task"])]
@@ -116,13 +116,14 @@ def holdout_accuracies(workdir: str | pathlib.Path, *, data_dir: str | None = No
 
 
 def _define_flags() -> None:
-  """Here and not at import, which tests and notebooks do beside other commands of the package."""
+  """Not at import, because tests and notebooks import this module together with other commands."""
   flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-  flags.DEFINE_integer("task", None, "After which task, counted from 1. Default: the last one done.")
+  flags.DEFINE_integer("task", None, "Evaluate the model after this task, counted from 1. Default: the last finished "
+                       "one.")
   flags.DEFINE_enum(
-      "split", "test", ["test", "holdout"], "The test set, or the training images that were held out.")
-  flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where the run found them.")
-  flags.DEFINE_string("holdout_json", None, "File for the accuracies on held-out images after each task.")
+      "split", "test", ["test", "holdout"], "The test set, or the held-out training images.")
+  flags.DEFINE_string("data_dir", None, "Folder of the data, if it has moved since the run.")
+  flags.DEFINE_string("holdout_json", None, "Write the held-out accuracies after each task to this file.")
 
 
 def main(argv: list[str]) -> None:
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> None:
   given = flags.FLAGS
   if given.holdout_json:
     if given.task is not None or given["split"].present:
-      raise UserError("--holdout_json is about every task and the held-out images: leave out --task and --split")
+      raise UserError("--holdout_json evaluates the held-out images after every task; remove --task and --split")
     from gr_jax.runs import journal
     found = holdout_accuracies(given.workdir, data_dir=given.data_dir)
     journal.write_json(pathlib.Path(given.holdout_json), {"holdout_accuracies": found})

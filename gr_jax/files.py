@@ -1,4 +1,4 @@
-"""Files that a kill cannot leave half written, and locks that a kill lets go of."""
+"""Atomic writes, and locks that are released when the process is killed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file in one move that outlasts a power cut.
+  """Replaces a file atomically, safe against a power cut.
 
   Raises:
-    OSError: it cannot be written; the file from before, if any, is untouched.
+    OSError: it cannot be written; an existing file is unchanged.
   """
-  # Processes that write the same file do not meet in the temporary one.
+  # The process id keeps processes that write the same file apart.
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
     with temporary.open("w") as file:
@@ -35,14 +35,14 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, taken: Callable[[], None]) -> Iterator[None]:
-  """Holds a lock file. It stays afterwards: removing it would let two jobs in.
+  """Holds a lock on a file. The file is not removed: removing it could let in two jobs.
 
   Args:
     path: of the lock file.
-    taken: called where another job holds the lock; it raises, or returns to wait.
+    taken: called if another job holds the lock; either raises, or returns to wait for the lock.
 
   Raises:
-    OSError: the file cannot be opened or locked, as in some network folders.
+    OSError: the file cannot be opened or locked, as on some network file systems.
   """
   with open(path, "w") as file:
     try:

@@ -1,4 +1,4 @@
-"""The flag --config: a config file, of which --config.KEY=VALUE changes a key and --config.KEY=None unsets one."""
+"""The flag --config names a config file; --config.KEY=VALUE changes a key, --config.KEY=None unsets it."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from ml_collections import config_flags
 from gr_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="Config file; single keys are changed with --config.KEY=VALUE.", lock_config=True)
+    "config", help_string="Config file; change single keys with --config.KEY=VALUE.", lock_config=True)
 
 
 def config() -> ml_collections.ConfigDict:
-  """The config that the flags give, validated, with all options of its method.
+  """The config from the flags, validated, with all options of its method.
 
   Raises:
-    UserError: no --config, a file that returns something else, or see config.validate.
+    UserError: no --config, a file that returns no ConfigDict, or see config.validate.
   """
   if _CONFIG.value is None:
-    raise UserError("--config is missing; for example --config=configs/digits_lt.py")
+    raise UserError("--config is missing; use for example --config=configs/digits_lt.py")
   if not isinstance(_CONFIG.value, ml_collections.ConfigDict):
     raise UserError(f"get_config() of {path()} returns a {type(_CONFIG.value).__name__}; it must be a ConfigDict, as "
                     f"in configs/digits_lt.py")
-  # Imported here, so that a bad flag is answered at once.
+  # Imported here so that a bad flag is reported immediately.
   from gr_jax import config as configuration
   return configuration.complete(_CONFIG.value)
 
 
 def path() -> pathlib.Path:
-  """The config file."""
+  """Path of the config file."""
   return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def parse(argv: list[str]) -> list[str]:
-  """absl's parser for commands with a config, with errors that name the nearest key."""
+  """absl's parser for commands with a config; errors suggest the nearest key."""
   from gr_jax import config as configuration
   from gr_jax import methods
   kept, unset, options = [], set(), {}
   for arg in argv:
     name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
     if arg.startswith("-") and name == "config" and value and not pathlib.Path(value.partition(":")[0]).is_file():
-      raise UserError(f"--config is {value}; there is no such file")
+      raise UserError(f"--config is {value}, but there is no such file")
     key = name.removeprefix("config.")
     if not arg.startswith("-") or key == name:
       kept.append(arg)
       continue
     if key.startswith(f"{configuration.OPTIONS}."):
       if "=" not in arg:
-        raise UserError(f"{arg} has no value; give {arg}=VALUE")
+        raise UserError(f"{arg} has no value; use {arg}=VALUE")
       options[key.removeprefix(f"{configuration.OPTIONS}.")] = value
       continue
     if key not in configuration.KEYS:
       raise configuration.unknown_key(key)
-    # Of several flags for one key the last one counts.
+    # The last flag for a key wins.
     if value.lower() == "none" and configuration.KEYS[key].optional:
       unset.add(key)
     else:
       unset.discard(key)
       kept.append(arg)
   try:
-    # ml_collections looks there for keys to change, and knows no option that the config file does not name.
+    # ml_collections reads overrides from sys.argv and rejects options that the config file does not set.
     with _command_line(kept):
       rest = flags.FLAGS(kept)
   except flags.IllegalFlagValueError as error:
@@ -78,22 +78,22 @@ def parse(argv: list[str]) -> list[str]:
   except KeyError as error:
     # ConfigDict quotes the key in its message.
     name = str(error.args[0]).strip("'\"")
-    raise UserError(f"the config file has no keys {name}.*: they are of another data set; "
-                    f"configs/folder_lt.py has all there are") from error
+    raise UserError(f"the config file has no keys {name}.*; they belong to another data set (configs/folder_lt.py has "
+                    f"all keys)") from error
   except AttributeError as error:
-    raise UserError(f"the config file cannot be used: {error}; configs/digits_lt.py is an example") from error
+    raise UserError(f"the config file cannot be used: {error}; see configs/digits_lt.py for an example") from error
   for key in unset:
     _CONFIG.value.update_from_flattened_dict({key: None})
   if options:
     with _CONFIG.value.unlocked():
-      # The type of an option depends on the method, which another flag may have chosen.
+      # The type of an option depends on the method, which another flag may set.
       _CONFIG.value[configuration.OPTIONS].update(methods.parse(_CONFIG.value.method, options))
   return rest
 
 
 @contextlib.contextmanager
 def _command_line(argv: list[str]) -> Iterator[None]:
-  """sys.argv is `argv` for a while."""
+  """Sets sys.argv to `argv` inside the context."""
   before, sys.argv = sys.argv, argv
   try:
     yield

@@ -1,7 +1,7 @@
 """The losses of docs/method.md section 4: arrays in, scalars out.
 
-Every function masks before any arithmetic: whatever stands in a column that takes no part, -inf and NaN
-included, gives a finite value and a zero gradient there. All arithmetic is float32.
+Every function masks before any arithmetic: whatever a masked column contains, even -inf or NaN, the value is finite
+and the gradient there is zero. All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-# Added to every count of lost images before the entropy is taken (docs/method.md section 4).
+# Added to every count of lost images before computing the entropy (docs/method.md section 4).
 _LOST_OFFSET = 1e-3
 
-# Of a squared norm: below this a vector has no direction.
+# A vector with a squared norm below this counts as zero.
 _SMALLEST_SQUARE = 1e-24
 
 
 def _masked_log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """log softmax over the columns of `mask` [classes]; 0 in the others, value and gradient."""
+  """log softmax over the columns in `mask` [classes]; value and gradient are 0 in the others."""
   logits = jnp.where(mask, logits.astype(jnp.float32), 0.0)
-  # The largest logit only keeps exp() in range: it needs no gradient of its own.
+  # The largest logit only keeps exp() in range and needs no gradient.
   top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, where=mask, initial=-jnp.inf))
   shifted = logits - jnp.where(jnp.isfinite(top), top, 0.0)
   exponentials = jnp.where(mask, jnp.exp(jnp.where(mask, shifted, 0.0)), 0.0)
@@ -35,10 +35,10 @@ def prior_regularized_cross_entropy(
 
   Args:
     logits: [batch, classes] float.
-    labels: [batch] int, classes in learning order. Each must be a class with a positive count; another
-      one gives an infinite loss, which the non-finite check of the training loop reports.
-    class_counts: [classes] int or float, n'_j: training images of class j that are present now. 0 = the
-      class takes no part: no logit, no gradient.
+    labels: [batch] int, classes in learning order. Each class must have a positive count; otherwise the loss is
+      infinite, which the training loop reports.
+    class_counts: [classes] int or float, n'_j: training images of class j that are present now. 0: the class is
+      masked out.
 
   Returns:
     float32 scalar.
@@ -58,7 +58,7 @@ def distillation(
 
   Args:
     student, teacher: [batch, classes] float logits z and q; no gradient reaches the teacher.
-    old: [classes] bool, may be traced; no old class gives 0.
+    old: [classes] bool, may be traced; without old classes the loss is 0.
     temperature: T.
 
   Returns:
@@ -74,13 +74,13 @@ def distribution_aware_distillation(
   """Distribution-aware knowledge distillation, DAKD (docs/method.md section 4).
 
   -mean sum_j softmax(q/T)_j (h log softmax(z/T)_j + (1-h) log softmax(z_mix/T)_j) with
-  z_mix = v z + (1-v) q: a class that lost many images follows the student's own logit and is pulled hard,
-  one that lost few is mixed with the teacher's and pulled gently.
+  z_mix = v z + (1-v) q. A class that lost many images keeps the student's logit and is distilled strongly; for one
+  that lost few, the teacher's logit is mixed in and distillation is weak.
 
   Args:
     student, teacher: [batch, classes] float logits z and q; no gradient reaches the teacher.
     lost: [classes] s_j, images of the class that are gone; entries outside `old` are ignored.
-    old: [classes] bool, may be traced; no old class gives 0.
+    old: [classes] bool, may be traced; without old classes the loss is 0.
     temperature: T.
 
   Returns:
@@ -98,9 +98,9 @@ def distribution_aware_distillation(
 
 
 def lost_weights(lost: jax.Array, old: jax.Array) -> jax.Array:
-  """v = s / ||s||_2 over the old classes, [classes] float32 in [0, 1]; all 0 where nothing was lost."""
+  """v = s / ||s||_2 over the old classes, [classes] float32 in [0, 1]; all 0 if nothing was lost."""
   lost = jnp.where(old, lost, 0).astype(jnp.float32)
-  # Scaled by the largest entry so that the squares of ImageNet-size counts stay exact enough.
+  # Scaled by the largest entry, because squares of ImageNet-size counts lose precision in float32.
   top = jnp.max(lost)
   scaled = lost / jnp.where(top > 0, top, 1.0)
   norm = jnp.sqrt(jnp.sum(jnp.square(scaled)))
@@ -110,7 +110,7 @@ def lost_weights(lost: jax.Array, old: jax.Array) -> jax.Array:
 def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
   """h: entropy of p = (s + 0.001) / sum(s + 0.001) over log C_o; float32 in [0, 1], 1 = evenly lost.
 
-  1 with one old class, with none, and where nothing was lost ([D], docs/method.md section 4).
+  1 with one old class or none, and if nothing was lost ([D], docs/method.md section 4).
   """
   lost = jnp.where(old, lost, 0).astype(jnp.float32)
   shifted = jnp.where(old, lost + _LOST_OFFSET, 0.0)
@@ -124,14 +124,14 @@ def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array) -> jax.Array:
-  """Cross-entropy over the softmax of some classes ([classes] bool); a label of another class gives infinity."""
+  """Cross-entropy over the softmax of `classes` ([classes] bool); infinite for a label outside them."""
   return prior_regularized_cross_entropy(logits, labels, classes)
 
 
 def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: jax.Array) -> jax.Array:
   """iCaRL: mean over the batch of sum_j BCE(sigmoid(z_j), sigmoid(q_j)) over the old classes.
 
-  Args and result as in `distillation`, at temperature 1.
+  Arguments and result as for `distillation`, with temperature 1.
   """
   return binary_cross_entropy(student, jax.nn.sigmoid(jax.lax.stop_gradient(teacher)), old)
 
@@ -142,7 +142,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: jax.Arr
   Args:
     logits: [batch, classes] float.
     targets: [batch, classes] in [0, 1].
-    classes: [classes] bool, over which the sum goes.
+    classes: [classes] bool, the classes to sum over.
   """
   logits = jnp.where(classes, logits.astype(jnp.float32), 0.0)
   each = jax.nn.softplus(logits) - jnp.where(classes, targets, 0.0) * logits
@@ -157,10 +157,10 @@ def less_forget(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 def margin_ranking(scores: jax.Array, labels: jax.Array, old: jax.Array, new: jax.Array, *, margin: float = 0.5,
                    hardest: int = 2) -> jax.Array:
-  """LUCIR: exemplars' own scores stay a margin above the new classes' that come closest.
+  """LUCIR: keeps the score of an exemplar's class a margin above those of the hardest new classes.
 
-  Mean over the images of old classes, and over their min(hardest, number of new classes) highest scores among new
-  classes, of max(0, margin - s_y + s_k); 0 where no image is of an old class.
+  Mean of max(0, margin - s_y + s_k) over the images of old classes and, for each, over the min(hardest, number of new
+  classes) highest scores among new classes; 0 if the batch has no image of an old class.
 
   Args:
     scores: [batch, classes] float, cosines.
@@ -170,7 +170,7 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: jax.Array, new: ja
   """
   scores = scores.astype(jnp.float32)
   own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
-  # A finite floor: -inf would make NaN of the gradient.
+  # A finite floor: -inf would make the gradient NaN.
   highest = jax.lax.top_k(jnp.where(new, scores, -1e9), min(hardest, scores.shape[-1]))[0]
   counts = old[labels][:, None] & (jnp.arange(highest.shape[-1]) < jnp.sum(new))
   hinges = jnp.where(counts, jnp.maximum(margin - own + jnp.where(counts, highest, 0.0), 0.0), 0.0)
@@ -178,7 +178,7 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: jax.Array, new: ja
 
 
 def unit(values: jax.Array, axis: int) -> jax.Array:
-  """Vectors along `axis` over their Euclidean norm; a zero vector stays zero, and its gradient is finite."""
+  """L2-normalizes vectors along `axis`; a zero vector stays zero, with a finite gradient."""
   squared = jnp.sum(jnp.square(values), axis=axis, keepdims=True)
   positive = squared > _SMALLEST_SQUARE
   return jnp.where(positive, values * jax.lax.rsqrt(jnp.where(positive, squared, 1.0)), 0.0)

@@ -1,6 +1,6 @@
-"""The exemplar memory: which rows of the resident images are kept after a task (docs/method.md section 6).
+"""The exemplar memory: which rows of the training images are kept after a task (docs/method.md section 6).
 
-The memory holds indices, never copies of images.
+It holds indices, never copies of images.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ SELECTIONS = ("herding", "random")
 
 
 def herd(features: np.ndarray, m: int) -> np.ndarray:
-  """Herding: the rows whose running mean follows the class mean most closely.
+  """Herding: picks the rows whose running mean is closest to the class mean.
 
-  Rows are L2-normalized (a zero row stays zero); mu is their mean; each pick is the row whose addition
-  brings the mean of the picked rows, not normalized again, closest to mu. Ties go to the lowest row; no row
-  is picked twice. In float64, so that ties are those of the features, not of the arithmetic.
+  Rows are L2-normalized (a zero row stays zero); mu is their mean. Each pick is the row that brings the mean of the
+  picked rows, not normalized again, closest to mu. Ties go to the lowest row; no row is picked twice. Computed in
+  float64, so that ties come from the features and not from rounding.
 
   Args:
     features: [n, d] float.
-    m: how many to pick at most.
+    m: number of rows to pick at most.
 
   Returns:
     [min(m, n)] int32 row indices in pick order; a smaller m gives a prefix.
 
   Raises:
-    ValueError: negative m, features that are not a matrix, or not finite.
+    ValueError: negative m, features that are not a matrix or not finite.
   """
   features = np.asarray(features, np.float64)
   if m < 0:
@@ -45,7 +45,7 @@ def herd(features: np.ndarray, m: int) -> np.ndarray:
   mean, picked_sum = rows.mean(axis=0), np.zeros(rows.shape[1])
   free = np.ones(len(rows), bool)
   for k in range(len(picks)):
-    # Row by row and not as one matrix product, whose blocks round equal rows differently: ties must tie.
+    # Not a matrix product: its blocks round equal rows differently, which would break ties.
     distances = np.square(mean - (picked_sum + rows) / (k + 1)).sum(axis=1)
     picks[k] = np.argmin(np.where(free, distances, np.inf))
     picked_sum += rows[picks[k]]
@@ -56,17 +56,17 @@ def herd(features: np.ndarray, m: int) -> np.ndarray:
 def select(
     present: Sequence[np.ndarray], m: int, selection: str, *,
     features: Callable[[np.ndarray], np.ndarray], seed: int, task: int) -> tuple[np.ndarray, ...]:
-  """The exemplars of every seen class, from what is present of it.
+  """Selects the exemplars of every seen class from its present rows.
 
   Args:
-    present: for each seen class, the rows of the resident images that are there now.
-    m: exemplars a class.
+    present: for each seen class, the rows of its images that are present now.
+    m: exemplars per class.
     selection: "herding" (docs/method.md section 6) or "random" (seeded by seed, task and class).
     features: rows [n] -> features [n, d] of the un-augmented images in evaluation mode.
     seed, task: for "random".
 
   Returns:
-    For each seen class its kept rows, int32, in pick order.
+    For each seen class, the rows to keep, int32, in pick order.
   """
   if m == 0:
     return tuple(np.zeros(0, np.int32) for _ in present)

@@ -1,6 +1,6 @@
-"""What is measured after each task, from counts of correct test images (docs/method.md section 7).
+"""Metrics after each task, from counts of correct test images (docs/method.md section 7).
 
-Class j is the j-th in learning order. Fractions, never per cent; None where a number is not defined.
+Class j is the j-th in learning order. Values are fractions, never per cent; undefined values are None.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 Matrix = list[list[float | None]]
 
-# Many-shot classes have more training images than the second, few-shot ones fewer than the first.
+# Few-shot classes have fewer training images than the first number, many-shot classes more than the second.
 MEDIUM_SHOT = (20, 100)
 
 
@@ -24,7 +24,7 @@ def accuracy_matrix(correct: np.ndarray, total: np.ndarray, task_of_class: np.nd
     task_of_class: [classes] int.
 
   Returns:
-    N lists of N; None above the diagonal and for tasks that are not done.
+    N lists of N; None above the diagonal and for unfinished tasks.
   """
   correct, total = np.asarray(correct), np.asarray(total)
   members = _members(task_of_class)
@@ -36,7 +36,7 @@ def accuracy_matrix(correct: np.ndarray, total: np.ndarray, task_of_class: np.nd
 
 
 def task_accuracies(correct: np.ndarray, total: np.ndarray, task_of_class: np.ndarray) -> list[float | None]:
-  """ACC_t: accuracy over all test images of the classes seen after task t; None for tasks not done."""
+  """ACC_t: accuracy over all test images of the classes seen after task t; None for unfinished tasks."""
   correct, total, task_of_class = np.asarray(correct), np.asarray(total), np.asarray(task_of_class)
   accuracies = [None] * (int(task_of_class.max()) + 1)
   for t, row in enumerate(correct):
@@ -46,7 +46,7 @@ def task_accuracies(correct: np.ndarray, total: np.ndarray, task_of_class: np.nd
 
 
 def task_mean_accuracies(matrix: Matrix) -> list[float | None]:
-  """The unweighted mean of a_{t,u} over u <= t, which some tables print instead of ACC_t."""
+  """The unweighted mean of a_{t,u} over u <= t, which some tables show instead of ACC_t."""
   return [_mean(row[:t + 1]) for t, row in enumerate(matrix)]
 
 
@@ -58,17 +58,17 @@ def forgetting(matrix: Matrix) -> list[float | None]:
 
 
 def backward_transfer(matrix: Matrix) -> list[float | None]:
-  """GEM's mean over u < t of a_{t,u} - a_{u,u}; None after the first task."""
+  """Mean over u < t of a_{t,u} - a_{u,u}, as in GEM; None after the first task."""
   return [_mean([_difference(matrix[t][u], matrix[u][u]) for u in range(t)]) for t in range(len(matrix))]
 
 
 def average_incremental_accuracy(accuracies: Sequence[float | None]) -> float | None:
-  """mean_t ACC_t over the tasks that are done, base task included."""
+  """mean_t ACC_t over the finished tasks, base task included."""
   return _mean([a for a in accuracies if a is not None])
 
 
 def many_medium_few(correct: np.ndarray, total: np.ndarray, train_counts: np.ndarray) -> dict:
-  """Accuracy of the classes with > 100, 20..100 and < 20 training images.
+  """Accuracy over the classes with > 100, 20..100 and < 20 training images.
 
   Args:
     correct, total: [classes] int, of the seen classes, after the last task.

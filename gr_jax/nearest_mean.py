@@ -1,4 +1,4 @@
-"""Classification by the nearest mean of exemplars (Rebuffi et al., "iCaRL", CVPR 2017)."""
+"""Nearest-mean-of-exemplars classification (Rebuffi et al., "iCaRL", CVPR 2017)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def means(features: np.ndarray, sizes: Sequence[int], num_classes: int) -> tuple
   """The normalised mean of the normalised features of each class's exemplars.
 
   Args:
-    features: [images, features] float, class after class.
+    features: [images, features] float, sorted by class.
     sizes: exemplars of each seen class.
     num_classes: K.
 
@@ -31,11 +31,11 @@ def means(features: np.ndarray, sizes: Sequence[int], num_classes: int) -> tuple
 
 
 def scores(features: jax.Array, means: jax.Array, has_mean: jax.Array) -> jax.Array:
-  """Minus the squared distance of normalised features [batch, features] to each mean; [batch, classes] float32.
+  """Negative squared distance of normalised features [batch, features] to each mean; [batch, classes] float32.
 
-  A class without a mean gets a score below all others.
+  A class without a mean scores below all others.
   """
-  # Of unit vectors: ||f - m||^2 = 2 - 2 f.m. A zero feature is equally far from all means.
+  # For unit vectors ||f - m||^2 = 2 - 2 f.m. A zero feature is equally far from all means.
   products = jnp.dot(unit(features.astype(jnp.float32), axis=-1), means.T, precision=jax.lax.Precision.HIGHEST)
   return jnp.where(has_mean, 2.0 * products - 2.0, -1e9)
 

@@ -1,4 +1,4 @@
-"""SGD with the schedule inside: docs/method.md section 6."""
+"""SGD with its learning-rate schedule (docs/method.md section 6)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SCHEDULES = ("steps", "cosine")
 
 def learning_rates(*, schedule: str, base: float, epochs: int, milestones: Sequence[int], decay: float
                    ) -> tuple[float, ...]:
-  """The rate of every epoch of a stage.
+  """The learning rate of every epoch of a stage.
 
-  "steps": base times decay for each milestone of finished epochs (docs/method.md section 6). "cosine": from base down
-  half a cosine, that would reach 0 after the last of `epochs`.
+  "steps": base, multiplied by decay at each milestone of finished epochs (docs/method.md section 6). "cosine": half a
+  cosine from base, reaching 0 after the last epoch.
   """
   if schedule == "cosine":
     return tuple(base * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs))
@@ -26,7 +26,7 @@ def learning_rates(*, schedule: str, base: float, epochs: int, milestones: Seque
 
 
 def scale_by_epoch(rates: Sequence[float]) -> optax.GradientTransformationExtraArgs:
-  """Descent: updates times minus the rate of the epoch, an extra argument `epoch` (int32 scalar, from 0)."""
+  """Multiplies updates by minus the rate of the epoch, given as the extra argument `epoch` (int32 scalar, from 0)."""
   table = np.asarray(rates, np.float32)
 
   def update(updates, state, params=None, *, epoch: jax.Array, **extra):

@@ -16,18 +16,17 @@ from gr_jax.errors import UserError
 
 
 def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-  """Prepares a data set as array_record; does nothing where that has been done.
+  """Prepares a data set as array_record; does nothing if it is already prepared.
 
   Args:
-    name: of a catalogued data set, or of TFDS's that it comes from (imagenet_subset, imagenet2012).
-    data_dir: where the prepared data go.
+    name: of a data set in the catalogue, or its TFDS name (imagenet_subset or imagenet2012).
+    data_dir: folder for the prepared data.
 
   Returns:
     The folder of the prepared version.
 
   Raises:
-    UserError: unknown name, TensorFlow missing, archives missing, download or disk failed; a folder that is
-      there but damaged.
+    UserError: unknown name, TensorFlow or archives missing, a failed download or write, a damaged folder.
   """
   entries = {known: entry for entry_name, entry in tfds_source.CATALOGUE.items()
              for known in (entry_name, entry.tfds_name)}
@@ -39,21 +38,21 @@ def prepare(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   try:
     folder = tfds_source.locate(entry, data_dir)
   except UserError:
-    pass  # Not there yet, which is what this command is for.
+    pass  # Not prepared yet.
   else:
     tfds_source.open_prepared(entry, data_dir)
     return folder
   if importlib.util.find_spec("tensorflow") is None:
-    raise UserError("preparing needs TensorFlow, which is not installed; pip install -e '.[prepare]'")
+    raise UserError("preparation needs TensorFlow, which is not installed; run: pip install -e '.[prepare]'")
   import tensorflow_datasets as tfds
   builder = tfds.builder(entry.tfds_name, data_dir=str(data_dir), file_format="array_record")
   if pathlib.Path(builder.data_dir).exists():
-    # TFDS would take it for a finished one and do nothing.
-    raise UserError(f"{builder.data_dir} is there, but without dataset_info.json; remove that folder and "
-                    f"repeat the command")
+    # TFDS would take it for a prepared one and do nothing.
+    raise UserError(f"{builder.data_dir} exists, but has no dataset_info.json; remove that folder and rerun the "
+                    f"command")
   try:
     builder.download_and_prepare()
-  # TFDS passes on whatever the network, the archive or the disk raised.
+  # TFDS passes on any exception of the network, the archive or the disk.
   except Exception as error:
     manual = f"; {entry.manual.format(data_dir=data_dir)}" if entry.manual else ""
     raise UserError(f"{entry.tfds_name} could not be prepared in {data_dir} "
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  # Not where an import would define it: gr_jax.evaluate has a flag of this name.
+  # Not at import, because gr_jax.evaluate has a flag with this name.
   flags.DEFINE_string(
-      "data_dir", None, "Where the prepared data go. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+      "data_dir", None, "Folder for the prepared data. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets.")
   cli.run(main, arguments=1, example="python -m gr_jax.prepare cifar100")

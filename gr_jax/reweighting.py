@@ -1,8 +1,7 @@
-"""Gradient reweighting of the classifier, docs/method.md section 5: Phi, alpha, r, beta.
+"""Gradient reweighting of the classifier (docs/method.md section 5): Phi, alpha, r, beta.
 
-Pure functions over a classifier's gradient, a dict with `kernel` [features, classes] and perhaps `bias`
-[classes]. Gradients must be averaged over all devices before they come here: a norm of a mean is not the
-mean of the norms.
+Pure functions over a classifier's gradient, a dict with `kernel` [features, classes] and optionally `bias` [classes].
+Gradients must be averaged over all devices first: the norm of a mean is not the mean of the norms.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import optax
 
 TASK_RATIOS = ("release", "symmetric")
 
-# Below this the distillation gradient is rounding noise whatever the cross-entropy's size is.
+# Below this norm the distillation gradient is rounding noise, however large the cross-entropy gradient is.
 _SMALLEST_DISTILLATION_NORM = 1e-30
 
 
 class ReweightingState(NamedTuple):
-  """What the method carries from step to step; zeros at the start of each task.
+  """State of the method between steps; zeros at the start of each task.
 
   Attributes:
     phi: [classes] float32, sum over the task's steps of ||dL_ce/dW_j||_2; 0 for unseen classes.
@@ -68,12 +67,12 @@ def update(
   Args:
     state: of the previous step; `init` at the start of a task.
     ce_grads: dL_ce/d(kernel [features, classes], bias [classes] (optional)).
-    kd_grads: the same of L_kd = w_kd T^2 L_dakd; entries outside `old` are ignored; None: beta = 0.
-    old, new: [classes] bool, disjoint, may be traced. No old class: the first task's rule.
+    kd_grads: the same for L_kd = w_kd T^2 L_dakd; entries outside `old` are ignored; None: beta = 0.
+    old, new: [classes] bool, disjoint, may be traced. Without old classes the first task's rule applies.
     attenuation: a of this task.
-    task_ratio: "release": both task ratios from PhiBar_new / PhiBar_old, as the authors' release;
+    task_ratio: "release": both task ratios from PhiBar_new / PhiBar_old, as in the authors' release;
       "symmetric": r_new from PhiBar_old / PhiBar_new.
-    eps: distillation gradients below eps times the cross-entropy's are left out.
+    eps: a distillation gradient with a norm below eps times the cross-entropy's is dropped.
 
   Returns:
     (gradient of the classifier, next state, ratios). Unseen columns are 0 in all of them.
@@ -84,7 +83,7 @@ def update(
   _check_task_ratio(task_ratio)
   old, new = jnp.asarray(old), jnp.asarray(new)
   seen = old | new
-  # Phi first: the ratios of a step contain that step's own gradient.
+  # Phi first: the ratios of a step include the gradient of that step.
   state = accumulate(state, ce_grads, seen)
   phi = state.phi
   alpha = jnp.where(old, _intra_phase(phi, old), jnp.where(new, _intra_phase(phi, new), 0.0))
@@ -103,7 +102,7 @@ def _check_task_ratio(task_ratio: str) -> None:
 def combine(
     ce_grads: dict, kd_grads: dict | None, *, column: jax.Array, beta: jax.Array | float,
     old: jax.Array, seen: jax.Array) -> dict:
-  """column_j dL_ce/dW_j + [j old] beta dL_kd/dW_j for kernel and bias alike; 0 in unseen columns."""
+  """column_j dL_ce/dW_j + [j old] beta dL_kd/dW_j for both kernel and bias; 0 in unseen columns."""
   def rescale(ce: jax.Array, kd: jax.Array | None) -> jax.Array:
     total = column * _masked(ce, seen)
     if kd is not None:
@@ -129,7 +128,7 @@ def _column_norms(kernel: jax.Array) -> jax.Array:
 
 
 def _intra_phase(phi: jax.Array, group: jax.Array) -> jax.Array:
-  """alpha_j = min_k Phi_k / Phi_j inside a group; minima over Phi > 0, and 1 where Phi_j = 0."""
+  """alpha_j = min_k Phi_k / Phi_j inside a group; the minimum is over Phi > 0, and alpha_j = 1 where Phi_j = 0."""
   positive = group & (phi > 0)
   smallest = jnp.min(phi, where=positive, initial=jnp.inf)
   return jnp.where(positive, smallest / jnp.where(positive, phi, 1.0), 1.0)
@@ -138,7 +137,7 @@ def _intra_phase(phi: jax.Array, group: jax.Array) -> jax.Array:
 def _inter_phase(
     phi: jax.Array, old: jax.Array, new: jax.Array, attenuation: jax.Array | float,
     task_ratio: str) -> tuple[jax.Array, jax.Array]:
-  """The task ratios (r_old, r_new); 1 without an old class, whatever the attenuation is."""
+  """The task ratios (r_old, r_new); both 1 without old classes, for any attenuation."""
   mean_old, mean_new = _mean(phi, old), _mean(phi, new)
   both = (mean_old > 0) & (mean_new > 0)
   new_over_old = jnp.where(both, mean_new, 1.0) / jnp.where(both, mean_old, 1.0)
@@ -157,18 +156,18 @@ def _mean(values: jax.Array, group: jax.Array) -> jax.Array:
 def _distillation_ratio(
     ce_grads: dict, kd_grads: dict | None, column: jax.Array, old: jax.Array, seen: jax.Array,
     eps: float) -> jax.Array:
-  """beta: the rescaled cross-entropy gradient's norm over the distillation gradient's."""
+  """beta: norm of the rescaled cross-entropy gradient over norm of the distillation gradient."""
   if kd_grads is None:
     return jnp.zeros((), jnp.float32)
   ce, kd = _masked(ce_grads["kernel"], seen), _masked(kd_grads["kernel"], old)
   ce_norm, kd_norm = _norm(ce), _norm(kd)
-  # Where student and teacher agree, the ratio would blow rounding noise up to the other gradient's size.
+  # If student and teacher agree, the ratio would scale rounding noise up to the size of the other gradient.
   counts = (kd_norm > eps * ce_norm) & (kd_norm >= _SMALLEST_DISTILLATION_NORM)
   return jnp.where(counts, _norm(column * ce) / jnp.where(counts, kd_norm, 1.0), 0.0)
 
 
 class RuleState(NamedTuple):
-  """State of `gradient_reweighting`: Phi, and the ratios of the last step for those who want to watch them."""
+  """State of `gradient_reweighting`: Phi, and the ratios of the last step for logging."""
   phi: jax.Array
   ratios: Ratios
 
@@ -179,16 +178,16 @@ KINDS = ("dgr", "class", "none")
 def gradient_reweighting(
     path: tuple[str, ...] = (), *, kind: str = "dgr", task_ratio: str = "release", gamma: float = 1.0,
     eps: float = 1e-6) -> optax.GradientTransformationExtraArgs:
-  """Gradient reweighting of every task as an optax transformation; goes before weight decay and momentum.
+  """Gradient reweighting for all tasks as an optax transformation; put it before weight decay and momentum.
 
-  Its `update` takes, besides the updates (in which the classifier's gradient is replaced), as keyword arguments:
-  `gradients`: {"cross_entropy": gradient of the classifier, "distillation": the same of L_kd, left out in the first
-  task}, averaged over devices; `old`, `new`: [classes] bool; `counts`: [classes], original training images n_j.
+  Its `update` replaces the classifier's gradient in the updates. It takes these keyword arguments: `gradients`:
+  {"cross_entropy": gradient of the classifier, "distillation": the same for L_kd, missing in the first task},
+  averaged over devices; `old`, `new`: [classes] bool; `counts`: [classes], original training images n_j.
 
   Args:
-    path: keys from the top of the parameter tree to the classifier; () where the tree is the classifier itself.
+    path: keys from the root of the parameter tree to the classifier; () if the tree is the classifier.
     kind: "dgr": docs/method.md section 5; "class": alpha over all seen classes together, r = 1, beta = 1; "none": the
-      plain sum. Phi is recorded in all three.
+      plain sum. All three record Phi.
     task_ratio, eps: see `update`.
     gamma: of the attenuation a, see `attenuation`.
 
@@ -202,7 +201,7 @@ def gradient_reweighting(
 
   def init_fn(params: chex.ArrayTree) -> RuleState:
     classes = _find_classifier(params, path)["kernel"].shape[-1:]
-    # Each array has a buffer of its own, so that the state can be donated.
+    # Each array needs a separate buffer, so that the state can be donated.
     phi, alpha, column, r_old, r_new, beta = (
         jnp.zeros(shape, jnp.float32) for shape in (classes, classes, classes, (), (), ()))
     return RuleState(phi, Ratios(alpha, column, r_old, r_new, beta))
@@ -230,16 +229,16 @@ def gradient_reweighting(
 
 
 def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:
-  """The first task's rule as an optax transformation: each classifier column times alpha_j.
+  """The first task's rule as an optax transformation: each classifier column is multiplied by alpha_j.
 
-  It goes before weight decay and momentum, and sees gradients averaged over devices.
+  Put it before weight decay and momentum; gradients must be averaged over devices.
 
   Args:
-    path: keys from the top of the parameter tree to the dict that holds `kernel` [features, classes] and
-      perhaps `bias` [classes]; all other leaves pass untouched.
+    path: keys from the root of the parameter tree to the dict with `kernel` [features, classes] and optionally
+      `bias` [classes]; all other leaves are unchanged.
 
   Raises:
-    ValueError: at `init`, where no such dict stands at `path`; the message lists the candidates.
+    ValueError: at `init`, if there is no such dict at `path`; the message lists the candidates.
   """
   path = (path,) if isinstance(path, str) else tuple(path)
 
@@ -262,7 +261,7 @@ def _find_classifier(tree: chex.ArrayTree, path: tuple[str, ...]) -> dict:
   for key in path:
     node = node[key] if isinstance(node, Mapping) and key in node else None
   if not _is_classifier(node):
-    raise ValueError(f"no classifier (a dict with a two-dimensional `kernel` and perhaps a `bias`) at "
+    raise ValueError(f"no classifier (a dict with a two-dimensional `kernel` and an optional `bias`) at "
                      f"{path}; candidates: {sorted(_candidates(tree, ())) or 'none'}")
   return node
 

@@ -1,12 +1,12 @@
-"""Randomness as a function of (seed, task, step, purpose): a resumed run cannot differ from an unbroken one."""
+"""Random keys as a function of (seed, task, step, purpose): a resumed run draws what an uninterrupted one does."""
 
 from __future__ import annotations
 
 import jax
 
-# Purposes. Their numbers are part of what a seed means: append, never renumber.
+# Purposes. Append, never renumber: the numbers determine what a seed draws.
 BACKBONE, CLASSIFIER, ORDER, AUGMENT = range(4)
-# Far from them.
+# Offset of stage numbers, far above the purposes.
 _STAGES = 2**20
 
 
@@ -23,5 +23,5 @@ def derive(root: jax.Array, task: jax.Array | int, step: jax.Array | int, purpos
 
 
 def of_stage(root: jax.Array, stage: int) -> jax.Array:
-  """The root of a stage's keys that do not depend on the global step; the first stage's is the run's own."""
+  """The root of a stage's keys that do not depend on the global step; for the first stage, the run's root."""
   return jax.random.fold_in(root, _STAGES + stage) if stage else root

@@ -2,8 +2,8 @@
 
   python -m gr_jax.sweep --sweep=configs/sweeps/digits_parts.py [--root=runs/digits_parts]
 
-Each run is a process of its own, one at a time on each GPU (or one in all on a CPU). Runs that are finished are
-skipped, one that was cut short goes on: the same command again completes the list.
+Each run is a separate process, one at a time on each GPU (or on the CPU). Rerun the command to complete the list:
+finished runs are skipped, interrupted ones resume.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from gr_jax.errors import UserError
 from gr_jax.runs import journal, signals
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File that defines get_sweep() -> {config, seeds, rows}.")
-_ROOT = flags.DEFINE_string("root", None, "Folder of the runs and the table. Default: runs/<sweep's name>.")
-_ONLY = flags.DEFINE_list("only", [], "Names of rows to run; all by default.")
-_SEEDS = flags.DEFINE_list("seeds", [], "Seeds in place of the sweep's own.")
+_ROOT = flags.DEFINE_string("root", None, "Folder for the runs and the table. Default: runs/<sweep name>.")
+_ONLY = flags.DEFINE_list("only", [], "Names of the rows to run. Default: all.")
+_SEEDS = flags.DEFINE_list("seeds", [], "Seeds, instead of those in the sweep file.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --set=epochs=2.")
-_HOLDOUT = flags.DEFINE_bool("holdout", False, "Evaluate finished runs on their held-out images too; settings are to "
-                             "be chosen by that, and not by the test set.")
+_HOLDOUT = flags.DEFINE_bool("holdout", False, "Also evaluate finished runs on their held-out images. Use these, not "
+                             "the test set, to choose settings.")
 _JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU.", lower_bound=1)
 
 
-# Of a run whose held-out images have been evaluated.
+# Written to a run's folder when its held-out images have been evaluated.
 _HOLDOUT_FILE = "holdout.json"
 
 
 class Sweep(NamedTuple):
-  """A list of settings; a sweep file's get_sweep() returns these as a dict.
+  """A list of settings; get_sweep() of a sweep file returns these fields as a dict.
 
   Attributes:
     config: path of the config that all runs start from.
     seeds: values of `seed`; every row runs with each.
-    rows: name of the row -> {config key: value}; the name is part of a folder's name.
+    rows: name of the row -> {config key: value}; the name is part of the folder name.
   """
   config: str
   seeds: Sequence[int]
@@ -63,18 +63,18 @@ class Run(NamedTuple):
 
 
 def load(path: str) -> Sweep:
-  """The sweep that a file defines.
+  """Loads a sweep file.
 
   Raises:
-    UserError: no such file, it has no get_sweep, or that returns something else.
+    UserError: no such file, or no get_sweep() that returns the fields of `Sweep`.
   """
   if not pathlib.Path(path).is_file():
-    raise UserError(f"--sweep is {path}; there is no such file")
+    raise UserError(f"--sweep is {path}, but there is no such file")
   spec = importlib.util.spec_from_file_location("sweep_file", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_sweep"):
-    raise UserError(f"{path} defines no get_sweep()")
+    raise UserError(f"{path} defines no get_sweep(); see configs/sweeps/digits_parts.py for an example")
   found = module.get_sweep()
   if set(found) != set(Sweep._fields):
     raise UserError(f"get_sweep() of {path} returns {sorted(found)}; it must be {sorted(Sweep._fields)}")
@@ -82,14 +82,14 @@ def load(path: str) -> Sweep:
 
 
 def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: Sequence[str]) -> list[Run]:
-  """Every row with every seed; seeds outermost, so that a list that is cut short has whole seeds.
+  """Every row with every seed; seeds are the outer loop, so that an interrupted sweep has complete seeds.
 
   Raises:
     UserError: an unknown row, or a setting that is not KEY=VALUE.
   """
   unknown = [name for name in only if name not in sweep.rows]
   if unknown:
-    raise UserError(f"--only names {', '.join(unknown)}; rows are {', '.join(sweep.rows)}")
+    raise UserError(f"--only has unknown rows: {', '.join(unknown)}; rows are {', '.join(sweep.rows)}")
   wrong = [setting for setting in settings if "=" not in setting]
   if wrong:
     raise UserError(f"--set is {wrong[0]!r}; it takes KEY=VALUE")
@@ -110,7 +110,7 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
   """Runs a list, one process at a time on each device; returns the runs that failed.
 
   Args:
-    runs: in the order in which they begin.
+    runs: in starting order.
     devices: CUDA_VISIBLE_DEVICES of each worker; None leaves the environment as it is.
   """
   waiting, failed, stopping = queue.SimpleQueue(), [], threading.Event()
@@ -120,10 +120,10 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
   def finish(run: Run, environment: Mapping[str, str]) -> int:
     run.workdir.parent.mkdir(parents=True, exist_ok=True)
     with (open(f"{run.workdir}.log", "a") as log,
-          # In a session of its own: Ctrl-C reaches it once, through this process, and not from the terminal as well.
+          # A new session, so that Ctrl-C reaches the run only through this process and not also from the terminal.
           subprocess.Popen(run.command, env=environment, stdout=log, stderr=log, start_new_session=True) as process):
       while process.poll() is None:
-        # A list that is ended takes its runs along: the next start must find their folders free.
+        # When the sweep exits, so do its runs: the next start needs their folders unlocked.
         if stopping.wait(0.2):
           process.terminate()
           process.wait()
@@ -158,20 +158,20 @@ def run_all(runs: Sequence[Run], devices: Sequence[str | None]) -> list[Run]:
 
 
 def evaluate_holdout(runs: Sequence[Run]) -> None:
-  """Writes holdout.json beside the results of finished runs that held images out; once."""
+  """Writes holdout.json beside the results of finished runs with a hold-out, unless it exists."""
   for run in runs:
     file = run.workdir / _HOLDOUT_FILE
     if (run.workdir / "results.json").exists() and not file.exists() and \
         journal.read_json(run.workdir / "config.json")["validation_fraction"] > 0:
-      # Not in this process, which must not hold a GPU.
+      # In a separate process: this one must not occupy a GPU.
       subprocess.run([sys.executable, "-m", "gr_jax.evaluate", f"--workdir={run.workdir}", f"--holdout_json={file}"],
                      stdout=subprocess.DEVNULL, check=True)
 
 
 def table(runs: Sequence[Run]) -> str:
-  """Markdown: mean and standard deviation over the seeds whose run is finished, per cent.
+  """A Markdown table: mean and standard deviation over the finished seeds, in per cent.
 
-  The last columns are of images that were held out, where they have been evaluated.
+  The last columns are for held-out images, if they have been evaluated.
   """
   held = any((run.workdir / _HOLDOUT_FILE).exists() for run in runs)
   names = ["", "seeds", "average incremental", "last", "forgetting", "minutes a run",
@@ -197,14 +197,14 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-  """Mean, and with two values or more the standard deviation of a sample."""
+  """The mean and, for two or more values, the sample standard deviation."""
   if not values:
     return "-"
   return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def _devices(jobs: int) -> list[str | None]:
-  """CUDA_VISIBLE_DEVICES of each worker. Asked in a process of its own: this one must not hold a GPU."""
+  """CUDA_VISIBLE_DEVICES of each worker. Found in a separate process: this one must not occupy a GPU."""
   code = "import jax; print([d.platform for d in jax.local_devices()].count('gpu'))"
   count = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                              check=True).stdout.split()[-1])
@@ -215,17 +215,17 @@ def _devices(jobs: int) -> list[str | None]:
 
 def _leave(number: int, frame: Any) -> None:
   del frame
-  raise signals.Interrupted(f"{signal.Signals(number).name} came, and every run has been asked to save; the same "
-                                 f"command again goes on")
+  raise signals.Interrupted(f"{signal.Signals(number).name} received, and every run was asked to save; rerun the "
+                            f"command to resume")
 
 
 def main(argv: list[str]) -> None:
   del argv
   if _SWEEP.value is None:
-    raise UserError("--sweep is missing; for example --sweep=configs/sweeps/digits_parts.py")
+    raise UserError("--sweep is missing; use for example --sweep=configs/sweeps/digits_parts.py")
   sweep = load(_SWEEP.value)
   if not all(seed.isdecimal() for seed in _SEEDS.value):
-    raise UserError(f"--seeds is {','.join(_SEEDS.value)}; it takes numbers joined by commas, such as 0,1,2")
+    raise UserError(f"--seeds is {','.join(_SEEDS.value)}; it takes numbers separated by commas, such as 0,1,2")
   if _SEEDS.value:
     sweep = sweep._replace(seeds=[int(seed) for seed in _SEEDS.value])
   root = pathlib.Path(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}").expanduser()
@@ -236,12 +236,12 @@ def main(argv: list[str]) -> None:
   failed = run_all(runs, devices)
   if _HOLDOUT.value:
     evaluate_holdout([run for run in runs if run not in failed])
-  # A folder whose run was refused may hold the results of another config.
+  # The folder of a failed run may contain results of another config.
   text = table([run._replace(workdir=pathlib.Path("refused")) if run in failed else run for run in runs])
   (root / "table.md").write_text(text + "\n")
   print(text)
   if failed:
-    raise UserError(f"{len(failed)} of {len(runs)} runs failed; their logs are in {root}")
+    raise UserError(f"{len(failed)} of {len(runs)} runs failed; see their logs in {root}, then rerun the command")
 
 
 if __name__ == "__main__":

@@ -20,20 +20,20 @@ from gr_jax.training import pictures, programs
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Runs a config to its end, or resumes the run that is in `workdir`.
+  """Trains a config to the end, or resumes the run in `workdir`.
 
   Args:
     config: see configs/.
-    workdir: folder of the run; created where missing.
+    workdir: folder of the run; created if missing.
 
   Returns:
     The content of results.json.
 
   Raises:
-    UserError: bad config or data, a workdir with a run of another config, a checkpoint that cannot be written,
-      processes that do not agree.
-    FloatingPointError: the loss, or an array that should be saved, is not finite.
-    Interrupted: SIGTERM or Ctrl-C came while it trained; all that was done is saved.
+    UserError: bad config or data, a workdir with another config, a checkpoint that cannot be written, processes
+      that do not agree.
+    FloatingPointError: the loss, or an array to be saved, is not finite.
+    Interrupted: SIGTERM or Ctrl-C came during training; the progress is saved.
   """
   folder, config = workdirs.locate(workdir), configuration.complete(config)
   convolution_library.enable()
@@ -48,13 +48,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
                        "digest of the pictures": workdirs.pictures_digest(experiment),
                        "a finished run in the workdir": finished is not None})
     if finished is not None:
-      console.say(f"{folder} holds the finished run; nothing to train\n{console.closing_table(finished)}")
+      console.say(f"the run in {folder} is finished; nothing to train\n{console.closing_table(finished)}")
       return finished
     console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}\n{console.computation_line(experiment)}")
     images, tests = processes.together(lambda: [
         pictures.load(experiment, split, console.decoding, console.say) for split in ("train", "test")])
     workdirs.write_start(folder, experiment)
-    # Until here a signal ends the process as any other: nothing has been done that could be lost.
+    # Before this point a signal exits immediately: there is no progress to lose.
     with signals.listening() as asked_here:
       asked = functools.partial(_asked_anywhere, asked_here)
       if config.replicas > 1:
@@ -69,5 +69,5 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
 
 
 def _asked_anywhere(asked_here: Callable[[], bool]) -> bool:
-  """All processes stop after the same call, whichever was asked."""
+  """True on all processes if one was asked to exit, so that all stop after the same call."""
   return processes.any_process(asked_here())

@@ -52,7 +52,7 @@ def test_bad_input(tmp_path, flags, words):
     ("distillation_weight", "1"), ("attenuation_gamma", "0"), ("temperature", "3")])
 def test_key_names_of_earlier_versions(tmp_path, key, value):
   message = fails(DIGITS, f"--config.{key}={value}", f"--workdir={tmp_path / 'run'}")
-  assert f"config key '{key}' is now 'method_options.{key}': give --config.method_options.{key}=" in message
+  assert f"config key '{key}' is now 'method_options.{key}'; use --config.method_options.{key}=" in message
 
 
 @pytest.mark.parametrize("method", ["icarl", "bic", "lucir"])

@@ -31,7 +31,7 @@ def test_digits_need_none(tmp_path):
 @without_tensorflow
 @pytest.mark.parametrize("name", ["cifar100", "imagenet_subset", "imagenet2012", "food101"])
 def test_missing_tensorflow_says_the_extra(tmp_path, name):
-  assert "TensorFlow, which is not installed; pip install -e '.[prepare]'" in refused(name, tmp_path)
+  assert "TensorFlow, which is not installed; run: pip install -e '.[prepare]'" in refused(name, tmp_path)
   assert not list(tmp_path.iterdir())
 
 

@@ -26,7 +26,7 @@ def test_every_row_with_every_seed(tmp_path):
 
 
 def test_bad_requests(tmp_path):
-  with pytest.raises(UserError, match="--only names half; rows are full, no_prior"):
+  with pytest.raises(UserError, match="--only has unknown rows: half; rows are full, no_prior"):
     sweep.make_runs(SWEEP, tmp_path, ["half"], [])
   with pytest.raises(UserError, match="--set is 'epochs'"):
     sweep.make_runs(SWEEP, tmp_path, [], ["epochs"])

@@ -130,7 +130,7 @@ def test_evaluation_equals_the_run(finished, task, capsys):
                "accuracy_matrix_task_aware"):
     assert numbers[name][number] == found[name][number], name
   out = capsys.readouterr().out
-  assert console.task_line(number, found) in out and " equal to what the run counted" in out
+  assert console.task_line(number, found) in out and "counts are equal to those of the run" in out
 
 
 @pytest.mark.parametrize("devices", ["1", "2", "3"])
@@ -139,7 +139,7 @@ def test_evaluation_counts_are_equal_on_any_number_of_devices(finished, devices)
   # Three devices cannot share the batch of training; evaluating does not need it.
   done = runs.run("evaluate", f"--workdir={workdir}", "--task=3", JAX_NUM_CPU_DEVICES=devices)
   assert done.returncode == 0, done.stderr
-  assert console.task_line(2, found) in done.stdout and " equal to what the run counted" in done.stdout
+  assert console.task_line(2, found) in done.stdout and "counts are equal to those of the run" in done.stdout
 
 
 def test_evaluation_of_the_held_out_images(finished):

@@ -87,7 +87,7 @@ def test_resnet18_at_224_pixels_on_thousands_of_pictures(write, tmp_path):
   assert len(list((tmp_path / "cache").glob("*/record.json"))) == 3
   for path in PATHS:
     done = runs.run("evaluate", f"--workdir={tmp_path / path}", timeout=1000)
-    assert done.returncode == 0 and "class by class equal to what the run counted" in done.stdout, done.stderr
+    assert done.returncode == 0 and "per-class counts are equal to those of the run" in done.stdout, done.stderr
 
 
 @pytest.mark.slow

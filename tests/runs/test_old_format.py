@@ -33,7 +33,7 @@ def contents(folder):
 def test_it_evaluates_to_its_own_numbers(workdir, capsys):
   before, recorded = contents(workdir), runs.results(workdir)
   found = json.loads(json.dumps(evaluate.evaluate(workdir)))
-  assert "class by class equal to what the run counted" in capsys.readouterr().out
+  assert "per-class counts are equal to those of the run" in capsys.readouterr().out
   # Of this machine, not of the run.
   for name in ("versions", "devices"):
     found.pop(name), recorded.pop(name)

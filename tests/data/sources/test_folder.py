@@ -342,12 +342,12 @@ def test_from_pictures_to_a_result(root, tmp_path):
   assert sum(drawn["counts"]) + sum(drawn["holdout_counts"]) == 9 + 24
   assert runs.results(tmp_path / "run")["tasks_done"] == 2
   evaluated = runs.run("evaluate", f"--workdir={tmp_path / 'run'}")
-  assert evaluated.returncode == 0 and " equal to what the run counted" in evaluated.stdout, evaluated.stderr
+  assert evaluated.returncode == 0 and "counts are equal to those of the run" in evaluated.stdout, evaluated.stderr
 
 
 def test_folder_keys_are_of_folders_alone():
   done = runs.run("main", "--config=configs/digits_lt.py", "--config.folder.test_fraction=0.5")
   assert done.returncode == 2 and "error: the config file has no keys folder.*" in done.stderr, done.stderr
   config = runs.get_config("folder_lt", dataset="digits")
-  with pytest.raises(UserError, match="'folder.on_bad_image' is of the data set 'folder', but dataset is 'digits'"):
+  with pytest.raises(UserError, match="'folder.on_bad_image' belongs to .* 'folder', but dataset is 'digits'"):
     configuration.validate(config)
