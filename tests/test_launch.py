@@ -109,7 +109,7 @@ def test_tpu_quotes_its_flags_for_the_hosts(tmp_path):
 
 @pytest.mark.parametrize("flags, code, words", [
     (["--dry_run"], 0, "32 images on 2 cpu device(s) of 2 processes"),
-    (["--config.batch_size=33"], 2, "[1] error: batch_size is 33, which 2 devices cannot share equally")])
+    (["--config.batch_size=33"], 2, "[1] error: batch_size is 33, which is not divisible by the 2 devices")])
 def test_cpu_starts_several_processes_and_gives_their_code(tmp_path, flags, code, words):
   done = subprocess.run(
       [runs.ROOT / "launch" / "cpu.sh", "configs/digits_lt.py", f"--workdir={tmp_path}", *flags], cwd=runs.ROOT,

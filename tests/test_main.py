@@ -40,7 +40,7 @@ def fails(*flags, module="main", **environment):
     ((DIGITS, "--config.method_options.temperature=warm"), "temperature is 'warm' (str); it takes a number"),
     ((DIGITS, "--config.method_options.temperature"), "has no value"),
     ((DIGITS, "--config.method=bic", "--config.memory.per_class=20", "--config.scenario.imbalance=100"),
-     "method 'bic' holds 2 images of each class out, but class "),
+     "method 'bic' holds out 2 images of each class, but class "),
     ((DIGITS, "extra"), "unexpected arguments: extra"),
     ((), "--config is missing")])
 def test_bad_input(tmp_path, flags, words):

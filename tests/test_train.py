@@ -372,7 +372,7 @@ def test_a_second_job_is_refused(finished):
 
 def test_holdout_of_a_run_without_one(tmp_path):
   train.train(runs.short(validation_fraction=0.0, epochs=1, milestones=(), stop_after_task=1), tmp_path)
-  with pytest.raises(UserError, match="held no image out"):
+  with pytest.raises(UserError, match="held out no images"):
     evaluate.evaluate(tmp_path, split="holdout")
 
 

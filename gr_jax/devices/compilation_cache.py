@@ -1,8 +1,8 @@
-"""JAX's persistent compilation cache, on by default: the second start of a config compiles nothing.
+"""JAX's persistent compilation cache, on by default: a second start of the same config compiles nothing.
 
-Programs that call oneDNN are the exception: jaxlib 0.12 cannot serialise such a call. JAX tries, fails with
-`MemoryError: std::bad_alloc`, warns and goes on. The start line says so once (convolution_library.describe), and the
-warning is switched off.
+Exception: programs that call oneDNN, because jaxlib 0.12 cannot serialise such calls. JAX tries, fails with
+`MemoryError: std::bad_alloc`, warns and continues. The log says so at the start (convolution_library.describe); the
+warning is suppressed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import warnings
 
 
 def enable(folder: str | None) -> pathlib.Path | None:
-  """Turns the cache on, before anything is compiled.
+  """Enables the cache; call it before anything is compiled.
 
-  Whoever can write to the folder can run code in this process: it is made for this user alone.
+  Anyone who can write to the folder can run code in this process, so it is created with access for this user only.
 
   Args:
-    folder: where compiled programs are kept; "off": nowhere; None: JAX_COMPILATION_CACHE_DIR where that is set,
-      else gr_jax/xla in XDG_CACHE_HOME or ~/.cache.
+    folder: for compiled programs; "off": no cache; None: JAX_COMPILATION_CACHE_DIR if set, else gr_jax/xla in
+      XDG_CACHE_HOME or ~/.cache.
 
   Returns:
-    The folder in use; None without a cache. One that cannot be written is a warning, and the run goes on.
+    The folder in use; None without a cache. If it cannot be written, there is a warning and no cache.
   """
   import jax
   warnings.filterwarnings("ignore", message=r"Error writing persistent compilation cache entry .* std::bad_alloc")
@@ -39,8 +39,8 @@ def enable(folder: str | None) -> pathlib.Path | None:
     probe.touch()
     probe.unlink()
   except OSError as error:
-    warnings.warn(f"no compilation cache: {chosen} cannot be written ({error}); every start compiles anew. "
-                  f"Choose a folder with --compilation_cache, or 'off'", stacklevel=2)
+    warnings.warn(f"no compilation cache: {chosen} cannot be written ({error}), so every start compiles again; "
+                  f"choose a folder with --compilation_cache, or set it to 'off'", stacklevel=2)
     return None
   jax.config.update("jax_compilation_cache_dir", str(chosen))
   return chosen

@@ -1,7 +1,7 @@
-"""Which library computes convolutions on a CPU: oneDNN where jaxlib has it, else XLA's own kernels.
+"""Selects the library for convolutions on a CPU: oneDNN if jaxlib has it, else XLA's own kernels.
 
-From jaxlib 0.12 on (Python 3.12 or newer) oneDNN is compiled in, and flags of XLA switch it on. They count until the
-first use of a device. Measured on two AVX-512 cores: docs/speed.md.
+jaxlib 0.12 and later (Python 3.12 or newer) include oneDNN, which is enabled with XLA flags. The flags must be set
+before the first use of a device. Measurements on two AVX-512 cores: docs/speed.md.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from jax._src import xla_bridge
 ONEDNN, XLA = "oneDNN", "XLA"
 
 _FLAG = "xla_cpu_experimental_onednn_custom_call"
-# YNNPACK would take convolutions before oneDNN sees them; it keeps the sums, at which it is better than XLA.
+# YNNPACK would take the convolutions before oneDNN; it keeps the sums, where it is faster than XLA.
 _FLAGS = {_FLAG: "true", "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
-# Earlier ones accept the flags without effect, or with another one.
+# First jaxlib version to use; in earlier ones the flags have no effect or another one.
 _SINCE = (0, 12)
 
 
 def enable() -> None:
-  """Switches oneDNN on for this process; comes before the first use of a device, afterwards it does nothing.
+  """Enables oneDNN for this process; does nothing after the first use of a device.
 
-  What XLA_FLAGS says of a flag already stays and wins.
+  Flags that are already in XLA_FLAGS take precedence.
   """
   if _too_old() or _started() or _unknown():
     return
@@ -38,7 +38,7 @@ def enable() -> None:
 
 @functools.cache
 def in_use() -> str:
-  """ONEDNN or XLA: what a small convolution is compiled to on the CPU. Starts JAX."""
+  """The library, ONEDNN or XLA, that a small convolution is compiled to on the CPU. Initialises JAX."""
   image = jax.ShapeDtypeStruct((1, 8, 8, 16), jnp.float32)
   kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)
   convolve = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME",
@@ -49,17 +49,17 @@ def in_use() -> str:
 
 
 def describe() -> str:
-  """A line for the log: which library is in use, and, where it is not oneDNN, why. Starts JAX."""
+  """A log line: the library in use and, if it is not oneDNN, the reason. Initialises JAX."""
   if in_use() == ONEDNN:
-    return "convolutions: oneDNN; jaxlib cannot keep its programs, so every start compiles them"
+    return "convolutions: oneDNN; jaxlib cannot cache programs that use it, so every start compiles them again"
   if _too_old():
-    why = "oneDNN, which is faster, comes with jaxlib 0.12 and Python 3.12"
+    why = "oneDNN is faster; it needs jaxlib 0.12 and Python 3.12 or newer"
   elif unknown := _unknown():
-    why = f"jaxlib {jaxlib.__version__} does not know the flag {unknown[0]}"
+    why = f"jaxlib {jaxlib.__version__} does not have the flag {unknown[0]}"
   elif _FLAG in os.environ.get("XLA_FLAGS", ""):
-    why = f"oneDNN is off or has no form for this processor; XLA_FLAGS is '{os.environ['XLA_FLAGS']}'"
+    why = f"oneDNN is off or does not support this processor; XLA_FLAGS is '{os.environ['XLA_FLAGS']}'"
   else:
-    why = (f"JAX had started before oneDNN, which is faster, could be switched on; start it later, or set "
+    why = (f"JAX was initialised before oneDNN, which is faster, could be enabled; initialise JAX later, or set "
            f"XLA_FLAGS='{_text(_FLAGS)}'")
   return f"convolutions: XLA ({why})"
 
@@ -73,13 +73,13 @@ def _text(flags: dict[str, str]) -> str:
 
 
 def _started() -> bool:
-  # JAX has no public name for it.
+  # JAX has no public function for this.
   return xla_bridge.backends_are_initialized()
 
 
 @functools.cache
 def _unknown() -> list[str]:
-  """Our flags that jaxlib's code does not name: one of them in XLA_FLAGS would end the process."""
+  """Our flags that jaxlib's binary does not contain: XLA aborts the process on an unknown flag."""
   missing = list(_FLAGS)
   for path in sorted(pathlib.Path(jaxlib.__file__).parent.glob("libjax_common*")):
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

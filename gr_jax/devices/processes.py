@@ -1,6 +1,6 @@
 """Several processes as one run: joining, agreeing, failing together, leaving.
 
-Everything here is free with one process.
+With one process, nothing here costs time.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ T = TypeVar("T")
 
 OFF, AUTO = "off", "auto"
 
-# Texts are exchanged in arrays of whole multiples of this many bytes, so that few programs are compiled.
+# Strings are exchanged in arrays of a multiple of this many bytes, so that few programs are compiled.
 _BLOCK = 4096
 
 
 class Place(NamedTuple):
-  """Where a process stands among `count` of them: its index, from 0, and "host:port" of process 0."""
+  """A process's index (from 0) among `count` processes, and "host:port" of process 0."""
   coordinator: str
   count: int
   index: int
 
 
 def parse(spec: str) -> Place | None:
-  """The place that a value of the config key `distributed` spells out; None for "off" and "auto".
+  """Parses the config key `distributed`; None for "off" and "auto".
 
   Raises:
-    UserError: it is none of "off", "auto", "HOST:PORT,COUNT,INDEX".
+    UserError: it is not "off", "auto" or "HOST:PORT,COUNT,INDEX".
   """
   if spec in (OFF, AUTO):
     return None
@@ -50,30 +50,29 @@ def parse(spec: str) -> Place | None:
     if place.index < place.count and 0 < int(port) < 2**16:
       return place
   raise UserError(f"distributed is {spec!r}; it can be 'off', 'auto' (Slurm, Kubernetes, Cloud TPU, Open MPI), or "
-                  f"HOST:PORT,COUNT,INDEX with the address of process 0, the number of processes and this one's "
-                  f"index, from 0, such as 10.0.0.1:9876,2,0")
+                  f"HOST:PORT,COUNT,INDEX: the address of process 0, the number of processes and the index of this "
+                  f"one (from 0), such as 10.0.0.1:9876,2,0")
 
 
 @contextlib.contextmanager
 def joined(spec: str, *, join_timeout: int, heartbeat_timeout: int) -> Iterator[None]:
-  """Makes this process one of several for as long as the context lasts. Comes before any use of a device.
+  """Joins this process to the others for the duration of the context. Enter it before any use of a device.
 
-  A process that dies, hangs or leaves alone ends the others, with an exit code that is not 0: within
-  `heartbeat_timeout` after it was last heard of.
+  If a process dies, hangs or leaves early, the others exit with a non-zero code within `heartbeat_timeout`.
 
   Args:
     spec: config key `distributed`, see `parse`.
-    join_timeout: seconds that the processes wait for each other to start.
-    heartbeat_timeout: seconds after which one that does not answer counts as dead.
+    join_timeout: seconds that the processes wait for each other at the start.
+    heartbeat_timeout: seconds after which a process that does not respond counts as dead.
 
   Raises:
-    UserError: "auto" where there is nothing to detect, or the others cannot be reached.
+    UserError: "auto" finds no cluster, or the other processes cannot be reached.
   """
   if spec == OFF:
     yield
     return
   place = parse(spec)
-  # Its handler would swallow SIGTERM; what happens then is decided where training stops.
+  # Its handler would intercept SIGTERM, which runs/signals.py handles.
   jax.config.update("jax_enable_preemption_service", False)
   named = {} if place is None else {"coordinator_address": place.coordinator, "num_processes": place.count,
                                     "process_id": place.index, "cluster_detection_method": "deactivate"}
@@ -84,11 +83,11 @@ def joined(spec: str, *, join_timeout: int, heartbeat_timeout: int) -> Iterator[
   except ValueError as error:
     if place is not None:
       raise
-    raise UserError(f"distributed is 'auto', but no cluster is found ({error}); {_hint()}") from error
+    raise UserError(f"distributed is 'auto', but no cluster was found ({error}); {_hint()}") from error
   except jax.errors.JaxRuntimeError as error:
-    raise UserError(f"the processes did not find each other within {join_timeout} s (distributed is {spec!r}): "
-                    f"{str(error).splitlines()[0]}; look whether all of them run, whether the address of process 0 can "
-                    f"be reached from all machines and whether its port is free") from error
+    raise UserError(f"the processes did not connect within {join_timeout} s (distributed is {spec!r}): "
+                    f"{str(error).splitlines()[0]}; check that all of them run, that every machine can reach the "
+                    f"address of process 0 and that its port is free") from error
   try:
     yield
   finally:
@@ -96,21 +95,21 @@ def joined(spec: str, *, join_timeout: int, heartbeat_timeout: int) -> Iterator[
 
 
 def _hint() -> str:
-  """What to do where nothing was detected."""
+  """What to do if no cluster was detected."""
   if "SLURM_JOB_ID" in os.environ:
     return "inside a Slurm job, start the program with srun"
   if "KUBERNETES_SERVICE_HOST" in os.environ:
     return "on Kubernetes, pip install 'jax[k8s]' and run an indexed Job or a JobSet"
-  return "on one machine, leave it 'off'; elsewhere give HOST:PORT,COUNT,INDEX"
+  return "on one machine, set it to 'off'; otherwise use HOST:PORT,COUNT,INDEX"
 
 
 def primary() -> bool:
-  """Whether this process is the one that speaks and writes for all."""
+  """Whether this is process 0, which prints and writes for all."""
   return jax.process_index() == 0
 
 
 def exchange(text: str) -> list[str]:
-  """The texts of all processes, in their order; every process must call this, in the same order as others."""
+  """Gathers a string from each process, in process order. A collective: all must call it, in the same order."""
   if jax.process_count() == 1:
     return [text]
   own = np.frombuffer(text.encode(), np.uint8)
@@ -122,17 +121,17 @@ def exchange(text: str) -> list[str]:
 
 
 def any_process(flag: bool) -> bool:
-  """True on all processes if it is True on one; waits for the devices where there are several processes."""
+  """True on all processes if it is True on any; with several processes, waits for the devices."""
   if jax.process_count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def together(action: Callable[[], T]) -> T:
-  """Does something in every process; what the user must mend in one of them stops all, and nobody waits for ever.
+  """Runs `action` in every process; if one raises UserError, all do, so that no process hangs.
 
   Raises:
-    UserError: `action` raised it here, or in another process, which is then named.
+    UserError: `action` raised it here or in another process, which the message names.
   """
   try:
     result, own = action(), None
@@ -143,15 +142,15 @@ def together(action: Callable[[], T]) -> T:
     raise own
   for index, trouble in enumerate(troubles):
     if trouble:
-      raise UserError(f"process {index} of {len(troubles)} cannot go on: {trouble}")
+      raise UserError(f"process {index} of {len(troubles)} cannot continue: {trouble}")
   return result
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-  """Checks that all processes come with the same facts.
+  """Checks that all processes have the same facts.
 
   Args:
-    facts: name -> value, compared as text.
+    facts: name -> value, compared as strings.
 
   Raises:
     UserError: on all processes; names every fact that differs, its values and the process.
@@ -161,7 +160,7 @@ def agree(facts: Mapping[str, Any]) -> None:
            for index, row in enumerate(rows) for name in {**rows[0], **row} if rows[0].get(name) != row.get(name)]
   if lines:
     raise UserError("the processes of this run do not agree:\n  " + "\n  ".join(lines) +
-                    "\nstart the same command, with the same code and the same data, in all of them")
+                    "\nstart the same command, with the same code and data, in all of them")
 
 
 def code_version() -> str:

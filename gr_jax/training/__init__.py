@@ -1,1 +1,1 @@
-"""The train step, its programs and what a config stands for."""
+"""The train step, the compiled programs, and the experiment that a config describes."""

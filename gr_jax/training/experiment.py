@@ -1,4 +1,4 @@
-"""From a config to the values that the task loop works with."""
+"""Turns a config into the values that the task loop needs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Progress = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """What a config stands for, drawn and checked; no picture has been decoded, no program compiled.
+  """What a config describes, drawn and checked; no picture is decoded and no program compiled yet.
 
   Attributes:
     config: the validated config.
-    devices: all devices, of all processes.
-    source, scenario, plans: the data set, the draw, and every task on paper.
-    model, method: what is trained and how.
-    capacity: the most images that any task has present.
+    devices: all devices of all processes.
+    source, scenario, plans: the data set, the draw, and the plan of every task.
+    model, method: the backbone and the method that trains it.
+    capacity: the largest number of images that any stage uses.
   """
   config: ml_collections.ConfigDict
   devices: tuple[jax.Device, ...]
@@ -53,43 +53,43 @@ class Experiment:
 
   @property
   def precision(self) -> str:
-    """What the config's precision stands for on these devices."""
+    """The precision on these devices, with "auto" resolved."""
     return models.resolve_precision(self.config.precision, self.devices[0].platform)
 
   @property
   def kept_side(self) -> int:
-    """Side of the square at which training pictures are kept."""
+    """Side of the square in which training pictures are stored."""
     if self.source.uniform:
       return self.config.image_size
     return resident.kept_side(self.config.image_size, self.config.stored_size)
 
   @property
   def picture_bytes(self) -> tuple[int, int]:
-    """Bytes of all training pictures as they are kept, and of all test pictures."""
+    """Bytes of all training pictures as stored, and of all test pictures."""
     channels, side = len(self.source.mean), self.config.image_size
     tests = int(np.isin(self.source.test.labels, self.scenario.class_order).sum())
     return int(self.scenario.counts.sum()) * self.kept_side**2 * channels, tests * side**2 * channels
 
   @functools.cached_property
   def path(self) -> tuple[str, str]:
-    """How pictures reach the device, and the line that says why (see feed.choose); asked before they are there.
+    """How pictures reach the device, and a line that says why (see feed.choose); use it before loading pictures.
 
-    All processes ask at once, and take the same way: that of the one with the least memory.
+    A collective: all processes choose together, by the smallest free memory.
     """
     free = min(map(int, processes.exchange(str(feed.free_bytes(jax.local_devices()[0])))))
-    # A replica's pictures are on its device.
+    # Replicas share pictures that stay on the device.
     wanted = self.config.pictures if self.config.replicas == 1 else "resident"
     return feed.choose(wanted, sum(self.picture_bytes), free)
 
   @property
   def step_bytes(self) -> int:
-    """Bytes of one step's pictures, where they travel: as they are kept, or as views."""
+    """Bytes of one step's pictures when they are transferred: as stored, or as final views when streamed."""
     side = self.config.image_size if self.path[0] == "stream" else self.kept_side
     return self.config.batch_size * side**2 * len(self.source.mean)
 
   @property
   def steps_per_call(self) -> int:
-    """The most steps that go to the device in one call."""
+    """The largest number of steps in one device call."""
     wanted = self.config.steps_per_call
     return wanted if self.path[0] == "resident" else feed.steps_together(wanted, self.step_bytes)
 
@@ -99,7 +99,7 @@ class Experiment:
 
   @property
   def stop_after_task(self) -> int:
-    """How many tasks this start of the run is to learn."""
+    """After how many tasks this start of the run stops."""
     return self.config.stop_after_task or len(self.plans)
 
   @property
@@ -122,14 +122,14 @@ class Experiment:
         milestones=config.milestones, decay=config.learning_rate_decay)
 
   def begin_stage(self, state: TrainState, index: int) -> TrainState:
-    """The state before the first step of a stage: fresh momentum, fresh state of the rule."""
+    """The state before the first step of a stage: new momentum, new rule state."""
     stage = self.method.stages[index]
     return state.replace(
         opt_state=self.optimizer(stage).init(step.trained_params(state.params, stage)),
         rule=() if stage.rule is None else stage.rule.init(state.params["classifier"]))
 
   def init_state(self, root: jax.Array, index: int = 0) -> TrainState:
-    """The state before the first task, in the form of a stage; a function of the seed alone."""
+    """The state before the first task, in the form of a stage; depends only on the seed."""
     image = jnp.zeros((1, self.config.image_size, self.config.image_size, len(self.source.mean)))
     variables = self.model.init(seeding.derive(root, 0, 0, seeding.BACKBONE), image, train=False)
     head = self.method.head.init(self.model.num_features, self.num_classes, len(self.plans))
@@ -138,11 +138,11 @@ class Experiment:
     return self.begin_stage(state, index)
 
   def init_carry(self) -> dict[str, jax.Array]:
-    """What outlives a task, before the first one."""
+    """The carry before the first task."""
     return self.method.init_carry(self.model.num_features, self.num_classes)
 
   def abstract_state(self, index: int = 0) -> TrainState:
-    """Shapes and types of the state in a stage; nothing is computed."""
+    """Shapes and dtypes of the state in a stage; nothing is computed."""
     return jax.eval_shape(functools.partial(self.init_state, index=index), jax.random.key(0))
 
 
@@ -153,10 +153,10 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
 
   Args:
     config: see configs/.
-    before_data: called after the checks of the config alone, before any file of the data set is read.
-    training: whether the devices must be able to share a batch; evaluation does not need that.
-    progress: wraps the iteration over pictures that are looked at before the draw.
-    say: takes a line for the log.
+    before_data: called after the config is checked and before any file of the data set is read.
+    training: whether batch_size must be divisible by the number of devices; evaluation does not need that.
+    progress: wraps the iteration over pictures that are checked before the draw.
+    say: receives log lines.
 
   Raises:
     UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
@@ -164,12 +164,12 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   config = configuration.complete(config)
   devices = tuple(jax.devices())
   if config.replicas > 1 and jax.process_count() > 1:
-    raise UserError(f"replicas is {config.replicas} with {jax.process_count()} processes; replicas take a device each "
-                    f"of one process: set --config.distributed=off, or start a run for each seed")
-  # Replicas have a device each, so nothing is shared.
+    raise UserError(f"replicas is {config.replicas} with {jax.process_count()} processes, but replicas need a single "
+                    f"process: set --config.distributed=off, or start one run per seed")
+  # Each replica uses one device, so no batch is shared.
   if training and config.replicas == 1 and config.batch_size % len(devices):
     near = -(-config.batch_size // len(devices)) * len(devices)
-    raise UserError(f"batch_size is {config.batch_size}, which {len(devices)} devices cannot share equally; "
+    raise UserError(f"batch_size is {config.batch_size}, which is not divisible by the {len(devices)} devices; "
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
   method = methods.make(config.method, config.method_options, memory=config.memory.per_class)
   model = models.make_backbone(config.model, platform=devices[0].platform, precision=config.precision,
@@ -181,12 +181,12 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")
   if config.pictures in ("prefetch", "stream") and config.replicas > 1:
-    raise UserError(f"pictures is {config.pictures!r}, but {config.replicas} replicas share pictures that are on the "
+    raise UserError(f"pictures is {config.pictures!r}, but {config.replicas} replicas need pictures that stay on the "
                     f"device; set --config.pictures=resident or --config.replicas=1")
   if config.pictures == "stream" and source.uniform:
-    raise UserError(f"pictures is 'stream', but the pictures of {source.name} have one size and are small; set "
+    raise UserError(f"pictures is 'stream', but the pictures of {source.name} are small and all of one size; set "
                     f"--config.pictures=auto")
-  # Before the records are read, which takes seconds.
+  # Checked before the records are read, which takes seconds.
   num_classes, wanted = len(source.class_names), config.scenario
   scenario.split_tasks(num_classes, wanted.num_tasks, wanted.first_task_classes)
   scenario.class_order(wanted.order, wanted.kind, num_classes, wanted.seed, source.facts)
@@ -196,8 +196,8 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   if source.uniform:
     side = source.train.image(drawn.train[0][0]).shape[0]
     if side != config.image_size:
-      raise UserError(f"image_size is {config.image_size}, but the pictures of {source.name} have {side} pixels "
-                      f"a side; set --config.image_size={side}")
+      raise UserError(f"image_size is {config.image_size}, but the pictures of {source.name} are {side}x{side} "
+                      f"pixels; set --config.image_size={side}")
   _check_held_out(method, drawn)
   plans = plan.make_plans(drawn.counts, drawn.tasks, method, epochs=config.epochs, batch_size=config.batch_size,
                           per_class=config.memory.per_class)
@@ -208,6 +208,6 @@ def _check_held_out(method: Method, drawn: scenario.Scenario) -> None:
   """Every class must keep an image to train on."""
   smallest = int(np.argmin(drawn.counts))
   if method.held_out and drawn.counts[smallest] <= method.held_out:
-    raise UserError(f"method {method.name!r} holds {method.held_out} images of each class out, but class "
-                    f"{drawn.class_names[smallest]} has {drawn.counts[smallest]}; it needs {method.held_out + 1} or "
-                    f"more: lower scenario.imbalance or validation_fraction, or choose another method")
+    raise UserError(f"method {method.name!r} holds out {method.held_out} images of each class, but class "
+                    f"{drawn.class_names[smallest]} has {drawn.counts[smallest]} and needs {method.held_out + 1} or "
+                    f"more; lower scenario.imbalance or validation_fraction, or choose another method")

@@ -1,4 +1,4 @@
-"""Which arrays of a state have stopped being numbers."""
+"""Finds the arrays of a state with infinity or NaN."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-# Names in a message; a divergence that has spread takes in every array there is.
+# Most names in a message: a divergence soon spreads to every array.
 _NAMED = 5
 
 
 def non_finite(tree: Any) -> list[str]:
-  """Paths of the floating-point leaves that hold an infinity or a NaN."""
+  """Paths of the floating-point leaves that contain infinity or NaN."""
   return [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
           if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all()]
 

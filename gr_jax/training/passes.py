@@ -1,7 +1,7 @@
-"""The two read-only programs: test accuracy, and features for the selection of exemplars.
+"""The two read-only programs: evaluation, and features for selecting exemplars.
 
-Both walk over blocks of a fixed number of rows, block i on device i mod devices: whatever the number of devices, the
-same rows meet in the same block, so counts and features are equal.
+Both process blocks of a fixed number of rows, block i on device i mod devices. The blocks do not depend on the number
+of devices, so counts and features do not either.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def make_evaluate(
 
   Args:
     model: the backbone.
-    method: its head, and the scores by which a class is chosen.
+    method: provides the head and the scores that predict a class.
     prepare: (images, sizes) -> model inputs, no augmentation.
     num_classes: K.
-    block: rows that one device takes at a time.
-    devices: over which the blocks are spread.
+    block: rows that a device processes at a time.
+    devices: that share the blocks.
 
   Returns:
     evaluate(network, data, context, stop) -> int32 [scores, 3, classes], where `network` is {"params", "batch_stats",
-    "carry"}: for each score of the method and each class the correct images among all seen classes, among its own
-    task's classes, and the images looked at. Rows 0..stop-1 of `data` are looked at, each once.
+    "carry"}. For each score of the method and each class: images classified correctly among all seen classes, among
+    the classes of the image's task, and images evaluated. Rows 0..stop-1 of `data` are evaluated, each once.
   """
   def evaluate(network: dict, data: Data, context: Context, stop: jax.Array) -> jax.Array:
     variables = folding.fold(network["params"]["backbone"], network["batch_stats"])
@@ -89,13 +89,13 @@ def make_extract(
 
 
 def _rounds(stop: jax.Array, block: int) -> jax.Array:
-  """How often every device takes a block until rows 0..stop-1 are done."""
+  """Number of blocks that each device processes to cover rows 0..stop-1."""
   together = block * jax.lax.axis_size(parallel.AXIS)
   return (stop + together - 1) // together
 
 
 def _block_of(i: jax.Array, block: int, stop: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Rows of this device's block in round i, which of them count, and the same rows kept inside 0..stop-1."""
+  """Rows of this device's block in round i, which of them are valid, and the rows clipped to 0..stop-1."""
   number = i * jax.lax.axis_size(parallel.AXIS) + jax.lax.axis_index(parallel.AXIS)
   rows = number * block + jnp.arange(block)
   return rows, rows < stop, jnp.clip(rows, 0, stop - 1)

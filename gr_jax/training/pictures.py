@@ -1,4 +1,4 @@
-"""The pictures of an experiment, decoded or from the cache, in learning order."""
+"""Loads the pictures of an experiment, decoded or from the cache, in learning order."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Progress = Callable[..., Any]
 
 def load(experiment: Experiment, split: str, progress: Progress,
                   say: Callable[[str], None] = lambda line: None) -> Data | stream.Originals:
-  """A split, class after class in learning order; NumPy arrays (see data.resident), decoded or from the cache.
+  """A split, sorted by class in learning order; NumPy arrays (see data.resident), decoded or from the cache.
 
-  Training pictures that are streamed stay in their files; their sizes come from the cache.
+  Streamed training pictures stay in their files; only their sizes come from the cache.
 
   Args:
-    experiment: see `load`.
-    split: "train", "test", or "holdout", the held-out training images.
+    experiment: the experiment.
+    split: "train", "test", or "holdout" for the held-out training images.
     progress: wraps the iteration over pictures.
-    say: takes a line for the log.
+    say: receives log lines.
   """
   source, drawn, size = experiment.source, experiment.scenario, experiment.config.image_size
   if split == "holdout" and not any(drawn.holdout):
-    raise UserError(f"the run held no image out (validation_fraction is "
+    raise UserError(f"the run held out no images (validation_fraction is "
                     f"{experiment.config.validation_fraction}); evaluate the test split")
   decode = _decoder(experiment, progress, say)
   if split == "test":
@@ -40,14 +40,14 @@ def load(experiment: Experiment, split: str, progress: Progress,
   if split == "train" and experiment.path[0] == "stream":
     rows, labels = resident.flat_rows(drawn.train)
     if decode is None:
-      raise UserError("cache_dir is 'off', but pictures='stream' keeps the sizes of the originals there; name a folder")
+      raise UserError("cache_dir is 'off', but pictures='stream' caches the pictures' sizes; set --config.cache_dir")
     return stream.Originals(source.train, np.asarray(rows), decode(source.train, rows, View("size", 0)).sizes, labels)
   return resident.load_train(source, drawn, size, stored_size=experiment.config.stored_size,
                              holdout=split == "holdout", progress=progress, decode=decode)
 
 
 def _decoder(experiment: Experiment, progress: Progress, say: Callable[[str], None]) -> resident.Decode | None:
-  """cache.load for this data set; None where pictures are decoded at every start."""
+  """cache.load for this data set; None if pictures are decoded at every start."""
   config, source = experiment.config, experiment.source
   if config.cache_dir == "off":
     return None

@@ -16,7 +16,7 @@ from gr_jax.methods.base import Stage
 from gr_jax.training.state import TrainState
 from gr_jax.training.step import StepMetrics, metrics_like
 
-# (pool, root, task, stage number, epoch) -> the pool's rows in the order in which the epoch takes them.
+# (pool, root, task, stage number, epoch) -> the pool's rows in the order of the epoch.
 Order = Callable[[Pool, jax.Array, jax.Array, int, jax.Array], jax.Array]
 
 
@@ -35,18 +35,18 @@ def make_run(
   """The function that runs a window of steps on one of `num_devices` devices.
 
   Args:
-    step: of `make_train_step` with axis_name = parallel.AXIS.
-    stage, number: of the step, and its place in the method (from 0).
+    step: from `make_train_step` with axis_name = parallel.AXIS.
+    stage, number: the step's stage, and its index in the method (from 0).
     batch_size: global; a multiple of the number of devices.
     num_devices: that share the batch.
-    order: None: the data are this device's own share of these steps, one batch after another, and the pool is not
-      looked at.
+    order: of the rows in an epoch. None: `data` holds only this device's share of these steps, batch after batch, and
+      the pool is ignored.
 
   Returns:
-    run(state, teacher, context, data, window) -> (state, summed metrics). A batch beyond the pool's size goes on with
-    the first images of the same epoch's order, so every image is used at least once an epoch (docs/method.md section
-    6). A step whose loss is not finite is the last one: its metrics are counted, its state is not taken, so the state
-    shows what the step before it has spoilt.
+    run(state, teacher, context, data, window) -> (state, summed metrics). The last batch of an epoch is filled up from
+    the start of the epoch's order, so every image is used at least once per epoch (docs/method.md section 6). A step
+    with a non-finite loss is the last one: its metrics are summed but its state is discarded, so the state shows what
+    became non-finite in the previous step.
   """
   local = batch_size // num_devices
 
@@ -76,6 +76,6 @@ def make_run(
 def make_program(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, stage: Stage, number: int, batch_size: int,
     devices: Sequence[jax.Device], order: Order | None = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """`make_run` as one pmapped program over `devices`; the state is donated, data without an order are split."""
+  """`make_run` as one pmapped program over `devices`; donates the state. With order None, data must be split."""
   run = make_run(step, stage=stage, number=number, batch_size=batch_size, num_devices=len(devices), order=order)
   return parallel.spread(run, devices, num_args=5, donate=(0,), parted=(3,) if order is None else ())

@@ -1,4 +1,4 @@
-"""The compiled side of a run. The seed comes in as an argument, so replicas share the programs."""
+"""The compiled programs of a run. The seed is an argument, so replicas share them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StagePrograms:
   Attributes:
     begin: state without momentum and rule -> the state before the first step.
     run: see program.make_program.
-    end: (params, context) -> params after the last step; None where nothing happens.
+    end: (params, context) -> params, applied after the last step; None for nothing.
   """
   begin: Callable[[TrainState], TrainState]
   run: Callable[..., tuple[TrainState, StepMetrics]]
@@ -42,16 +42,16 @@ class StagePrograms:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """All programs of training; each compiles at its first use, none compiles anew from task to task.
+  """All programs of training; each is compiled at its first use and never again for another task.
 
   Attributes:
-    data: the training pictures, on every device; None where they travel.
-    feed: what each call of a stage's program reads (see data.feed).
-    steps_per_call: the most steps of one call.
+    data: the training pictures, on every device; None if they are transferred per call.
+    feed: provides the inputs of each call of a stage's program (see data.feed).
+    steps_per_call: the largest number of steps in one call.
     init: root -> TrainState, with root = jax.random.key(seed) on every device.
     begin_task: (params, batch_stats, context, root) -> (params with new columns, teacher). The teacher is a copy,
       since the state's own arrays are donated to the next step.
-    fold_teacher: teacher -> the same network without batch norm, as the stages' programs take it.
+    fold_teacher: teacher -> the same network with batch norm folded, as the stages' programs take it.
     stages: in the method's order.
     features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
   """
@@ -66,7 +66,7 @@ class Programs:
 
 
 def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> Programs:
-  """Binds the programs and how pictures reach them."""
+  """Builds the programs and the feed that gives them pictures."""
   config, devices = experiment.config, experiment.devices
   path, streamed = experiment.path[0], isinstance(pictures, stream.Originals)
   everywhere = experiment.root.sharding
@@ -104,7 +104,7 @@ def _stage(experiment: Experiment, index: int, streamed: bool, order: program.Or
   step = make_train_step(
       model=experiment.model, method=experiment.method, stage=stage, tx=experiment.optimizer(stage),
       axis_name=parallel.AXIS,
-      # Streamed pictures are views already.
+      # Streamed pictures are already augmented.
       augment=(lambda keys, images, sizes: plain(images, sizes)) if streamed else augment.make_augment(
           config.augmentation, **view))
 
@@ -120,7 +120,7 @@ def _stage(experiment: Experiment, index: int, streamed: bool, order: program.Or
 
 def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
               ) -> Callable[[TrainState, np.ndarray], np.ndarray]:
-  """Programs.features; `data` are the pictures on the devices where they stay there."""
+  """Programs.features; `data` holds the pictures if they stay on the devices, else None."""
   config, source, devices = experiment.config, experiment.source, experiment.devices
   streamed = isinstance(pictures, stream.Originals)
   capacity = experiment.capacity if data is not None else _looked_at_together(experiment)
@@ -147,16 +147,16 @@ def _features(experiment: Experiment, pictures: Data | stream.Originals, data: D
 
 
 def _looked_at_together(experiment: Experiment) -> int:
-  """Pictures that are looked at in one call where they travel: whole rounds of blocks, as on the resident path."""
+  """Pictures per call if they are transferred: one block for each device, so blocks equal those of resident data."""
   return experiment.config.evaluation_block * len(experiment.devices)
 
 
 def make_evaluator(experiment: Experiment, pictures: Data, *, split: str = "test"
                    ) -> Callable[[dict, int], np.ndarray]:
-  """Puts a split onto the devices; returns count(network, tasks done) -> int [scores, 3, classes].
+  """Puts a split on the devices; returns count(network, tasks done) -> int [scores, 3, classes].
 
-  `network` is {"params", "batch_stats", "carry"}; `split` is what pictures.load gave the pictures for: test pictures
-  are cropped already. Rows of the counts: correct among all seen classes, correct among the own task's, images.
+  `network` is {"params", "batch_stats", "carry"}; `split` is the one given to pictures.load (test pictures are already
+  cropped). Rows of the counts: correct among all seen classes, correct among the classes of the image's task, images.
   """
   config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
                                     experiment.scenario)
@@ -171,7 +171,7 @@ def make_evaluator(experiment: Experiment, pictures: Data, *, split: str = "test
   def count(network: dict, tasks_done: int) -> np.ndarray:
     plan: StagePlan = experiment.plans[tasks_done - 1].stages[0]
     context = parallel.replicate(plan.context, devices)
-    # Pictures lie in learning order, so those of the seen classes come first.
+    # Pictures are in learning order, so those of the seen classes come first.
     stop = int(np.searchsorted(pictures.labels, plan.task.stop))
     if resides:
       counts = np.asarray(evaluate(network, data, context, parallel.replicate(np.int32(stop), devices)))

@@ -1,4 +1,4 @@
-"""The one pytree that a train step takes and returns."""
+"""The pytree that a train step takes and returns."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import jax
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that the next step needs and that changes from step to step.
+  """Everything that changes from step to step.
 
   Attributes:
-    step: int32 scalar, steps done since the run began.
+    step: int32 scalar, steps since the start of the run.
     params: {"backbone": ..., "classifier": parameters of the head} float32.
     batch_stats: running means and variances of the backbone, float32.
-    opt_state: of the optax transformation; fresh at each stage.
-    rule: state of the head's gradient rule, such as Phi of Gradient Reweighting; fresh at each stage, () without.
+    opt_state: of the optax transformation; new in each stage.
+    rule: state of the head's gradient rule, such as Phi of Gradient Reweighting; new in each stage; () without a rule.
   """
   step: jax.Array
   params: Any

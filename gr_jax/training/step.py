@@ -1,4 +1,4 @@
-"""The train step (docs/method.md sections 4 to 6); knows no method by name."""
+"""The train step (docs/method.md sections 4 to 6), independent of the method."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Augment = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class StepMetrics(NamedTuple):
-  """Of one step, or summed over `steps` of them; float32.
+  """Metrics of one step, or summed over `steps` steps; float32.
 
   Attributes:
     steps: scalar.
-    losses: name -> scalar, for every term of the stage; 0 for one that needs a teacher where there is none.
-    reports: what the method reports, by name: scalars or [classes].
+    losses: name -> scalar, for every term of the stage; 0 for a term that needs a teacher if there is none.
+    reports: the method's reports by name: scalars or [classes].
   """
   steps: jax.Array
   losses: dict[str, jax.Array]
@@ -38,21 +38,21 @@ class StepMetrics(NamedTuple):
 def make_train_step(
     *, model: nn.Module, method: Method, stage: Stage, tx: optax.GradientTransformationExtraArgs,
     augment: Augment | None = None, axis_name: str | None = None) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """Binds what is fixed for a stage; returns the pure step.
+  """Binds everything that is fixed for a stage; returns the pure step.
 
   Args:
     model: Linen backbone, called (images, train=bool) -> (features [batch, features], maps); batch norm in it must
       carry `axis_name`.
-    method, stage: what is minimised, and which stage of the method this is.
-    tx: gradient -> update, with the learning rate; called with `epoch`.
-    augment: (keys [batch], images [batch, ...], sizes [batch, 2]) -> model inputs; None: the images as they are, of
-      any dtype, as float32.
+    method, stage: the method and the stage to train.
+    tx: gradient -> update, learning rate included; called with `epoch`.
+    augment: (keys [batch], images [batch, ...], sizes [batch, 2]) -> model inputs; None: the unchanged images as
+      float32.
     axis_name: the pmap axis; None outside pmap.
 
   Returns:
-    step(state, teacher, context, data, batch, key, epoch) -> (next state, metrics), where `teacher` is {"params",
-    "batch_stats"} of the previous task's model, best `models.fold_teacher` of it, or None; `batch` [local batch] int32
-    are this device's rows of `data`; `key` is that of the step. Every result is equal on all devices.
+    step(state, teacher, context, data, batch, key, epoch) -> (next state, metrics). `teacher` is {"params",
+    "batch_stats"} of the previous task's model, preferably folded (folding.fold_teacher), or None; `batch` [local
+    batch] int32 holds this device's rows of `data`; `key` is the step's key. All results are equal on all devices.
   """
   def step(state: TrainState, teacher: Any, context: Context, data: Data, batch: jax.Array, key: jax.Array,
            epoch: jax.Array) -> tuple[TrainState, StepMetrics]:
@@ -64,7 +64,7 @@ def make_train_step(
         state.params["classifier"], features)
     target = None if teacher is None else _teach(model, method, teacher, x, context)
 
-    # All losses meet at the outputs, so one backward pass through the backbone serves them all.
+    # All losses are functions of the outputs, so one backward pass through the backbone is enough.
     values, head_grads, on_encoded = {}, {}, []
     for name, loss in stage.losses.items():
       if loss.teacher and target is None:
@@ -75,7 +75,7 @@ def make_train_step(
       on_encoded.append((on_features, pull.maps))
     grads = {} if back_to_backbone is None else {"backbone": back_to_backbone(_sum(on_encoded))}
 
-    # Averaged once, before any norm is taken: the norm of a mean is not the mean of the norms.
+    # Averaged once, before any norm: the norm of a mean is not the mean of the norms.
     if axis_name is not None:
       grads, head_grads, values = jax.lax.pmean((grads, head_grads, values), axis_name)
     total, rule_state = _sum(list(head_grads.values())), state.rule
@@ -100,7 +100,7 @@ def make_train_step(
 
 
 def trained_params(params: dict, stage: Stage) -> dict:
-  """The part of the parameters that a stage's optimizer holds."""
+  """The parameters that a stage's optimizer updates."""
   return params if stage.backbone == "train" else {"classifier": params["classifier"]}
 
 
@@ -115,7 +115,7 @@ def _inputs(data: Data, batch: jax.Array, key: jax.Array, augment: Augment | Non
   images = data.images[batch]
   if augment is None:
     return images.astype(jnp.float32)
-  # A key for each place in the global batch: how many devices share it changes nothing.
+  # One key per place in the global batch, so that the number of devices does not matter.
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch.size
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch.size))
   return augment(keys, images, data.sizes[batch])
@@ -123,7 +123,7 @@ def _inputs(data: Data, batch: jax.Array, key: jax.Array, augment: Augment | Non
 
 def _encode(model: nn.Module, method: Method, stage: Stage, network: dict, x: jax.Array
             ) -> tuple[tuple[jax.Array, tuple], Callable[[Any], Any] | None, Any]:
-  """((features, maps), cotangent of them -> gradient of the backbone or None where it is frozen, batch_stats)."""
+  """((features, maps), their cotangent -> gradient of the backbone, or None if it is frozen, batch_stats)."""
   if stage.backbone == "frozen":
     features, maps = jax.lax.stop_gradient(model.apply(network, x, train=False))
     return (features, maps if method.uses_maps else ()), None, network["batch_stats"]
@@ -137,7 +137,7 @@ def _encode(model: nn.Module, method: Method, stage: Stage, network: dict, x: ja
 
 
 def _teach(model: nn.Module, method: Method, teacher: Any, x: jax.Array, context: Context) -> Outputs:
-  """The previous model's outputs, without gradient."""
+  """Outputs of the previous model, without gradient."""
   variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
   features, maps = model.apply(variables, x, train=False)
   found = method.head.apply(teacher["params"]["classifier"], features, context)
@@ -149,7 +149,7 @@ def _sum(trees: list[Any]) -> Any:
 
 
 def _where_trained(after: dict, before: dict, stage: Stage, context: Context) -> dict:
-  """The head after the update where the stage trains it; without a mask of its own, in seen columns."""
+  """The updated head where the stage trains it, else the old one; stages without a mask train the seen columns."""
   usual = {"kernel": context.seen, "bias": context.seen}
   masks = usual if stage.trainable is None else stage.trainable(before, context)
   return {name: jnp.where(masks[name], after[name], before[name]) if name in masks else after[name] for name in after}

@@ -131,7 +131,7 @@ def test_calls_are_short_where_pictures_travel():
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"pictures": "stream"}, "pictures is 'stream', but the pictures of digits have one size"),
+    ({"pictures": "stream"}, "pictures is 'stream', but the pictures of digits are small and all of one size"),
     ({"pictures": "prefetch", "replicas": 2}, "pictures is 'prefetch', but 2 replicas")])
 def test_refusals(changes, words):
   with pytest.raises(UserError, match=words):

@@ -54,7 +54,7 @@ print(library.describe())
 """, given)
   assert flags.startswith(given) and flags.count(FLAG) == 1
   assert used == "XLA"
-  assert said == f"convolutions: XLA (oneDNN is off or has no form for this processor; XLA_FLAGS is '{flags}')"
+  assert said == f"convolutions: XLA (oneDNN is off or does not support this processor; XLA_FLAGS is '{flags}')"
 
 
 @needs_onednn
@@ -75,7 +75,7 @@ print(library.in_use())
 print(library.describe())
 """)
   assert (flags, used) == ("None", "XLA")
-  assert said.startswith("convolutions: XLA (JAX had started before oneDNN")
+  assert said.startswith("convolutions: XLA (JAX was initialised before oneDNN")
   # The remedy, to be copied.
   assert f"XLA_FLAGS='{FLAG}=true " in said
 
@@ -93,7 +93,7 @@ print(os.environ.get("XLA_FLAGS"))
 print(library.describe())
 """)
   assert flags == "None"
-  assert said == "convolutions: XLA (oneDNN, which is faster, comes with jaxlib 0.12 and Python 3.12)"
+  assert said == "convolutions: XLA (oneDNN is faster; it needs jaxlib 0.12 and Python 3.12 or newer)"
 
 
 def test_a_jaxlib_that_does_not_know_the_flag_goes_on():
@@ -109,7 +109,7 @@ print(jax.numpy.ones(3).sum())
 print(library.describe())
 """)
   assert (flags, number) == ("None", "3.0")
-  assert said == "convolutions: XLA (jaxlib 0.99.0 does not know the flag xla_cpu_no_such_flag_at_all)"
+  assert said == "convolutions: XLA (jaxlib 0.99.0 does not have the flag xla_cpu_no_such_flag_at_all)"
 
 
 @needs_onednn

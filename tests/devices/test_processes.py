@@ -84,7 +84,7 @@ def test_processes_and_devices_change_nothing(tmp_path):
     (["--config.momentum=0.8", "--config.steps_per_call=7"],
      ["steps_per_call: 100 in process 0, 7 in process 1", "momentum: 0.9 in process 0, 0.8 in process 1"]),
     (["--config.data_dir={tmp}/other"], ["digest of the images: ", "in process 1"]),
-    (["--config.data_dir={tmp}/none"], ["process 1 of 2 cannot go on: ", "{tmp}/none"])],
+    (["--config.data_dir={tmp}/none"], ["process 1 of 2 cannot continue: ", "{tmp}/none"])],
     ids=["config", "data", "no data"])
 def test_processes_that_differ_refuse_to_start(tmp_path, change, words):
   flags = list(SHORT)
@@ -160,7 +160,7 @@ def test_waiting_for_a_process_that_does_not_come_has_an_end(tmp_path):
 
 def test_auto_on_a_plain_machine(tmp_path):
   done = runs.run("main", *SHORT, "--config.distributed=auto", f"--workdir={tmp_path}")
-  assert done.returncode == 2 and "no cluster is found" in done.stderr and "leave it 'off'" in done.stderr
+  assert done.returncode == 2 and "no cluster was found" in done.stderr and "set it to 'off'" in done.stderr
 
 
 def test_replicas_want_one_process(tmp_path):
