@@ -51,7 +51,7 @@ def test_damaged_folder_is_not_called_prepared(tmp_path):
   folder = builders.cifar100(tmp_path, per_class=1)
   (folder / "cifar100-test.array_record-00000-of-00001").unlink()
   message = refused("cifar100", tmp_path)
-  assert "no image file where one should be" in message
+  assert "which dataset_info.json lists, is missing" in message
   assert f"remove the folder {folder} and prepare it again: python -m gr_jax.prepare cifar100" in message
 
 

@@ -1,1 +1,1 @@
-"""From files to arrays on the device: sources, decoded pictures, augmentation, feeding."""
+"""From files to arrays on the device: sources, decoding, cache, augmentation, transfer."""

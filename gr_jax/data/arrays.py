@@ -1,4 +1,4 @@
-"""Arrays on the device that hold pictures, and the rows of them that take part."""
+"""Device arrays that hold pictures, and the rows of them that a stage uses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 
 
 class Data(NamedTuple):
-  """What stays on the device for the whole run.
+  """Pictures with their sizes and labels.
 
   Attributes:
-    images: [images, height, width, channels] uint8, or whatever the model takes where nothing augments.
-    sizes: [images, 2] int32, height and width of the original picture, in whose geometry boxes are drawn.
+    images: [images, height, width, channels] uint8, or model inputs if there is no augmentation.
+    sizes: [images, 2] int32, height and width of the original picture; boxes are drawn in its geometry.
     labels: [images] int32, classes in learning order.
   """
   images: jax.Array
@@ -21,6 +21,6 @@ class Data(NamedTuple):
 
 
 class Pool(NamedTuple):
-  """The rows of `Data` that are present in a task: rows [capacity] int32, of which the first `size` count."""
+  """The rows of `Data` that a stage uses: rows [capacity] int32, of which the first `size` are valid."""
   rows: jax.Array
   size: jax.Array

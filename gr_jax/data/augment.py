@@ -18,9 +18,9 @@ _LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
 # Zeros around a CIFAR picture before the crop.
 _PAD = 4
-# Purpose of a picture's key, apart from those of split.
+# fold_in number for a picture's cutout key, beside the two keys from split.
 _CUTOUT = 2
-# The central crop's side over the short side (docs/method.md section 6: 224 of 256).
+# Side of the central crop over the picture's short side (docs/method.md section 6: 224 of 256).
 _CENTRAL_SHARE = 224 / 256
 
 
@@ -32,11 +32,11 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """The box of a random resized crop.
 
-  Area share U(0.08, 1), log aspect ratio U(log 3/4, log 4/3), rounded to integers; the first of ten draws that
-  fits, else the largest central box within the aspect limits; offsets uniform integers.
+  Area share U(0.08, 1), log aspect ratio U(log 3/4, log 4/3), rounded to integers. Takes the first of ten draws that
+  fits, else the largest central box within the aspect limits. Offsets are uniform integers.
 
   Args:
-    key: of this image.
+    key: of the image.
     size: [2] int32, height and width of the picture.
 
   Returns:
@@ -51,7 +51,7 @@ def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax
   heights = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
   fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
   first = jnp.argmax(fits)
-  # No draw fits only in pictures far from square: then the long side is cut to the aspect limit.
+  # All draws can fail only for pictures far from square; then the long side is cut to the aspect limit.
   narrow, wide = math.exp(_LOG_ASPECT[0]), math.exp(_LOG_ASPECT[1])
   central_width = jnp.minimum(width, jnp.round(height * wide).astype(jnp.int32))
   central_height = jnp.minimum(height, jnp.round(width / narrow).astype(jnp.int32))
@@ -66,12 +66,12 @@ def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax
 
 
 def resize_weights(start: jax.Array, length: jax.Array, taps: int, out: int) -> jax.Array:
-  """One axis of crop-then-resize, antialiased bilinear, as a matrix [out, taps] float32.
+  """Crop and antialiased bilinear resize along one axis, as a matrix [out, taps] float32.
 
-  Taps outside the box weigh nothing and rows are renormalised, so no pixel beyond the crop is mixed in.
+  Pixels outside the box have weight 0 and rows are renormalised, so no pixel outside the crop is mixed in.
 
   Args:
-    start, length: of the box along this axis, in pixels of the stored array; may be fractions.
+    start, length: of the box along this axis, in pixels of the stored array; may be fractional.
     taps: pixels of the stored array along this axis.
     out: pixels of the result.
   """
@@ -82,7 +82,7 @@ def resize_weights(start: jax.Array, length: jax.Array, taps: int, out: int) -> 
   weights = jnp.maximum(0.0, 1.0 - jnp.abs(pixels[None, :] - centres[:, None]) / reach)
   weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0.0)
   total = jnp.sum(weights, axis=1, keepdims=True)
-  # A box thinner than a stored pixel, of an extremely long picture, may hold no pixel's centre.
+  # In an extremely long picture, a box may be thinner than a stored pixel and contain no pixel centre.
   nearest = jax.nn.one_hot(jnp.clip(jnp.floor(centres), 0, taps - 1).astype(jnp.int32), taps)
   return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), nearest)
 
@@ -95,19 +95,20 @@ def crop_and_resize(image: jax.Array, rows: jax.Array, columns: jax.Array) -> ja
 
 def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tuple[float, ...],
                  ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-  """The training view of a picture.
+  """Makes the training augmentation.
 
   Args:
-    kind: "none"; "shift": zeros of an eighth of the side around it, then a random crop of its size;
-      "pad_resized_crop_flip": CIFAR's; "pad_resized_crop_flip_cutout": then the mean colour in a square of half the
-      side, less what of it lies outside (DeVries and Taylor, 2017); "resized_crop_flip": that of large pictures.
+    kind: "none"; "shift": zero padding of an eighth of the side, then a random crop of the original size;
+      "pad_resized_crop_flip": for CIFAR; "pad_resized_crop_flip_cutout": the same, then a square of half the side,
+      clipped at the borders, is filled with the mean colour (DeVries and Taylor, 2017); "resized_crop_flip": for large
+      pictures.
     image_size: side of the result.
     mean, std: of the channels.
 
   Returns:
     augment(keys [batch], images [batch, height, width, channels] uint8, sizes [batch, 2] int32)
-    -> [batch, image_size, image_size, channels] float32; raises UserError where the kind cannot take the
-    images' size.
+    -> [batch, image_size, image_size, channels] float32; raises UserError if the kind does not support the images'
+    size.
   """
   def shift(key, image, size):
     del size
@@ -119,13 +120,13 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
   def resized_crop(key, image, size, pad):
     for_box, for_flip = jax.random.split(key)
     top, left, height, width = draw_box(for_box, size + 2 * pad)
-    # From pixels of the original picture to those of the stored array.
+    # Scales pixels of the original picture to pixels of the stored array.
     shrink = jnp.asarray(image.shape[:2]) / size
 
     def weights(axis, start, length):
       taps = image.shape[axis] + 2 * pad
       matrix = resize_weights(start * shrink[axis], length * shrink[axis], taps, image_size)
-      # The padding is black: its taps share in the weights, its pixels add nothing.
+      # The padding is black: its pixels count in the normalisation of the weights but add nothing.
       return matrix[:, pad:taps - pad]
 
     rows, columns = weights(0, top, height), weights(1, left, width)
@@ -133,7 +134,7 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
     return crop_and_resize(image, rows, columns)
 
   def cutout(key, image, size):
-    # A key of its own: box and flip stay those of the kind without it.
+    # A separate key, so that box and flip equal those of the kind without cutout.
     centre = jax.random.randint(jax.random.fold_in(key, _CUTOUT), (2,), 0, image_size)
     near = [(-half <= away) & (away < half) for away in jnp.arange(image_size) - centre[:, None]]
     inside = near[0][:, None] & near[1][None, :]
@@ -146,10 +147,10 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
          "resized_crop_flip": lambda *args: resized_crop(*args, pad=0)}[kind]
 
   def augment(keys: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
-    # The others know one size only: squeezed pictures would reach the model squeezed and too large.
+    # The other kinds do not resize: squeezed pictures would reach the model squeezed and too large.
     if kind != "resized_crop_flip" and images.shape[1:3] != (image_size, image_size):
-      raise UserError(f"augmentation is {kind!r}, which takes pictures of {image_size}x{image_size} pixels; "
-                      f"these are kept at {images.shape[1]}x{images.shape[2]}, so set "
+      raise UserError(f"augmentation is {kind!r}, which takes pictures of {image_size}x{image_size} pixels, but "
+                      f"these are stored at {images.shape[1]}x{images.shape[2]}; set "
                       f"--config.augmentation=resized_crop_flip")
     return normalise(jax.vmap(one)(keys, images, sizes), mean, std)
 
@@ -158,12 +159,12 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
 
 def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ...], cropped: bool,
                ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-  """The view for features and evaluation.
+  """Makes the preprocessing for features and evaluation.
 
   Args:
     image_size, mean, std: see `make_augment`.
-    cropped: whether the pictures are views already, which are taken as they are; else they are squeezed whole, and
-      the central crop is taken from them.
+    cropped: whether the pictures are final views, which are only normalised; else they are whole pictures squeezed
+      into a square, and the central crop is taken.
 
   Returns:
     plain(images [batch, height, width, channels] uint8, sizes [batch, 2] int32) -> [batch, image_size,

@@ -1,18 +1,18 @@
-"""Decode once: pictures of mixed sizes as one array on the disk, made by many processes, opened in an instant.
+"""The picture cache: pictures of mixed sizes are decoded once, by several processes, into one memory-mapped array.
 
-An entry is a folder whose name holds the format's version and a key: the SHA-256 of everything that decides its
-content (data set, files, ids in order, view, size). It is built under another name and renamed when it is complete,
-so a kill in the middle leaves nothing that is taken for an entry; a lock that dies with its process keeps a second
-job from building the same one. At each opening the record, the shapes, the two small arrays (SHA-256) and the CRC-32
-of up to 64 pictures are checked; all pictures are not, since that would read the whole file.
+An entry is a folder. Its name contains the format's version and a key: the SHA-256 of everything that determines the
+content (data set, files, ids in order, view, size). It is built under another name and renamed when complete, so a
+kill leaves no incomplete entry; a lock, released when its process ends, prevents a second job from building the same
+entry. On opening, the record, the shapes, the two small arrays (SHA-256) and the CRC-32 of up to 64 pictures are
+checked. Checking all pictures would mean reading the whole file.
 
-A box is drawn in the original picture's geometry. Each of its edges is multiplied by stored side over original side of
-its axis, and the fractional box is resized from the stored square; squeezing the axes apart is undone by that. What is
-lost is sharpness where a box is smaller than the view. On crops at 224 pixels from scikit-learn's two photographs
-(427 x 640 and their 375 x 500 corners, 160 drawn boxes) the mean difference to the crop of the original was 3.8 grey
-levels at a stored side of 256, 2.8 at 320, 2.1 at 384, 1.7 at 448; on crops of ten photographs, sides of 300 to 600,
-some enlarged, 2.1, 1.4, 1.0 and 0.8 (`python tests/strip.py FILE.png`, which also draws them; 2026-11-21). 28,000
-pictures take 5.5, 8.6, 12.4 and 16.9 GB (10^9 bytes). The 224-pixel configs keep 320.
+Boxes are drawn in the geometry of the original picture. Their edges are multiplied by stored side over original side,
+per axis, and the fractional box is resized from the stored square, which undoes the squeezing. The cost is sharpness
+where a box is smaller than the view. On crops at 224 pixels from scikit-learn's two photographs (427 x 640 and their
+375 x 500 corners, 160 drawn boxes) the mean difference to the crop of the original was 3.8 grey levels at a stored
+side of 256, 2.8 at 320, 2.1 at 384, 1.7 at 448; on crops of ten photographs, sides of 300 to 600, some enlarged, 2.1,
+1.4, 1.0 and 0.8 (`python tests/strip.py FILE.png`, which also draws them; 2026-11-21). 28,000 pictures take 5.5, 8.6,
+12.4 and 16.9 GB (10^9 bytes). The 224-pixel configs store 320.
 """
 
 from __future__ import annotations
@@ -37,49 +37,50 @@ from gr_jax.data import workers
 from gr_jax.data.sources.base import Split
 from gr_jax.errors import UserError
 
-# Part of the name of every entry: raise it whenever the same key would mean other bytes.
+# Part of the name of every entry: increase it if the same key would stand for other bytes.
 FORMAT = 1
 _AT_ONCE = 16
 _CHECKED = 64
-# Of the record and the two small arrays, beside the images.
+# Bytes for the record and the two small arrays.
 _MARGIN = 2**20
-# Long side over short side, from which on a picture is cut before its central crop.
+# Pictures with a larger ratio of long to short side are cut before the central crop.
 _LONG = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class View(NamedTuple):
-  """What is kept of a picture: "squeezed" whole into a square, its central "crop", or only its "size"."""
+  """What is stored of a picture: all of it "squeezed" into a square, its central "crop", or only its "size"."""
   kind: str
   side: int
 
 
 class Cached(NamedTuple):
-  """Pictures of an entry: images [images, side, side, channels] uint8, memory-mapped ([images, 0, 0, channels] where
-  only sizes are kept); sizes [images, 2] int32, height and width of the originals."""
+  """Pictures of an entry: images [images, side, side, channels] uint8, memory-mapped ([images, 0, 0, channels] if only
+  sizes are stored); sizes [images, 2] int32, height and width of the originals."""
   images: np.ndarray
   sizes: np.ndarray
 
 
-# Short side before the central crop, over the crop's side (docs/method.md section 6: 256 and 224).
+# Short side before the central crop over side of the crop (docs/method.md section 6: 256 and 224).
 RESIZE_OVER_CROP = 256 / 224
 
 
 def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
-  """The whole picture [height, width, channels], antialiased bilinear, as [side, side, channels] uint8."""
+  """Resizes the whole picture [height, width, channels], antialiased bilinear, to [side, side, channels] uint8."""
   return np.asarray(PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.BILINEAR))
 
 
 def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
-  """Short side to side * 256 / 224, then the central [side, side, channels] uint8 (docs/method.md section 6)."""
+  """Resizes the short side to side * 256 / 224, then takes the central [side, side, channels] uint8 (docs/method.md
+  section 6)."""
   height, width = picture.shape[:2]
   if max(height, width) > _LONG * min(height, width):
-    # Enlarged as a whole, a strip would fill the memory; nothing beyond the middle is seen.
+    # A long strip enlarged as a whole would fill the memory; only the middle is needed.
     top, left = (max(0, (n - _LONG * min(height, width)) // 2) for n in (height, width))
     picture = picture[top:height - top, left:width - left]
     height, width = picture.shape[:2]
   short = round(side * RESIZE_OVER_CROP)
-  # In whole numbers: 98 x (256 / 49) is 511.99... in floating point.
+  # Integer arithmetic: 98 x (256 / 49) is 511.99... in floating point.
   size = tuple(short * n // min(height, width) for n in (width, height))
   resized = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR)
   left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
@@ -87,15 +88,15 @@ def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def fitted(picture: np.ndarray, view: View) -> np.ndarray:
-  """The view of a picture, "squeezed" or "crop"."""
+  """The view "squeezed" or "crop" of a picture."""
   return {"squeezed": squeeze, "crop": central_crop}[view.kind](picture, view.side)
 
 
 def folders(cache_dir: str | None, data_folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
-  """Where entries may be, in the order in which they are looked for and built.
+  """Folders for entries, in the order in which they are tried.
 
   Args:
-    cache_dir: the user's choice; None: beside the data, else (where that cannot be written) a folder of this user's.
+    cache_dir: the user's choice; None: beside the data or, if that cannot be written, in the user's cache folder.
     data_folder: of the data set.
   """
   if cache_dir is not None:
@@ -105,7 +106,7 @@ def folders(cache_dir: str | None, data_folder: pathlib.Path) -> tuple[pathlib.P
 
 
 def entry_name(name: str, split: Split, rows: Sequence[int], view: View) -> str:
-  """The name of an entry: readable, with the format's version and the key."""
+  """The name of an entry, with the format's version and the key."""
   content = hashlib.sha256(json.dumps([name, split.fingerprint, *view, len(rows)]).encode())
   for row in rows:
     content.update(split.ids[row].encode() + b"\0")
@@ -114,21 +115,21 @@ def entry_name(name: str, split: Split, rows: Sequence[int], view: View) -> str:
 
 def load(split: Split, rows: Sequence[int], view: View, *, name: str, channels: int, places: Sequence[pathlib.Path],
          progress: Callable, say: Callable[[str], None], timeout: float) -> Cached:
-  """The entry of these pictures, built where it is missing.
+  """Opens the entry of these pictures; builds it if it is missing.
 
   Args:
-    split: pictures come from here; other processes open it too, so it must pickle.
+    split: source of the pictures; must pickle, since worker processes open it too.
     rows: of the split, in the order of the result.
-    view: what is kept.
+    view: what is stored.
     name: of the data set.
     channels: of a picture.
     places: see `folders`.
-    progress: wraps the iteration over finished pictures while an entry is built.
-    say: takes a line for the log.
+    progress: wraps the iteration over decoded pictures while an entry is built.
+    say: receives log lines.
     timeout: see workers.results.
 
   Raises:
-    UserError: no place can be written, the disk is full, a picture or an entry is damaged, a process died or hangs.
+    UserError: no folder can be written, the disk is full, a picture or an entry is damaged, a process died or hangs.
   """
   entry = entry_name(name, split, rows, view)
   shape = (len(rows), *((0, 0) if view.kind == "size" else (view.side,) * 2), channels)
@@ -137,14 +138,14 @@ def load(split: Split, rows: Sequence[int], view: View, *, name: str, channels: 
       return _open(place / entry, shape)
   place = writable(places)
   with locked(place / f"{entry}.lock", say):
-    # Another job may have built it while this one waited.
+    # Another job may have built it during the wait.
     if not (place / entry).is_dir():
       _build(split, rows, view, shape, place / entry, progress, say, timeout)
   return _open(place / entry, shape)
 
 
 def writable(places: Sequence[pathlib.Path]) -> pathlib.Path:
-  """The first of these folders that can be written, made where it is missing; UserError where none can."""
+  """The first of these folders that can be written, created if missing; raises UserError if there is none."""
   errors = []
   for place in places:
     try:
@@ -154,31 +155,31 @@ def writable(places: Sequence[pathlib.Path]) -> pathlib.Path:
       errors.append(f"{place} cannot be written")
     except OSError as error:
       errors.append(str(error))
-  raise UserError(f"no folder for the cache of pictures ({'; '.join(errors)}); name one with --config.cache_dir, or "
+  raise UserError(f"no folder for the picture cache ({'; '.join(errors)}); set one with --config.cache_dir, or "
                   f"decode at every start with --config.cache_dir=off")
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
-  """Waits until no other job builds the entry."""
+  """Holds the lock of an entry; waits while another job builds it."""
   waiting = f"another job is decoding the same pictures into {path.parent}; waiting for it"
   with contextlib.ExitStack() as stack:
     try:
       stack.enter_context(files.locked(path, lambda: say(waiting)))
     except OSError as error:
-      raise UserError(f"{path.parent} cannot be locked ({error.strerror}), as some network folders cannot; name "
-                      f"another with --config.cache_dir") from error
+      raise UserError(f"{path.parent} cannot be locked ({error.strerror}); some network file systems do not support "
+                      f"locks: choose another folder with --config.cache_dir") from error
     yield
 
 
 def _build(split: Split, rows: Sequence[int], view: View, shape: tuple[int, ...], folder: pathlib.Path,
            progress: Callable, say: Callable[[str], None], timeout: float) -> None:
   partial = folder.with_name(f"{folder.name}.partial")
-  # What a kill in the middle left; the lock is ours, so nobody is at work on it.
+  # Left over from a killed job; we hold the lock, so nobody is using it.
   shutil.rmtree(partial, ignore_errors=True)
   needed, free = int(np.prod(shape)) + _MARGIN, shutil.disk_usage(folder.parent).free
-  full = (f"{folder.parent} has {free / 1e9:.3f} GB free, the cache of {len(rows)} pictures takes "
-          f"{needed / 1e9:.3f} GB; make room, name another folder with --config.cache_dir, or lower "
+  full = (f"{folder.parent} has {free / 1e9:.3f} GB free, but the cache of {len(rows)} pictures needs "
+          f"{needed / 1e9:.3f} GB; free disk space, choose another folder with --config.cache_dir, or lower "
           f"--config.stored_size")
   if free < needed:
     raise UserError(full)
@@ -188,7 +189,7 @@ def _build(split: Split, rows: Sequence[int], view: View, shape: tuple[int, ...]
     partial.mkdir()
     images = partial / "images.npy"
     np.lib.format.open_memmap(images, "w+", np.uint8, shape).flush()
-    # Real blocks, not a hole: a full disk is noticed here and not as a bus error in the middle.
+    # Allocates real blocks instead of a sparse file: a full disk is reported here, not as a bus error later.
     with open(images, "r+b") as file:
       os.posix_fallocate(file.fileno(), 0, images.stat().st_size)
     sizes, sums = np.zeros((len(rows), 2), np.int32), np.zeros(len(rows), np.uint32)
@@ -219,7 +220,7 @@ def _sha256(path: pathlib.Path) -> str:
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# Of a worker process: set once by `_begin`.
+# In a worker process; set once by `_begin`.
 _work: tuple[Split, np.ndarray, View] | None = None
 
 
@@ -234,7 +235,7 @@ def _fill(block: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int], int]
   found = []
   for place, row in block:
     if view.kind == "size":
-      # From the header: a picture that is damaged further on is named when it is streamed.
+      # From the header only: damage in the rest of the file is reported when the picture is streamed.
       size = split.size(row)
     else:
       picture = split.image(row)
@@ -244,25 +245,25 @@ def _fill(block: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int], int]
 
 
 def _open(folder: pathlib.Path, shape: tuple[int, ...]) -> Cached:
-  """The entry, checked.
+  """Opens and checks an entry.
 
   Raises:
-    UserError: damaged; says to remove it.
+    UserError: it is damaged; the message says to remove it.
   """
   damaged = functools.partial(
-      "the cache {} is damaged ({}); remove that folder, and it is built again".format, folder)
+      "the cache {} is damaged ({}); remove that folder, then rerun the command to build it again".format, folder)
   try:
     record = json.loads((folder / "record.json").read_text())
     small = [_sha256(folder / name) for name in ("sizes.npy", "sums.npy")]
     sizes, sums = (np.load(folder / name) for name in ("sizes.npy", "sums.npy"))
-    # A mapping of nothing is refused by the system.
+    # The system cannot map an empty array.
     images = np.load(folder / "images.npy", mmap_mode="r" if np.prod(shape) else None)
     own = record["entry"] == folder.name and record["small"] == small
-  # NumPy reads an array's header as Python, and for a damaged one raises nearly anything.
+  # NumPy parses an array's header as Python, and a damaged one can raise nearly anything.
   except Exception as error:
     raise UserError(damaged(f"{type(error).__name__}: {error}".partition("\n")[0])) from error
   if not own:
-    raise UserError(damaged("its record does not fit its arrays"))
+    raise UserError(damaged("its record does not match its arrays"))
   if images.shape != shape or images.dtype != np.uint8 or sizes.shape != (shape[0], 2):
     raise UserError(damaged(f"its images are {images.shape}, not {shape}"))
   for place in np.unique(np.linspace(0, shape[0] - 1, min(_CHECKED, shape[0])).astype(int)):

@@ -1,8 +1,8 @@
-"""How pictures reach the train program: they stay on the device, or travel there a call ahead of it.
+"""How pictures reach the train program: they stay on the device, or are transferred one call ahead.
 
-All paths take the same rows in the same order under the same keys: the order of an epoch comes from data.order,
-and the step draws its boxes itself. So resident and prefetched runs are equal to the bit on one CPU device. Of pictures
-that travel, each device receives the rows that it works on, and each process reads those of its own devices.
+All paths use the same rows in the same order with the same keys: the order of an epoch comes from data.order, and the
+step draws its boxes. So resident and prefetched runs are bit-identical on one CPU device. When pictures are
+transferred, each device receives only its rows, and each process reads only the rows of its devices.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
 from gr_jax.scenario.plan import Chunk, StagePlan
 
-# Pictures of one call that travel together; the next call's are made ready beside them.
+# Bytes of pictures transferred for one call, at most; those of the next call are prepared at the same time.
 _CHUNK_BYTES = 2**29
-# Of the free memory; the rest is for activations, programs, and parameters.
+# Share of the free memory for pictures; the rest is for activations, programs and parameters.
 _SHARE = 0.6
 
 
 class Inputs(NamedTuple):
-  """What a call of the train program reads: steps first..stop-1 of the rows of `pool` in `data`.
+  """Inputs of a call of the train program: it runs steps first..stop-1 over the rows of `pool` in `data`.
 
-  Where pictures travel: steps 0..stop-1 of data that are split over the devices; `pool` is empty.
+  If pictures are transferred, `data` is split over the devices and holds steps 0..stop-1; `pool` is empty.
   """
   data: Data
   pool: Pool
@@ -39,13 +39,13 @@ class Inputs(NamedTuple):
 
 # (plan of a stage, NumPy pool, root, chunks) -> each chunk with its inputs.
 Feed = Callable[[StagePlan, Pool, jax.Array, Iterable[Chunk]], Iterator[tuple[Chunk, Inputs]]]
-# (rows of each call [steps, batch], its first global step, root, task) -> the pictures of each call, one after another:
-# arrays [this process's devices, steps * batch / devices, ...], see parallel.shares.
+# (rows of each call [steps, batch], first global step of each call, root, task) -> iterator over the pictures of
+# each call: arrays [this process's devices, steps * batch / devices, ...], see parallel.shares.
 Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Iterator[Data]]
 
 
 def free_bytes(device: jax.Device) -> int:
-  """Memory that new arrays on a device may take; on a CPU the machine's available memory over its devices."""
+  """Free memory of a device in bytes; on a CPU, the machine's available memory divided by its devices."""
   found = device.memory_stats() or {}
   if "bytes_limit" in found:
     return found["bytes_limit"] - found["bytes_in_use"]
@@ -55,26 +55,26 @@ def free_bytes(device: jax.Device) -> int:
 
 
 def choose(wanted: str, needed: int, free: int) -> tuple[str, str]:
-  """The path, and the line of the log that says why.
+  """Chooses the path; returns it with a log line that says why.
 
   Args:
-    wanted: "resident", "prefetch", "stream", or "auto": resident where the pictures fit, else prefetch.
-    needed, free: bytes of all pictures, and of the device.
+    wanted: "resident", "prefetch", "stream", or "auto": resident if the pictures fit, else prefetch.
+    needed, free: bytes of all pictures, and free bytes on the device.
   """
   sizes = f"{needed / 1e9:.2f} GB of pictures, {free / 1e9:.2f} GB free on the device"
   if wanted != "auto":
-    return wanted, f"pictures: {wanted}, as the config says ({sizes})"
+    return wanted, f"pictures: {wanted}, as set in the config ({sizes})"
   path = "resident" if needed <= _SHARE * free else "prefetch"
-  return path, f"pictures: {path} ({sizes}; resident takes at most {_SHARE:.0%} of that)"
+  return path, f"pictures: {path} ({sizes}; resident may use at most {_SHARE:.0%} of that)"
 
 
 def steps_together(steps_per_call: int, batch_bytes: int) -> int:
-  """Steps of one call whose pictures travel together."""
+  """Steps per call when pictures are transferred."""
   return max(1, min(steps_per_call, _CHUNK_BYTES // batch_bytes))
 
 
 def resident(data: Data, devices: Sequence[jax.Device]) -> Feed:
-  """Every call reads the same arrays, which are on the devices already."""
+  """A feed for which all pictures stay on the devices; every call reads the same arrays."""
   def feed(plan, pool, root, chunks):
     there = parallel.replicate(pool, devices)
     for chunk in chunks:
@@ -84,13 +84,13 @@ def resident(data: Data, devices: Sequence[jax.Device]) -> Feed:
 
 
 def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax.Device]) -> Feed:
-  """A thread reads the pictures of the next call and sends them off while the current call runs.
+  """A feed in which a thread reads and transfers the pictures of the next call while the current call runs.
 
   Args:
     read: see `Read`.
-    steps: the most of one call; shapes are those of so many, so that one program serves every chunk.
+    steps: the largest number per call; shorter chunks are padded to it, so that one program serves all.
     batch_size: global.
-    devices: where the pictures go.
+    devices: that receive the pictures.
   """
   count = steps * batch_size // len(devices)
   nothing = parallel.replicate(Pool(np.zeros(0, np.int32), np.int32(0)), devices)
@@ -98,7 +98,7 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
 
   def feed(plan, pool, root, chunks):
     chunks, orders = list(chunks), {}
-    # Of this process alone: a thread must not start programs that others take part in.
+    # Made local to this process: a thread must not start programs that span several processes.
     root = jax.random.wrap_key_data(np.asarray(jax.random.key_data(root)), impl=jax.random.key_impl(root))
     for epoch in sorted({chunk.epoch for chunk in chunks}):
       orders[epoch] = np.asarray(order_of(pool, root, plan.number, plan.index, epoch))
@@ -121,7 +121,7 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
 
 
 def gather(pictures: Data, mine: np.ndarray) -> Read:
-  """Reads pictures of the memory-mapped cache, or of any array in host memory; `mine`: see parallel.shares."""
+  """Reads pictures from the memory-mapped cache or any array in host memory; `mine`: see parallel.shares."""
   def read(rows, starts, root, task):
     for chosen in rows:
       yield rows_of(pictures, parallel.by_device(chosen, mine))
@@ -130,17 +130,17 @@ def gather(pictures: Data, mine: np.ndarray) -> Read:
 
 
 def rows_of(pictures: Data, rows: np.ndarray) -> Data:
-  """These rows as arrays of their own."""
+  """Copies these rows."""
   return Data(*(np.asarray(array[rows]) for array in pictures))
 
 
 def padded(data: Data, count: int, axis: int = 0) -> Data:
-  """Zeros after the last row, up to `count` rows along an axis."""
+  """Pads with zeros to `count` rows along an axis."""
   missing = count - data.labels.shape[axis]
   if not missing:
     return data
 
   def pad(array: np.ndarray) -> np.ndarray:
     return np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
-  # A size of zero would divide by zero where it is looked at.
+  # Sizes are at least 1, since they are divided by.
   return Data(pad(data.images), np.maximum(pad(data.sizes), 1), pad(data.labels))

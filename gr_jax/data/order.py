@@ -1,4 +1,4 @@
-"""The order in which an epoch takes its images; shared by the step and by pictures that travel."""
+"""The order of the images in an epoch, shared by the step and by the transfer of pictures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gr_jax.data.arrays import Pool
 
 
 def shuffled(pool: Pool, key: jax.Array) -> jax.Array:
-  """The pool's rows, shuffled; [capacity] int32, of which the first `size` count.
+  """The pool's rows, shuffled; [capacity] int32, of which the first `size` are valid.
 
-  No shape depends on how many rows there are, so no task compiles anything anew.
+  No shape depends on the number of rows, so no task needs a new compilation.
   """
   present = jnp.arange(pool.rows.size) < pool.size
   draws = jnp.where(present, jax.random.uniform(key, pool.rows.shape), 2.0)
@@ -20,5 +20,5 @@ def shuffled(pool: Pool, key: jax.Array) -> jax.Array:
 
 
 def epoch_order(pool: Pool, root: jax.Array, task: jax.Array | int, stage: int, epoch: jax.Array | int) -> jax.Array:
-  """`shuffled` with the key of an epoch of a stage."""
+  """`shuffled` with the key for an epoch of a stage."""
   return shuffled(pool, seeding.derive(seeding.of_stage(root, stage), task, epoch, seeding.ORDER))

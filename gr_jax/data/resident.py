@@ -1,7 +1,7 @@
-"""The scenario's pictures as arrays of one shape, ready to stay on the device for the whole run.
+"""The scenario's pictures as arrays of one shape, which can stay on the device for the whole run.
 
-Pictures of one size are kept as they are. Others are kept at a fixed square size, the whole picture squeezed
-into it, beside their original height and width: boxes are drawn in the original geometry and mapped.
+Pictures of one size are stored unchanged. Others are squeezed whole into a square, and their original height and width
+are stored too: boxes are drawn in the original geometry and then mapped to the square.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from gr_jax.data.sources.base import Source, Split
 from gr_jax.errors import UserError
 from gr_jax.scenario import Scenario
 
-# Decodes rows of a split to a view: cache.load with all else bound.
+# Decodes rows of a split to a view: cache.load with the other arguments bound.
 Decode = Callable[[Split, Sequence[int], View], Cached]
 
 
 def kept_side(image_size: int, stored_size: int | None) -> int:
-  """Side of the square at which training pictures of mixed sizes are kept."""
+  """Side of the square in which training pictures of mixed sizes are stored."""
   return stored_size or round(image_size * cache.RESIZE_OVER_CROP)
 
 
 def load_train(source: Source, scenario: Scenario, image_size: int, *, stored_size: int | None = None,
                holdout: bool = False, progress: Callable = lambda it, **_: it, decode: Decode | None = None) -> Data:
-  """The drawn training pictures (or the held-out ones), class after class in learning order.
+  """The drawn training pictures (or the held-out ones), sorted by class in learning order.
 
   Args:
     source, scenario: the data set and its draw.
-    image_size: of uniform pictures, and what others are kept for.
+    image_size: side of uniform pictures, or of the views made from others.
     stored_size: see `kept_side`.
-    holdout: the held-out pictures in place of the training ones.
+    holdout: load the held-out pictures instead of the training ones.
     progress: wraps the iteration over pictures.
-    decode: where pictures of mixed sizes come from; None: decoded here and now, in threads.
+    decode: provides pictures of mixed sizes; None: decode them here, in threads.
 
   Returns:
     Data of NumPy arrays: images [images, height, width, channels] uint8, sizes [images, 2] int32, labels
@@ -51,17 +51,17 @@ def load_train(source: Source, scenario: Scenario, image_size: int, *, stored_si
 
 def load_test(source: Source, scenario: Scenario, image_size: int, progress: Callable = lambda it, **_: it,
               decode: Decode | None = None) -> Data:
-  """All test pictures of the scenario's classes, class after class in learning order, cropped already."""
+  """All test pictures of the scenario's classes, sorted by class in learning order and cropped."""
   rows_of_class = [np.flatnonzero(source.test.labels == label) for label in scenario.class_order]
   missing = [name for name, rows in zip(scenario.class_names, rows_of_class) if not len(rows)]
   if missing:
-    raise UserError(f"{len(missing)} classes have no test image ({', '.join(missing[:5])}); prepare the full "
+    raise UserError(f"{len(missing)} classes have no test image ({', '.join(missing[:5])}); prepare the complete "
                     f"test split")
   return _load(source, source.test, rows_of_class, View("crop", image_size), image_size, progress, decode)
 
 
 def flat_rows(rows_of_class: Sequence) -> tuple[list[int], np.ndarray]:
-  """Rows of the split, class after class, and their labels [images] int32 in learning order."""
+  """Rows of the split, sorted by class, and their labels [images] int32 in learning order."""
   labels = np.repeat(np.arange(len(rows_of_class)), [len(rows) for rows in rows_of_class])
   return [int(row) for rows in rows_of_class for row in rows], labels.astype(np.int32)
 
@@ -81,11 +81,11 @@ def _load(source: Source, split: Split, rows_of_class: Sequence, view: View, ima
                       f"image_size is {image_size}; set --config.image_size={picture.shape[0]}")
     return (picture if source.uniform else cache.fitted(picture, view)), picture.shape[:2]
 
-  # Decoding releases the interpreter's lock, so threads use every core.
+  # Decoding releases the GIL, so threads use every core.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found, sizes = None, np.zeros((len(rows), 2), np.int32)
     for place, (picture, size) in enumerate(progress(pool.map(read, rows), total=len(rows))):
-      # Straight into its place: twice the memory would be needed otherwise.
+      # Written into the final array at once; a list would need twice the memory.
       found = np.zeros((len(rows), *picture.shape), np.uint8) if found is None else found
       found[place], sizes[place] = picture, size
   return Data(found, sizes, labels)

@@ -1,9 +1,9 @@
-"""Training pictures read from their originals, again in every epoch: for sets too large to be kept decoded.
+"""Reads training pictures from the original files in every epoch, for data sets too large to store decoded.
 
-JAX draws the boxes, with the keys that the step would take; Grain's worker processes decode, crop the original, resize
-with Pillow, and mirror. What reaches the device is the view itself, uint8, which the step only normalises: against the
-resident path it differs by Pillow's rounding and, where pictures are larger than stored_size, by the sharpness that
-keeping them smaller costs.
+JAX draws the boxes, with the keys that the step would use; Grain's worker processes decode, crop the original, resize
+with Pillow, and mirror. The device receives the final uint8 view, which the step only normalises. It differs from the
+resident path by Pillow's rounding and, for pictures larger than stored_size, by the sharpness lost in storing them
+smaller.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from gr_jax.data.sources.base import Split
 from gr_jax.devices import parallel
 from gr_jax.errors import UserError
 
-# Steps whose boxes are drawn by one call, so that one program serves every task.
+# Steps whose boxes are drawn in one call; fixed, so that one program serves every task.
 _STEPS_AT_ONCE = 16
-# Seconds that workers get to end by themselves.
+# Seconds that workers have to exit before they are killed.
 _CLOSING = 10.0
-# Columns of a request: row of the split, box, mirrored (or the central crop).
+# A request is: row of the split, box (4 numbers), how: 0 plain, 1 mirrored, or _CENTRAL for the central crop.
 _CENTRAL = 2
 
 
@@ -43,8 +43,8 @@ class Originals:
   """Training pictures that stay in their files.
 
   Attributes:
-    split: they come from it.
-    rows: [images] of the split, class after class in learning order.
+    split: source of the pictures.
+    rows: [images] of the split, sorted by class in learning order.
     sizes: [images, 2] int32, height and width.
     labels: [images] int32, in learning order.
   """
@@ -55,7 +55,7 @@ class Originals:
 
 
 class _Views(grain.transforms.Map):
-  """A request -> [side, side, channels] uint8; runs in Grain's workers."""
+  """Turns a request into a view [side, side, channels] uint8; runs in Grain's workers."""
 
   def __init__(self, split: Split, side: int):
     self._split, self._side = split, side
@@ -71,7 +71,7 @@ class _Views(grain.transforms.Map):
 
 
 class _Requests:
-  """Rows of a file of requests: workers map it instead of taking a copy each."""
+  """Requests in a memory-mapped file, so that workers do not need copies."""
 
   def __init__(self, path: pathlib.Path):
     self._path, self._array = path, None
@@ -89,7 +89,7 @@ class _Requests:
 
 
 def make_draw(batch_size: int) -> Callable[..., jax.Array]:
-  """The boxes of whole steps, as the step itself draws them.
+  """Makes a function that draws the boxes of whole steps exactly as the step does.
 
   Returns:
     draw(root, task, steps [n], sizes [n, batch, 2]) -> int32 [n, batch, 5]: top, left, height, width, mirrored.
@@ -107,16 +107,16 @@ def make_draw(batch_size: int) -> Callable[..., jax.Array]:
 
 def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray, timeout: float
            ) -> Callable[..., Iterator[Data]]:
-  """A feed.Read whose pictures are final views, `side` pixels square, uint8, their sizes all `side`.
+  """A feed.Read that gives final views: uint8, `side` pixels square; their `sizes` are all `side`.
 
   Args:
-    originals: where they come from.
+    originals: the pictures.
     side: of a view.
     batch_size: global.
-    mine: places in a batch of which views are made, [this process's devices, share]; see parallel.shares.
-    timeout: seconds after which workers that answer nothing count as hanging.
+    mine: batch positions of this process, [its devices, share]; see parallel.shares.
+    timeout: seconds without a result after which workers count as hanging.
 
-  Raises (while it is iterated over):
+  Raises (during iteration):
     UserError: a picture cannot be decoded, a worker died or hangs for `timeout` seconds.
   """
   draw = make_draw(batch_size)
@@ -127,7 +127,7 @@ def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray
     requests = np.zeros((len(every), batch_size, 6), np.int32)
     requests[..., 0] = originals.rows[every]
     for first in range(0, len(every), _STEPS_AT_ONCE):
-      # The last block repeats its last step, so that every block has one shape.
+      # The last block repeats the last step, so that all blocks have the same shape.
       block = np.minimum(np.arange(first, first + _STEPS_AT_ONCE), len(every) - 1)
       boxes = np.asarray(draw(root, task, jnp.asarray(steps[block], jnp.int32), originals.sizes[every[block]]))
       requests[block, :, 1:] = boxes
@@ -160,7 +160,7 @@ def _views(originals: Originals, requests: np.ndarray, side: int, batch_size: in
            ) -> Iterator[np.ndarray]:
   """Batches of views in the order of the requests."""
   if not flags.FLAGS.is_parsed():
-    # Grain hands absl's flags on to its workers; in a notebook or a test nobody has parsed any.
+    # Grain passes absl's flags to its workers; in a notebook or a test they have not been parsed.
     flags.FLAGS.mark_as_parsed()
   before = set(multiprocessing.active_children())
   with tempfile.TemporaryDirectory(prefix="gr_jax-") as folder:
@@ -180,20 +180,20 @@ def _views(originals: Originals, requests: np.ndarray, side: int, batch_size: in
       orderly = True
       raise
     except UserError:
-      # Of a worker, that could not read a picture and names it.
+      # From a worker that could not read a picture; the message names it.
       raise
     except Exception as error:
-      # Grain gives back other errors of a worker, and its death, under types of its own.
+      # Grain reports other worker errors, and a worker's death, with its own exception types.
       raise UserError(f"{workers.died()} ({error})") from error
     finally:
       if orderly:
-        # Workers that may end by themselves leave no shared memory behind.
+        # Workers that exit normally leave no shared memory behind.
         with contextlib.suppress(concurrent.futures.TimeoutError):
           thread.submit(batches.close).result(_CLOSING)
-      # Closing waits for a worker, and one that hangs never answers: it is killed first.
+      # Workers are killed first: closing waits for them, and one that hangs would block it.
       workers.end(before)
       thread.shutdown(wait=True, cancel_futures=True)
       batches.close()
-      # Grain's threads leave their last batches in cycles of references, and with them shared memory.
+      # Grain's threads leave reference cycles that keep the last batches, and so their shared memory, alive.
       del batches
       gc.collect()

@@ -1,4 +1,4 @@
-"""Processes that work for this one, and the bounded time within which a dead or a hanging one ends the run."""
+"""Worker processes; one that dies or hangs ends the run within a bounded time."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from gr_jax.errors import UserError
 
 
 def count() -> int:
-  """One process for each core that this process may use."""
+  """Number of worker processes: the cores that this process may use."""
   return len(os.sched_getaffinity(0))
 
 
 def results(function: Callable[[Any], Any], items: Iterable, *, initializer: Callable, initargs: tuple,
             timeout: float) -> Iterator[Any]:
-  """`function` of each item in processes of their own, as they come, in any order.
+  """Applies `function` to each item in worker processes; yields results as they complete, in any order.
 
   Args:
-    function, initializer: of a module, so that a new process finds them.
-    items: what to work on; each takes far less than `timeout` seconds.
-    initargs: of `initializer`, which every process calls once.
-    timeout: seconds without any result after which the processes count as hanging.
+    function, initializer: defined at module level, so that a new process can import them.
+    items: arguments of `function`; each must take far less than `timeout` seconds.
+    initargs: arguments of `initializer`, which every process calls once.
+    timeout: seconds without a result after which the processes count as hanging.
 
   Raises:
-    UserError: a process died, or none answered in time; what `function` raises is raised here.
+    UserError: a process died or none responded in time. Exceptions of `function` are raised too.
   """
   before = set(multiprocessing.active_children())
-  # Not forked: the threads of JAX would be left behind holding their locks.
+  # Not forked: a forked child lacks JAX's threads but inherits the locks they hold.
   with concurrent.futures.ProcessPoolExecutor(
       count(), mp_context=multiprocessing.get_context("spawn"), initializer=_begin,
       initargs=(initializer, *initargs)) as pool:
@@ -58,8 +58,10 @@ def _begin(initializer: Callable, *initargs: Any) -> None:
 
 
 def leave_with_the_parent() -> None:
-  """Ends this process when its parent is gone: a killed one tells its processes nothing, and they would wait for work
-  for ever. To be called once in such a process."""
+  """Exits this process when its parent is gone: the workers of a killed parent would wait for work and never exit.
+
+  Call it once in each worker.
+  """
   def wait() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
@@ -68,18 +70,18 @@ def leave_with_the_parent() -> None:
 
 
 def hanging(timeout: float) -> str:
-  """What is said of processes that do not answer."""
-  return (f"the processes that read pictures have answered nothing for {timeout:g} s (worker_timeout); is the disk or "
-          f"the network folder stuck? The same command again goes on")
+  """The message for worker processes that do not respond."""
+  return (f"the processes that read pictures have not responded for {timeout:g} s (worker_timeout); check the disk or "
+          f"network folder, then rerun the command to resume")
 
 
 def died() -> str:
-  """What is said of a process that is gone."""
-  return ("a process that reads pictures died, perhaps killed because memory ran out; the same command again goes "
-          "on (a script of one's own begins its work under if __name__ == '__main__', since these processes import it)")
+  """The message for a worker process that died."""
+  return ("a process that reads pictures died, perhaps because memory ran out; rerun the command to resume (your own "
+          "script must start its work under if __name__ == '__main__', because these processes import it)")
 
 
 def end(before: set) -> None:
-  """Kills the child processes that were not there `before`: a hanging one heeds no gentler word."""
+  """Kills the child processes started since `before`; a hanging one ignores milder signals."""
   for process in set(multiprocessing.active_children()) - before:
     process.kill()

@@ -333,7 +333,7 @@ def test_none_is_the_picture_itself_normalised():
 
 @pytest.mark.parametrize("kind", ["none", "shift", "pad_resized_crop_flip"])
 def test_views_for_one_size_refuse_squeezed_pictures(kind):
-  with pytest.raises(UserError, match=f"augmentation is '{kind}'.* 32x32 pixels; these are kept at 37x37.*"
+  with pytest.raises(UserError, match=f"augmentation is '{kind}'.* 32x32 pixels, but these are stored at 37x37.*"
                                       f"--config.augmentation=resized_crop_flip"):
     augmented(kind, np.zeros((2, 37, 37, 3), np.uint8), size=32)
 

@@ -150,7 +150,7 @@ def test_damage_is_noticed_at_opening(built, tmp_path, file):
 def test_full_disk_is_named_before_anything_is_decoded(built, tmp_path, monkeypatch):
   split, *_ = built
   monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-  with pytest.raises(UserError, match=r"0\.000 GB free, the cache of 48 pictures takes 0\.001 GB.*cache_dir"):
+  with pytest.raises(UserError, match=r"0\.000 GB free, but the cache of 48 pictures needs 0\.001 GB.*cache_dir"):
     load(split, tmp_path)
   assert not entries(tmp_path)
 
@@ -162,7 +162,7 @@ def test_disk_that_fills_up_meanwhile(built, tmp_path):
   ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
   try:
-    with pytest.raises(UserError, match="the cache of 48 pictures takes .*File too large"):
+    with pytest.raises(UserError, match="the cache of 48 pictures needs .*File too large"):
       load(split, tmp_path)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -173,7 +173,7 @@ def test_disk_that_fills_up_meanwhile(built, tmp_path):
 def test_place_that_cannot_be_written(built, tmp_path):
   split, *_ = built
   (tmp_path / "file").write_text("")
-  with pytest.raises(UserError, match="no folder for the cache.*cache_dir=off"):
+  with pytest.raises(UserError, match="no folder for the picture cache.*cache_dir=off"):
     load(split, tmp_path / "file" / "cache")
 
 
@@ -202,7 +202,7 @@ def test_dead_worker_ends_it(files, tmp_path):
 
 def test_hanging_worker_ends_it_within_the_timeout(files, tmp_path):
   started = time.monotonic()
-  with pytest.raises(UserError, match=r"answered nothing for 10 s \(worker_timeout\)"):
+  with pytest.raises(UserError, match=r"not responded for 10 s \(worker_timeout\)"):
     load(folders.FilesSplit(files, hang=["02_0005.jpg"]), tmp_path, timeout=10)
   assert time.monotonic() - started < 60 and not entries(tmp_path)
 

@@ -79,7 +79,7 @@ def test_resnet18_at_224_pixels_on_thousands_of_pictures(write, tmp_path):
         "--config.scenario.num_tasks=2", "--config.scenario.first_task_classes=None", "--config.epochs=1",
         "--config.milestones=1", "--config.batch_size=16", "--config.learning_rate=0.001",
         f"--config.cache_dir={tmp_path / 'cache'}", timeout=3000)
-    assert done.returncode == 0 and f"pictures: {path}, as the config says" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"pictures: {path}, as set in the config" in done.stdout, done.stderr
     assert "Warning" not in done.stderr, done.stderr
   assert_same_to_the_bit(tmp_path / "prefetch", tmp_path / "resident")
   np.testing.assert_allclose(losses(tmp_path / "stream"), losses(tmp_path / "resident"), rtol=2e-2)

@@ -89,7 +89,7 @@ def test_central_crops_for_the_features(files):
 
 @pytest.mark.parametrize("faults, words", [
     ({"die": ["01_0003.jpg"]}, "a process that reads pictures died"),
-    ({"hang": ["01_0003.jpg"]}, r"answered nothing for 15 s \(worker_timeout\)")])
+    ({"hang": ["01_0003.jpg"]}, r"not responded for 15 s \(worker_timeout\)")])
 def test_dead_or_hanging_worker_ends_it_in_a_bounded_time(files, faults, words):
   started = time.monotonic()
   with pytest.raises(UserError, match=words):

@@ -78,7 +78,7 @@ def test_evaluation_of_a_read_only_run_on_another_number_of_devices(part):
 @pytest.mark.parametrize("command", [train.train, lambda _, workdir: evaluate.evaluate(workdir)])
 def test_an_object_store_is_refused(command, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match="--workdir is gs://bucket/run; .* local or mounted"):
+  with pytest.raises(UserError, match="--workdir is gs://bucket/run, .* local or mounted"):
     command(runs.short(), "gs://bucket/run")
   assert not list(tmp_path.iterdir())
 

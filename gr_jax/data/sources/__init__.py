@@ -1,1 +1,1 @@
-"""Data sets: where pictures and labels come from."""
+"""Data sets: sources of pictures and labels."""

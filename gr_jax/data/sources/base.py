@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program: labels and stable ids at once, pictures on demand."""
+"""The interface of a data set: labels and stable ids up front, pictures on demand."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Split(Protocol):
-  """The images of one split. Pickles: other processes read pictures from it.
+  """The images of one split. Must pickle, since other processes read pictures from it.
 
   Attributes:
-    labels: [images] int64, classes in the data set's own order.
+    labels: [images] int64, classes in the order of the data set.
     ids: [images] stable ids: the same image has the same id on every machine and in every file order.
-    fingerprint: changes where the files do; what has been decoded is kept under it.
+    fingerprint: changes when the files change; part of the cache key.
   """
   labels: np.ndarray
   ids: list[str]
   fingerprint: str
 
   def identity(self, row: int) -> str:
-    """The id, and what else tells cheaply that a picture is the one it was; the same on every machine."""
+    """The id and, if cheap, more that shows whether the picture has changed; the same on every machine."""
     ...
 
   def size(self, row: int) -> tuple[int, int]:
-    """Height and width of the picture, from its header where it has one; raises as `image`."""
+    """Height and width of the picture, from its header if it has one; raises as `image`."""
     ...
 
   def encoded(self, row: int) -> bytes:
-    """The picture's file. Sets whose pictures have one size may do without this and `size`.
+    """The picture's file. Data sets whose pictures have one size need not have this and `size`.
 
     Raises:
-      UserError: it cannot be read; names it.
+      UserError: it cannot be read; the message names it.
     """
     ...
 
@@ -45,7 +45,7 @@ class Split(Protocol):
     """The decoded picture, [height, width, channels] uint8.
 
     Raises:
-      UserError: the picture cannot be decoded; names it.
+      UserError: the picture cannot be decoded; the message names it.
     """
     ...
 
@@ -56,13 +56,13 @@ class Source:
 
   Attributes:
     name: as in the config.
-    class_names: in the data set's own order.
+    class_names: in the order of the data set.
     train, test: the splits.
-    facts: what docs/method.md section 2 fixes for it.
+    facts: fixed properties of the data set (docs/method.md section 2).
     mean, std: of the channels, for pixel values in 0..1.
-    uniform: whether all pictures have one size and are kept as they are.
-    notes: what the user should know of how the set came about; shown, and saved with the run.
-    skipped: ids of pictures that were left out because they cannot be read.
+    uniform: whether all pictures have one size and are stored unchanged.
+    notes: for the user, on how the data set was built; printed, and saved with the run.
+    skipped: ids of pictures left out because they cannot be read.
   """
   name: str
   class_names: tuple[str, ...]

@@ -28,12 +28,12 @@ def load(name: str, data_dir: str | None, *, cache_dir: str | None = "off",
 
   Args:
     name: one of NAMES.
-    data_dir: TFDS's data folder; None: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. Of
+    data_dir: TFDS's data folder; None: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets. For
       "folder": the folder of the pictures.
     cache_dir: see tfds_source.load.
-    progress: wraps pictures or records that are being looked at.
-    say: takes a line for the log.
-    options: of "folder" alone; see folder.load.
+    progress: wraps the iteration over pictures or records.
+    say: receives log lines.
+    options: only for "folder"; see folder.load.
 
   Raises:
     UserError: unknown, not prepared, or damaged.

@@ -29,11 +29,11 @@ class _ArraySplit:
 
 
 def load() -> Source:
-  """The digits as a source; id = row in scikit-learn's array, five digits."""
+  """The digits as a source; an id is the row in scikit-learn's array, with five digits."""
   # Imported here: scikit-learn takes a second, and no other data set needs it.
   from sklearn import datasets
   bunch = datasets.load_digits()
-  # Sixteen grey levels above black: 0..16 becomes 0..255.
+  # Grey levels 0..16 become 0..255.
   images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = bunch.target.astype(np.int64)
   ids = [f"{row:05d}" for row in range(len(labels))]

@@ -1,7 +1,7 @@
-"""Labels and ids of a large split, kept in a file: to collect them, every record has to be read with its picture.
+"""Index file with the labels and ids of a large split, because collecting them means reading every record.
 
-The file's name holds the format's version and a key, the SHA-256 of what identifies the split. At each opening some
-records are read and compared; a file that does not fit them, or is damaged, is made again.
+The file name contains the format's version and a key, the SHA-256 of what identifies the split. On opening, some
+records are read and compared; if the file does not match or is damaged, it is built again.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from gr_jax.errors import UserError
 
 # Splits with more bytes than this are indexed; smaller ones are read in seconds.
 FROM_BYTES = 2**30
-# Part of the name of every file: raise it whenever the same key would mean another content.
+# Part of the name of every file: increase it if the same key would stand for other content.
 FORMAT = 1
 _COMPARED = 16
 
 
 class Index(NamedTuple):
-  """Records of a split in their order: labels [records] int64; ids [records] bytes of fixed width (NumPy's S)."""
+  """Records of a split in order: labels [records] int64; ids [records] bytes of fixed width (NumPy's S)."""
   labels: np.ndarray
   ids: np.ndarray
 
 
 def load(read: Callable[[Sequence[int]], Index], count: int, key: str, *, name: str,
          places: Sequence[pathlib.Path], say: Callable[[str], None]) -> Index:
-  """The index of a split: from its file, or read from every record and kept for the next start.
+  """The index of a split, from its file or from every record; then it is saved for the next start.
 
   Args:
-    read: the index of some records.
-    count: of all records.
+    read: returns the index of some records.
+    count: number of records.
     key: identifies the split.
-    name: of the split, for the file's name.
-    places: folders, see cache.folders. Where none can be written the index is not kept, and that is said.
-    say: takes a line for the log.
+    name: of the split, for the file name.
+    places: folders, see cache.folders. If none can be written, the index is not saved, and the log says so.
+    say: receives log lines.
 
   Raises:
-    UserError: of `read`.
+    UserError: from `read`.
   """
   file = f"{name}-index-v{FORMAT}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
   for place in places:
@@ -57,7 +57,7 @@ def load(read: Callable[[Sequence[int]], Index], count: int, key: str, *, name: 
     say(f"labels and ids of {count} records are read again at every start: {error}")
     return read(range(count))
   with cache.locked(place / f"{file}.lock", say):
-    # Another job may have written it while this one waited.
+    # Another job may have written it during the wait.
     found = _opened(place / file, read, count)
     if found is None:
       say(f"reading labels and ids of {count} records once, into {place / file}")
@@ -67,11 +67,11 @@ def load(read: Callable[[Sequence[int]], Index], count: int, key: str, *, name: 
 
 
 def _opened(path: pathlib.Path, read: Callable[[Sequence[int]], Index], count: int) -> Index | None:
-  """The content of a file that fits the records; None where it is missing, damaged, or of other records."""
+  """The content of a file that matches the records; None if it is missing, damaged, or of other records."""
   try:
     with open(path, "rb") as file, np.load(file) as arrays:
       found = Index(arrays["labels"], arrays["ids"])
-  # Of a file that is missing, cut short, or changed: the archive keeps a checksum of each array.
+  # The file is missing, truncated or changed; the archive has a checksum of each array.
   except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
     return None
   if len(found.labels) != count or len(found.ids) != count:
@@ -83,7 +83,7 @@ def _opened(path: pathlib.Path, read: Callable[[Sequence[int]], Index], count: i
 
 
 def _write(path: pathlib.Path, index: Index, say: Callable[[str], None]) -> None:
-  """Under another name first, so that a kill in the middle leaves nothing that is taken for an index."""
+  """Writes the file under another name and renames it, so that a kill leaves no incomplete index."""
   partial = path.with_name(f"{path.name}.partial")
   try:
     with open(partial, "wb") as file:
@@ -92,6 +92,6 @@ def _write(path: pathlib.Path, index: Index, say: Callable[[str], None]) -> None
       os.fsync(file.fileno())
     partial.replace(path)
   except OSError as error:
-    # A full disk: the run itself does not need the file.
+    # For example a full disk; the run does not need the file.
     partial.unlink(missing_ok=True)
-    say(f"labels and ids could not be kept in {path} ({error}); they are read again at the next start")
+    say(f"labels and ids could not be saved in {path} ({error}); they will be read again at the next start")

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared as array_record: read at random, without TensorFlow."""
+"""Data sets that TFDS has prepared as array_record: random access, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _IMAGENET_STATISTICS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A catalogued data set.
+  """A data set in the catalogue.
 
   Attributes:
     tfds_name: of the prepared data set.
-    test_split: TFDS's name of the split that is tested on.
-    id_feature: the feature with the stable id; None: the hash of the encoded picture.
+    test_split: TFDS's name of the split used as the test set.
+    id_feature: the feature with the stable id; None: use the hash of the encoded picture.
     facts, mean, std, uniform: as in `Source`.
     select: TFDS's label names -> the labels to keep, in the source's class order; None: all.
-    manual: what the user has to fetch by hand before preparing, and where it goes; "" for nothing.
+    manual: what the user must download manually before preparing, and where to put it; "" for nothing.
   """
   tfds_name: str
   test_split: str
@@ -62,7 +62,7 @@ def _select_imagenet_subset(label_names: list[str]) -> list[int]:
   missing = [wnid for wnid in imagenet_subset_wnids() if wnid not in label_names]
   if missing:
     raise UserError(f"the prepared imagenet2012 lacks {len(missing)} of ImageNet-Subset's 100 classes "
-                    f"({', '.join(missing[:5])}); prepare it from the full archives")
+                    f"({', '.join(missing[:5])}); prepare it from the complete archives")
   return [label_names.index(wnid) for wnid in imagenet_subset_wnids()]
 
 
@@ -89,39 +89,39 @@ CATALOGUE = {
 }
 
 
-# Records read at a time while labels and ids are collected; one by one takes three times as long.
+# Records read at a time when collecting labels and ids; reading them singly takes three times as long.
 _RECORDS_AT_ONCE = 1000
 
 
 class TfdsSplit:
-  """One split of a prepared data set, restricted to some labels; read when it is first asked for anything."""
+  """One split of a prepared data set, restricted to some labels; read on first use."""
 
   def __init__(self, builder: Any, split: str, id_feature: str | None, labels: Sequence[int], *, again: str,
                places: Sequence[pathlib.Path], progress: Callable, say: Callable[[str], None]):
-    """`again`: what to do about files that cannot be read; `places`: for an index, see index.load."""
+    """`again`: the remedy for files that cannot be read; `places`: for an index, see label_index.load."""
     self._folder, self._split, self._id_feature = builder.data_dir, split, id_feature
     self._selected, self._again, self._places = list(labels), again, tuple(places)
     self._progress, self._say = progress, say
     files = builder.info.splits[split].filepaths
     self._bytes = sum(os.path.getsize(path) for path in files)
-    # Names and sizes, not times: a copy of the data set is the same data set.
+    # Names and sizes but not times, so that a copy of the data set has the same fingerprint.
     self.fingerprint = json.dumps([builder.info.full_name, split, *(
         (pathlib.Path(path).name, os.path.getsize(path)) for path in files)])
 
   def __getstate__(self) -> dict[str, Any]:
-    """Without open files, and without what only the first process needs."""
+    """The state without open files and without what only the main process needs."""
     return {name: value for name, value in self.__dict__.items()
             if name not in ("_records", "_progress", "_say", "ids")}
 
   @functools.cached_property
   def _records(self) -> Any:
     import tensorflow_datasets as tfds
-    # From the folder again, not from the builder, which cannot be sent to another process.
+    # Built again from the folder, because a builder cannot be sent to another process.
     builder = tfds.builder_from_directory(str(self._folder))
     return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
   def _read(self, rows: Sequence[int]) -> Index:
-    """Labels as TFDS numbers them, and ids, of these records."""
+    """TFDS's labels, and ids, of these records."""
     def records() -> Iterator[tuple[int, bytes]]:
       for first in range(0, len(rows), _RECORDS_AT_ONCE):
         for record in self._records.__getitems__(rows[first:first + _RECORDS_AT_ONCE]):
@@ -129,14 +129,14 @@ class TfdsSplit:
                                        hashlib.sha256(record["image"]).hexdigest().encode())
     try:
       found = list(self._progress(records(), total=len(rows)))
-    # What array_record raises for a file that is cut short or is something else.
+    # array_record raises these for a truncated file or one in another format.
     except (RuntimeError, ValueError, IndexError) as error:
       raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
     return Index(np.asarray([label for label, _ in found], np.int64), np.asarray([name for _, name in found], bytes))
 
   @functools.cached_property
   def _chosen(self) -> tuple[np.ndarray, Index]:
-    """The records with a selected label, and what is known of them; labels in the source's order."""
+    """The records with a selected label, and their index; labels in the source's class order."""
     try:
       count = len(self._records)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -153,16 +153,16 @@ class TfdsSplit:
 
   @property
   def labels(self) -> np.ndarray:
-    """[images] int64; see `source.Split`."""
+    """[images] int64; see `base.Split`."""
     return self._chosen[1].labels
 
   @functools.cached_property
   def ids(self) -> list[str]:
-    """[images]; see `source.Split`."""
+    """[images]; see `base.Split`."""
     return [name.decode() for name in self._chosen[1].ids.tolist()]
 
   def identity(self, row: int) -> str:
-    """The id: a prepared version of a data set has one content; see `source.Split`."""
+    """The id, since the content of a prepared version is fixed; see `base.Split`."""
     return self.ids[row]
 
   def encoded(self, row: int) -> bytes:
@@ -170,31 +170,31 @@ class TfdsSplit:
     return self._records[int(self._chosen[0][row])]["image"]
 
   def size(self, row: int) -> tuple[int, int]:
-    """Height and width; see `source.Split`."""
+    """Height and width; see `base.Split`."""
     return self._open(row, lambda picture: picture.size[::-1])
 
   def image(self, row: int) -> np.ndarray:
-    """The decoded picture, [height, width, 3] uint8; see `source.Split`."""
+    """The decoded picture, [height, width, 3] uint8; see `base.Split`."""
     return self._open(row, lambda picture: np.asarray(picture.convert("RGB")))
 
   def _open(self, row: int, how: Callable[[PIL.Image.Image], Any]) -> Any:
     try:
       with PIL.Image.open(io.BytesIO(self.encoded(row))) as picture:
         return how(picture)
-    # The last one is raised for a damaged header that tells of a giant picture.
+    # A damaged header that claims a giant picture raises the last one.
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
       name = self._chosen[1].ids[row].decode()
-      raise UserError(f"image {name!r} cannot be decoded ({error}); its record is damaged: "
-                      f"remove the folder of the data set and prepare it again") from error
+      raise UserError(f"image {name!r} cannot be decoded ({error}) because its record is damaged; remove the folder "
+                      f"of the data set and prepare it again") from error
 
 
 def data_folder(data_dir: str | None) -> pathlib.Path:
-  """The folder that holds prepared data sets; TFDS's own default where nothing names one."""
+  """The folder of prepared data sets: `data_dir`, else TFDS's default."""
   return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_FOLDER).expanduser().absolute()
 
 
 def prepare_command(entry: Entry, data_dir: pathlib.Path) -> str:
-  """The command that puts a data set into `data_dir`."""
+  """The command that prepares a data set in `data_dir`."""
   flag = "" if data_dir == data_folder(None) else f" --data_dir={shlex.quote(str(data_dir))}"
   return f"python -m gr_jax.prepare {entry.tfds_name}{flag}"
 
@@ -203,43 +203,43 @@ def locate(entry: Entry, data_dir: pathlib.Path) -> pathlib.Path:
   """The folder of the newest prepared version.
 
   Raises:
-    UserError: not prepared; with the command that mends it.
+    UserError: it is not prepared; the message gives the command.
   """
   parent = data_dir / entry.tfds_name
   remedy = (f"prepare it once with: {prepare_command(entry, data_dir)} (needs: pip install -e '.[prepare]'). "
-            f"Prepared elsewhere? Name that folder with --config.data_dir or the environment variable "
+            f"If it is prepared elsewhere, set that folder with --config.data_dir or the environment variable "
             f"TFDS_DATA_DIR")
   if entry.manual:
     remedy = f"{entry.manual.format(data_dir=data_dir)}, then {remedy}"
   versions = [folder for folder in parent.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
               and (folder / "dataset_info.json").is_file()] if parent.is_dir() else []
   if not versions:
-    raise UserError(f"{entry.tfds_name} is not prepared: no version of it under {parent}; {remedy}")
+    raise UserError(f"{entry.tfds_name} is not prepared: {parent} contains no version of it; {remedy}")
   return max(versions, key=lambda folder: tuple(int(part) for part in folder.name.split(".")))
 
 
 def _again(entry: Entry, data_dir: pathlib.Path, folder: pathlib.Path) -> str:
-  # TFDS takes a folder that is there for a finished one, so it has to go first.
+  # TFDS takes an existing folder for a finished one, so it must be removed first.
   return f"remove the folder {folder} and prepare it again: {prepare_command(entry, data_dir)}"
 
 
 def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
-  """TFDS's builder of the newest prepared version: everything is checked but the records themselves.
+  """TFDS's builder for the newest prepared version; checks everything except the records.
 
   Raises:
-    UserError: see `locate`; also not array_record, unreadable or older metadata, a missing split or file.
+    UserError: see `locate`; also another file format, unreadable or older metadata, a missing split or file.
   """
   folder = locate(entry, data_dir)
   again = _again(entry, data_dir, folder)
   import tensorflow_datasets as tfds
   try:
     builder = tfds.builder_from_directory(str(folder))
-  # JSON, protobuf and TFDS each have errors of their own for files that are cut short or missing.
+  # JSON, protobuf and TFDS raise different errors for truncated or missing files.
   except Exception as error:
-    raise UserError(f"the description of the data in {folder} cannot be read ({error}); {again}") from error
+    raise UserError(f"the metadata in {folder} cannot be read ({error}); {again}") from error
   file_format = builder.info.file_format
   if file_format is None or file_format.value != "array_record":
-    raise UserError(f"{folder} is prepared as {file_format and file_format.value}, not as array_record; "
+    raise UserError(f"{folder} is in format {file_format and file_format.value}, not array_record; "
                     f"{again}")
   for feature in filter(None, ("image", "label", entry.id_feature)):
     if feature not in builder.info.features:
@@ -249,24 +249,23 @@ def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
       raise UserError(f"{folder} has no split {split!r}, only {', '.join(builder.info.splits)}; {again}")
     for path in builder.info.splits[split].filepaths:
       if not pathlib.Path(path).is_file():
-        raise UserError(f"no image file where one should be: {path}, which dataset_info.json lists, is "
-                        f"missing; copy it there, or {again}")
+        raise UserError(f"the file {path}, which dataset_info.json lists, is missing; restore it, or {again}")
   return builder
 
 
 def load(name: str, data_dir: pathlib.Path, *, cache_dir: str | None = "off",
          progress: Callable = lambda items, **_: items, say: Callable[[str], None] = lambda line: None) -> Source:
-  """A catalogued data set, from its prepared files; the records are read when they are first asked for.
+  """A data set of the catalogue, from its prepared files; the records are read on first use.
 
   Args:
-    name: of CATALOGUE.
+    name: a key of CATALOGUE.
     data_dir: TFDS's data folder.
-    cache_dir: where an index of a large split is kept, see cache.folders; "off": nowhere.
-    progress: wraps the records while labels and ids are collected.
-    say: takes a line for the log.
+    cache_dir: folder for the index of a large split, see cache.folders; "off": no index file.
+    progress: wraps the iteration over records while labels and ids are collected.
+    say: receives log lines.
 
   Raises:
-    UserError: see `open_prepared`; later, where the records cannot be read.
+    UserError: see `open_prepared`; later, if the records cannot be read.
   """
   entry = CATALOGUE[name]
   builder = open_prepared(entry, data_dir)

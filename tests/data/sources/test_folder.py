@@ -65,7 +65,7 @@ def test_what_is_no_picture_is_left_out_and_said(root):
   (root / "train" / "ant" / ".DS_Store").write_bytes(b"x")
   source = load(root)
   assert len(source.train.ids) == 9
-  assert source.notes == ("1 entries under train/ are no pictures by their names, such as train/ant/Thumbs.db",)
+  assert source.notes == ("1 entries in train/ skipped (unknown extension), such as train/ant/Thumbs.db",)
 
 
 def test_lists(root, tmp_path):
@@ -85,7 +85,7 @@ def test_whole_numbers_are_ordered_by_value(root, tmp_path):
     train, test = (_list(tmp_path, [f"{path} {first + i}" for i, path in enumerate(part)], f"{name}.txt")
                    for name, part in (("train", pictures[:12]), ("test", pictures[12:])))
     if first:
-      with pytest.raises(UserError, match="class 0 has no picture: the labels are whole numbers"):
+      with pytest.raises(UserError, match="class 0 has no picture: the labels are integers"):
         load(root, train_list=str(train), test_list=str(test))
     else:
       source = load(root, train_list=str(train), test_list=str(test))
@@ -99,15 +99,15 @@ def _list(tmp_path, lines, name="list.txt"):
 
 
 @pytest.mark.parametrize("lines, words", [
-    (["train/cat/0.jpg"], "line 1 of .* is 'train/cat/0.jpg'; it takes a path and a label"),
-    (["train/cat/0.jpg 0", "train/cat/0.jpg 1"], "line 2 of .* names train/cat/0.jpg again, after line 1"),
-    (["train/cat/0.jpg 0", "train/gone.jpg 1"], "1 pictures of .* are not there, the first in line 2: .*gone.jpg"),
-    (["# nothing"], "names no picture"),
-    (["test/cat/0.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
-    (["train/../test/cat/0.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
-    (["link/cat/0.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
-    (["link.jpg 0"], "1 pictures are in the training and in the test set, such as test/cat/0.jpg"),
-    (["train/cat/0.jpg 0", "./train/ant/../cat/0.jpg 0"], "line 2 of .* names .* again, after line 1"),
+    (["train/cat/0.jpg"], "line 1 of .* is 'train/cat/0.jpg'; it must be a path and a label"),
+    (["train/cat/0.jpg 0", "train/cat/0.jpg 1"], "line 2 of .* repeats train/cat/0.jpg from line 1"),
+    (["train/cat/0.jpg 0", "train/gone.jpg 1"], "1 pictures of .* do not exist, the first in line 2: .*gone.jpg"),
+    (["# nothing"], "the list .* is empty"),
+    (["test/cat/0.jpg 0"], "1 pictures are in both the training and the test set, such as test/cat/0.jpg"),
+    (["train/../test/cat/0.jpg 0"], "1 pictures are in both the training and the test set, such as test/cat/0.jpg"),
+    (["link/cat/0.jpg 0"], "1 pictures are in both the training and the test set, such as test/cat/0.jpg"),
+    (["link.jpg 0"], "1 pictures are in both the training and the test set, such as test/cat/0.jpg"),
+    (["train/cat/0.jpg 0", "./train/ant/../cat/0.jpg 0"], "line 2 of .* repeats .* from line 1"),
     (["train/cat/0.jpg 0", "train/ant/0.jpg 7"], r"1 classes have training pictures but no test pictures \(7\)")])
 def test_lists_that_cannot_be_used(root, tmp_path, lines, words):
   (root / "link").symlink_to("test")
@@ -121,10 +121,10 @@ def test_a_list_that_is_not_there(root):
   with pytest.raises(UserError, match=f"the list {root}/nowhere.txt cannot be read .No such file"):
     load(root, train_list="nowhere.txt", test_list="nowhere.txt")
   (root / "latin.txt").write_bytes("train/cat/0.jpg K\u00e4fer\n".encode("latin-1"))
-  with pytest.raises(UserError, match="latin.txt is no text in UTF-8"):
+  with pytest.raises(UserError, match="latin.txt is not UTF-8 text"):
     load(root, train_list="latin.txt", test_list="latin.txt")
   (root / "train.txt").write_text("train/cat/0.jpg 0\n")
-  with pytest.raises(UserError, match="no test set: no --config.folder.test_list; give one"):
+  with pytest.raises(UserError, match="no test set: no --config.folder.test_list; provide one"):
     load(root, train_list="train.txt")
 
 
@@ -144,13 +144,13 @@ def test_folders_with_numbers_for_names_are_ordered_by_value(root):
 
 def test_a_name_that_is_no_utf8(root):
   (root / "train" / "cat" / os.fsdecode(b"caf\xe9.jpg")).touch()
-  with pytest.raises(UserError, match=r"caf.udce9.jpg' is a name that is no UTF-8; rename it"):
+  with pytest.raises(UserError, match=r"caf.udce9.jpg' is not valid UTF-8; rename the file"):
     load(root)
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda root: shutil.rmtree(root), "which is no folder; it takes train/<class>"),
-    (lambda root: shutil.rmtree(root / "train"), "train holds no folder of a class"),
+    (lambda root: shutil.rmtree(root), "which is not a folder; expected train/<class>"),
+    (lambda root: shutil.rmtree(root / "train"), "train contains no class folders"),
     (lambda root: shutil.rmtree(root / "test"), "there is no test set: .*--config.folder.test_fraction=0.2"),
     (lambda root: shutil.rmtree(root / "test" / "ant"), r"no test pictures \(ant\)"),
     (lambda root: shutil.rmtree(root / "train" / "ant"), r"no training pictures \(ant\)"),
@@ -180,7 +180,7 @@ def test_a_share_of_each_class_is_the_test_set(root):
   assert set(source.test.ids) <= set(half.test.ids), "a larger share holds the smaller one"
   for path in sorted((root / "train" / "bee").iterdir())[1:]:
     path.unlink()
-  with pytest.raises(UserError, match="class 'bee' has one picture"):
+  with pytest.raises(UserError, match="class 'bee' has only one picture"):
     load(root, test_fraction=0.25)
 
 
@@ -276,7 +276,7 @@ def test_bad_pictures_can_be_left_out(root):
   bad = damage(root)
   source = load(root, on_bad_image="skip")
   assert sorted(source.skipped) == bad and not set(source.train.ids + source.test.ids) & set(bad)
-  assert source.notes[0].startswith("4 pictures that cannot be read are left out, such as")
+  assert source.notes[0].startswith("4 unreadable pictures skipped, such as")
   for split in (source.train, source.test):
     for row in range(len(split.ids)):
       split.image(row)
@@ -298,10 +298,10 @@ def test_a_fault_that_may_pass_leaves_nothing_out(root, monkeypatch):
 
   with monkeypatch.context() as broken:
     broken.setattr(folder, "decode", failing)
-    with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); mend that"):
+    with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); fix the disk"):
       load(root, on_bad_image="skip")
     split = load(root).train
-    with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); mend that"):
+    with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); fix the disk"):
       split.image(split.ids.index("train/cat/0.jpg"))
   assert load(root, on_bad_image="skip").skipped == ()
 
@@ -310,7 +310,7 @@ def test_a_fault_that_may_pass_leaves_nothing_out(root, monkeypatch):
 def test_a_class_without_a_good_picture_is_not_dropped(root, part):
   for path in (root / part / "bee").iterdir():
     path.write_text("no picture")
-  with pytest.raises(UserError, match=rf"1 classes have no picture that can be read \(bee; such as {part}/bee/0.jpg"):
+  with pytest.raises(UserError, match=rf"1 classes have no readable picture \(bee; such as {part}/bee/0.jpg"):
     load(root, on_bad_image="skip")
 
 
@@ -336,7 +336,7 @@ def test_from_pictures_to_a_result(root, tmp_path):
   assert refused.returncode == 2 and f"picture {root}/train/cat/bad.jpg cannot be read" in refused.stderr
   done = runs.run("main", *flags, "--config.folder.on_bad_image=skip")
   assert done.returncode == 0, done.stderr
-  assert "1 pictures that cannot be read are left out, such as train/cat/bad.jpg" in done.stdout
+  assert "1 unreadable pictures skipped, such as train/cat/bad.jpg" in done.stdout
   drawn = json.loads((tmp_path / "run" / "scenario.json").read_text())
   assert drawn["skipped"] == ["train/cat/bad.jpg"] and sorted(drawn["class_names"]) == ["ant", "bee", "cat", "dog"]
   assert sum(drawn["counts"]) + sum(drawn["holdout_counts"]) == 9 + 24

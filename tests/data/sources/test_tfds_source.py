@@ -207,7 +207,7 @@ def test_other_file_format_is_refused(cifar):
   info = json.loads((cifar / "dataset_info.json").read_text())
   (cifar / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
   message = refused("cifar100", cifar.parents[1])
-  assert "prepared as tfrecord, not as array_record" in message
+  assert "in format tfrecord, not array_record" in message
   assert_says_how_to_prepare_again(message, cifar)
 
 
@@ -230,7 +230,7 @@ def test_missing_shard_is_named(tmp_path):
   gone = folder / "cifar100-train.array_record-00001-of-00003"
   gone.unlink()
   message = refused("cifar100", tmp_path)
-  assert "no image file where one should be" in message and str(gone) in message
+  assert "which dataset_info.json lists, is missing" in message and str(gone) in message
   assert_says_how_to_prepare_again(message, folder)
 
 
@@ -261,7 +261,7 @@ def test_damaged_description_is_refused(cifar, name, content):
   if content is not None:
     (cifar / name).write_text(content)
   message = refused("cifar100", cifar.parents[1])
-  assert f"the description of the data in {cifar} cannot be read" in message
+  assert f"the metadata in {cifar} cannot be read" in message
   assert_says_how_to_prepare_again(message, cifar)
 
 
