@@ -1,4 +1,4 @@
-"""Methods of class-incremental learning, one short file each; `gr` is the one that this project began with."""
+"""Methods of class-incremental learning, one short file each; `gr` is Gradient Reweighting."""
 
 from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage
 from gr_jax.methods.registry import METHODS, NAMES, Option, make, parse, register, resolve

@@ -1,4 +1,4 @@
-"""What a method is: a value made of pure functions. A task is a sequence of stages, a stage is one compiled program."""
+"""The definition of a method: a value made of pure functions. A task is a sequence of stages, each one program."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ HeadParams = dict[str, jax.Array]
 
 
 class Context(NamedTuple):
-  """What is fixed during a stage; arrays, so that no task compiles anything anew.
+  """What is fixed during a stage; arrays, so that a new task needs no compilation.
 
   Attributes:
     task: int32 scalar, from 0.
     old, new: [classes] bool, classes of earlier tasks and of this one.
-    counts: [classes] float32, n'_j, images that take part in the stage; 0 = unseen or nothing left.
+    counts: [classes] float32, n'_j, images used in the stage; 0 = unseen or nothing left.
     original: [classes] float32, n_j, training images before any was dropped; 0 = unseen.
     lost: [classes] float32, s_j = n_j - n'_j of old classes, else 0.
     task_of_class: [classes] int32.
@@ -46,9 +46,9 @@ class Outputs(NamedTuple):
 
   Attributes:
     logits: [batch, classes] float32.
-    scores: [batch, classes] float32, logits before a learned scale; equal to them where there is none.
+    scores: [batch, classes] float32, logits before a learned scale; equal to the logits if there is none.
     features: [batch, features] float32.
-    maps: one [batch, height, width, channels] per stage of the backbone; () unless the method reads them.
+    maps: one [batch, height, width, channels] per stage of the backbone; () unless the method uses them.
   """
   logits: jax.Array
   scores: jax.Array
@@ -61,31 +61,31 @@ class Loss(NamedTuple):
 
   Attributes:
     value: (student, teacher or None, labels [batch], context) -> float32 scalar, local mean, weights included.
-    teacher: whether it compares with the previous model; such terms are left out of the first task.
+    teacher: whether it uses the previous model; such terms are left out in the first task.
   """
   value: Callable[[Outputs, Outputs | None, jax.Array, Context], jax.Array]
   teacher: bool = False
 
 
 class Stage(NamedTuple):
-  """A part of a task with losses, trained parameters and a schedule of its own.
+  """A part of a task with its own losses, trained parameters and schedule.
 
   Attributes:
     name: for logs and checkpoints.
     losses: name -> term; the stage minimises their sum.
-    tasks: "all" or "later": without the first task.
-    rows: which images take part, see scenario.plan.ROWS.
+    tasks: "all", or "later" for all but the first task.
+    rows: which images are used, see scenario.plan.ROWS.
     backbone: "train", or "frozen": evaluation mode, no gradient and no update.
-    epochs_share: its epochs are this share of the config's, rounded up.
-    learning_rate: None: the config's rates; else this constant one, without weight decay.
-    rule: turns the head's gradients, one for each loss, into one; None: their sum. Called as
-      `rule.update(sum, state, head, gradients={name: HeadParams}, old=, new=, counts=)`, `counts` being `original`.
-    report: state of the rule -> what the method reports of a step, by name; scalars or [classes].
-    summary: (state of the rule, steps of the stage) -> what the method records after a task, by name; [classes] each.
-    trainable: (head, context) -> mask over the head's parameters, broadcastable to them; it masks the update, so that
-      weight decay and momentum change nothing either. None: everything that belongs to a seen class.
+    epochs_share: its number of epochs over the config's; the product is rounded up.
+    learning_rate: None: the config's schedule; else a constant rate, without weight decay.
+    rule: combines the head's gradients, one for each loss, into one; None: their sum. Called as
+      `rule.update(sum, state, head, gradients={name: HeadParams}, old=, new=, counts=)`, where `counts` is `original`.
+    report: rule state -> values to log for a step, by name; scalars or [classes].
+    summary: (rule state, steps of the stage) -> values to record after a task, by name; [classes] each.
+    trainable: (head, context) -> mask, broadcastable to the head's parameters. It masks the update, weight decay and
+      momentum included. None: train the columns of seen classes and all other parameters.
     penalty: (head, context) -> scalar, added to the loss.
-    end: (head, context) -> head, after the last step.
+    end: (head, context) -> head, applied after the last step.
   """
   name: str
   losses: Mapping[str, Loss]
@@ -106,16 +106,16 @@ class Stage(NamedTuple):
     return any(loss.teacher for loss in self.losses.values())
 
   def epochs(self, epochs: int) -> int:
-    """Its epochs where the config asks for `epochs`."""
-    # Not above the product because of its rounding: 0.1 * 30 is more than 3.
+    """The stage's number of epochs if the config has `epochs`."""
+    # Rounded first, because 0.1 * 30 is more than 3 in floating point.
     return math.ceil(round(self.epochs_share * epochs, 9))
 
   def takes_part(self, task: int) -> bool:
     return self.tasks == "all" or task > 0
 
 
-# (outputs, carry, context) -> [batch, classes]; the largest of the seen classes is the answer. The context is that of
-# the task's first stage.
+# (outputs, carry, context) -> [batch, classes]; the prediction is the seen class with the largest score. The context is
+# that of the task's first stage.
 Score = Callable[[Outputs, Any, Context], jax.Array]
 
 
@@ -126,13 +126,12 @@ class Method(NamedTuple):
     name: as in the config.
     stages: of a task, in order.
     head: the classifier.
-    scores: name -> how a class is chosen. The first one gives the run's accuracies; all are recorded.
+    scores: name -> score that predicts a class. The first one gives the run's accuracies; all are recorded.
     exemplar_means: whether `carry` holds the normalised means of the exemplars' normalised features.
-    held_out: images of each class that leave before training, kept for a stage whose rows are "held_out"; they count
-      as exemplars.
-    signed_features: the backbone's last ReLU is left out.
-    uses_maps: whether losses read `Outputs.maps`.
-    min_memory: exemplars of a class without which the method makes no sense.
+    held_out: images of each class reserved for a stage with rows="held_out"; they count as exemplars.
+    signed_features: whether the backbone's last ReLU is left out.
+    uses_maps: whether losses use `Outputs.maps`.
+    min_memory: smallest number of exemplars per class that the method needs.
   """
   name: str
   stages: tuple[Stage, ...]
@@ -149,7 +148,7 @@ class Method(NamedTuple):
     return any(stage.uses_teacher for stage in self.stages)
 
   def init_carry(self, features: int, num_classes: int) -> dict[str, jax.Array]:
-    """What outlives a task besides the network.
+    """What is kept from task to task besides the network.
 
     Returns:
       {} or {"exemplar_means": [classes, features] float32, "has_mean": [classes] bool}.
@@ -161,6 +160,6 @@ class Method(NamedTuple):
 
 
 def logits(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
-  """The usual score."""
+  """The default score: the logits."""
   del carry, context
   return outputs.logits

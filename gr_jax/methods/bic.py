@@ -12,24 +12,24 @@ from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stag
 from gr_jax.methods.wa import shared_losses
 from gr_jax.models import heads
 
-# Of the exemplars of a class, those that only the correction sees.
+# Share of a class's exemplars reserved for the correction.
 _HELD_OUT_SHARE = 0.1
 
 
 def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_learning_rate: float,
          bias_penalty: float) -> Method:
-  """The method as a value.
+  """Builds the method.
 
-  The first stage trains the network on corrected logits, with the corrections of earlier tasks frozen. The second
-  one, from the second task on, trains the two numbers alpha and beta of the new task alone, on images that the first
-  stage has not seen: the first tenth of a class's exemplars (2 of 20).
+  The first stage trains the network on corrected logits, with all corrections frozen. The second stage, from the
+  second task on, trains only alpha and beta of the new task, on images that the first stage has not seen: the first
+  tenth of a class's exemplars (2 of 20).
 
   Args:
-    memory: exemplars a class, held-out ones among them.
+    memory: exemplars per class, held-out ones included.
     temperature: T of the distillation; no T^2.
-    bias_epochs_share: epochs of the second stage over those of the first; 200 of 160.
+    bias_epochs_share: epochs of the second stage over those of the first; 200 / 160 in BiC.
     bias_learning_rate: of the second stage, constant.
-    bias_penalty: beta^2 of the new task is added so many times.
+    bias_penalty: factor of beta^2 of the new task in the loss.
   """
   def network_only(head: HeadParams, context: Context) -> HeadParams:
     never = jnp.zeros((), bool)
@@ -37,7 +37,7 @@ def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_lear
 
   def correction_only(head: HeadParams, context: Context) -> HeadParams:
     never = jnp.zeros((), bool)
-    # A task's place in alpha and beta is its number.
+    # alpha and beta are indexed by task number.
     this = jnp.arange(head["alpha"].shape[0]) == context.task
     return {"kernel": never, "bias": never, "alpha": this, "beta": this}
 
@@ -56,6 +56,6 @@ def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_lear
 
 
 def held_out(memory: int) -> int:
-  """How many images of each class the correction takes out of `memory` exemplars."""
-  # Not above the product because of its rounding: 0.1 * 70 is more than 7.
+  """Number of images of each class that the correction reserves from `memory` exemplars."""
+  # Rounded first, because 0.1 * 70 is more than 7 in floating point.
   return math.ceil(round(_HELD_OUT_SHARE * memory, 9))

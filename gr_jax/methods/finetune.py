@@ -1,4 +1,4 @@
-"""Finetuning: cross-entropy alone, on new images and exemplars (FACIL's baseline; notes, section 1)."""
+"""Finetuning: only cross-entropy, on new images and exemplars (FACIL's baseline; notes, section 1)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gr_jax.models import heads
 
 
 def make(*, memory: int) -> Method:
-  """The method as a value.
+  """Builds the method.
 
   Args:
-    memory: exemplars a class. 0: cross-entropy among the new classes alone, and old columns are not trained.
+    memory: exemplars per class. 0: cross-entropy only over the new classes; old columns are not trained.
   """
   return Method("finetune", (plain_stage({}, memory),), heads.linear(), {"logits": logits})
 
 
 def plain_stage(further: dict[str, Loss], memory: int) -> Stage:
-  """Cross-entropy over all seen classes, or without memory over the new ones, and further terms."""
+  """Cross-entropy over all seen classes (without memory: over the new ones), and further terms."""
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     return losses.cross_entropy(student.logits, labels, context.seen if memory else context.new)
 

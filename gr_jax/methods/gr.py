@@ -13,7 +13,7 @@ from gr_jax.models import heads
 
 def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, distillation_weight: float,
          attenuation_gamma: float, temperature: float) -> Method:
-  """The method as a value.
+  """Builds the method.
 
   Args:
     reweighting: "dgr", "class" or "none", see reweighting.gradient_reweighting.
@@ -42,7 +42,7 @@ def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, d
     return {"alpha": ratios.alpha, "r_old": ratios.r_old, "r_new": ratios.r_new, "beta": ratios.beta}
 
   def summary(state: rules.RuleState, steps: int) -> dict[str, jax.Array]:
-    # Phi is the sum of the column norms over the task's steps, so their mean needs no record of its own.
+    # Phi is the sum of the column norms over the task's steps, so it also gives their mean.
     return {"gradient_norms": state.phi / steps, "phi": state.phi, "column": state.ratios.column}
 
   terms = {"cross_entropy": Loss(cross_entropy)}

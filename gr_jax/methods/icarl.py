@@ -1,4 +1,4 @@
-"""iCaRL (Rebuffi et al., CVPR 2017): distillation by sigmoids, nearest mean of exemplars (notes, section 4)."""
+"""iCaRL (Rebuffi et al., CVPR 2017): sigmoid distillation, nearest mean of exemplars (notes, section 4)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ LOSSES = ("long_tailed_cil", "paper")
 
 
 def make(*, loss: str, weight: float) -> Method:
-  """The method as a value.
+  """Builds the method.
 
-  The patience schedule of Long-Tailed-CIL's iCaRL is left out: all methods share one schedule.
+  The patience schedule of iCaRL in Long-Tailed-CIL is left out: all methods share one schedule.
 
   Args:
-    loss: "long_tailed_cil": cross-entropy over all seen classes and a sigmoid distillation; "paper": binary
-      cross-entropy for every class, with targets from the label for new classes, from the teacher for old ones.
-    weight: of the distillation in the first form.
+    loss: "long_tailed_cil": cross-entropy over all seen classes and sigmoid distillation; "paper": binary
+      cross-entropy for every class, with targets from the label for new classes and from the teacher for old ones.
+    weight: of the distillation with "long_tailed_cil".
   """
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     if loss == "paper":

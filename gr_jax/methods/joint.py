@@ -11,10 +11,10 @@ from gr_jax.models import heads
 
 
 def make(*, prior: bool) -> Method:
-  """The method as a value; weights go on from the previous task, and the schedule is the ordinary one.
+  """Builds the method; weights are kept from the previous task, and the schedule is that of all methods.
 
   Args:
-    prior: the prior-regularized softmax of Gradient Reweighting in place of the plain one.
+    prior: use the prior-regularized softmax of Gradient Reweighting instead of the plain one.
   """
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     counts = context.counts if prior else context.seen.astype(jnp.float32)

@@ -11,9 +11,9 @@ from gr_jax.models import heads
 
 
 def make(*, distillation_weight: float, ranking_weight: float, margin: float, hardest: int) -> Method:
-  """The method as a value: cosine head, signed features, old columns frozen, no imprinting.
+  """Builds the method: cosine head, signed features, frozen old columns, no imprinting.
 
-  L = CE(eta s) + weight sqrt(n_old / n_new) (1 - cos(f, f_old)) + ranking_weight MR, classes counted.
+  L = CE(eta s) + distillation_weight sqrt(n_old / n_new) (1 - cos(f, f_old)) + ranking_weight MR; n counts classes.
 
   Args:
     distillation_weight: 5 for CIFAR, 10 for ImageNet.
@@ -33,7 +33,7 @@ def make(*, distillation_weight: float, ranking_weight: float, margin: float, ha
   def new_columns(head: HeadParams, context: Context) -> HeadParams:
     return {"kernel": context.new}
 
-  # The ranking needs no teacher, only old classes, and is left out with it.
+  # The ranking uses no teacher, but needs old classes: teacher=True leaves it out in the first task.
   terms = {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True),
            "ranking": Loss(rank, teacher=True)}
   return Method("lucir", (Stage("train", terms, trainable=new_columns),), heads.cosine(), {"logits": logits},

@@ -11,12 +11,12 @@ from gr_jax.models import heads
 
 
 def make(*, memory: int, weight: float, temperature: float) -> Method:
-  """The method as a value: L = CE + weight KD_T over the old classes.
+  """Builds the method: L = CE + weight KD_T, with KD over the old classes.
 
-  Long-Tailed-CIL adds 1e-5 to the softened probabilities; that is left out.
+  Long-Tailed-CIL adds 1e-5 to the softened probabilities; this is left out.
 
   Args:
-    memory: exemplars a class; 0 as in finetune.
+    memory: exemplars per class; 0 as in finetune.
     weight, temperature: of the distillation; no T^2.
   """
   def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Methods by name, and the options of each: what `config.method` and `config.method_options` stand for."""
+"""Methods by name, with their options: the values of `config.method` and `config.method_options`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gr_jax.methods.base import Method
 
 
 class Option(NamedTuple):
-  """A hyper-parameter: its default, which also gives its type, and what it may be."""
+  """A hyper-parameter: its default, which also sets the type, and its allowed values or range."""
   default: Any
   allowed: tuple[str, ...] | None = None
   low: float | None = None
@@ -52,10 +52,10 @@ _PUBLISHED = frozenset(NAMES)
 
 
 def register(name: str, factory: Callable[..., Method], options: Mapping[str, Option]) -> None:
-  """Adds a method of one's own, for this process; see docs/methods.md.
+  """Registers your own method in this process; see docs/methods.md.
 
   Raises:
-    ValueError: the name is that of a method of this package.
+    ValueError: the name belongs to a method of this package.
   """
   if name in _PUBLISHED:
     raise ValueError(f"{name!r} is a method of gr_jax; choose another name")
@@ -63,7 +63,7 @@ def register(name: str, factory: Callable[..., Method], options: Mapping[str, Op
 
 
 def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  """All options of a method: the given ones checked, the others at their defaults.
+  """All options of a method: checks the given ones and fills in the defaults.
 
   Raises:
     UserError: unknown method or option, an option of another method, wrong type, value out of range.
@@ -77,7 +77,7 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-  """Options as they stand on a command line -> their values; raises as `resolve`."""
+  """Parses options from the command line; raises as `resolve`."""
   _known(name)
   found = {}
   for key, text in given.items():
@@ -98,7 +98,7 @@ def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
   Args:
     name: one of NAMES.
     options: see `resolve`; missing ones have their defaults.
-    memory: exemplars a class.
+    memory: exemplars per class.
 
   Raises:
     UserError: see `resolve`; or fewer exemplars than the method needs.
@@ -109,8 +109,8 @@ def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
     found["memory"] = memory
   method = factory(**found)
   if memory < method.min_memory:
-    raise UserError(f"memory.per_class is {memory}, but {name} needs {method.min_memory} or more exemplars a class; "
-                    f"set --config.memory.per_class=20")
+    raise UserError(f"memory.per_class is {memory}, but {name} needs {method.min_memory} or more exemplars per class; "
+                    f"set for example --config.memory.per_class=20")
   return method
 
 

@@ -1,4 +1,4 @@
-"""Weight aligning, WA (Zhao et al., CVPR 2020; notes, section 7): distillation, then new columns are scaled."""
+"""Weight aligning, WA (Zhao et al., CVPR 2020; notes, section 7): distillation, then scaling of new columns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gr_jax.models import heads
 
 
 def make(*, temperature: float) -> Method:
-  """The method as a value: L = (1 - w) CE + w KD_T with w = n_old / N, classes counted.
+  """Builds the method: L = (1 - w) CE + w KD_T with w = n_old / N (numbers of classes).
 
-  The aligned head predicts, and is the next task's teacher. The paper's clipping of negative weights is left out, as
-  in PyCIL.
+  The aligned head predicts and is the next task's teacher. The paper's clipping of negative weights is left out, as in
+  PyCIL.
 
   Args:
     temperature: T of the distillation; no T^2.
@@ -27,7 +27,7 @@ def make(*, temperature: float) -> Method:
 
 
 def shared_losses(temperature: float) -> dict[str, Loss]:
-  """(1 - w) CE and w KD_T, w = n_old / N; BiC's first stage has the same."""
+  """(1 - w) CE and w KD_T with w = n_old / N; also used by BiC's first stage."""
   def share(context: Context) -> jax.Array:
     return jnp.sum(context.old) / jnp.maximum(jnp.sum(context.seen), 1)
 

@@ -11,26 +11,26 @@ from gr_jax.errors import UserError
 from gr_jax.models import convolution, norm
 from gr_jax.models.resnet import ResNet
 
-# The 6n+2 depths in use; 50 is left out, since "resnet50" means the bottleneck network everywhere.
+# The usual 6n+2 depths, without 50: "resnet50" commonly means the bottleneck network.
 _CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)
 _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
-# What "auto" stands for: float32-quality results at the best speed. On a GPU, TF32 rounds the factors of products
-# to 10 bits and adds in float32; everything that is not a convolution stays float32.
+# What "auto" means: the fastest precision with results as good as float32. On a GPU, TF32 rounds the factors of
+# products to 10 bits and adds in float32; everything except convolutions stays float32.
 AUTO_PRECISION = {"cpu": "float32", "gpu": "tf32", "tpu": "float32"}
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
 
 def resolve_precision(precision: str, platform: str) -> str:
-  """The precision that "auto" stands for on a platform; the others stand for themselves.
+  """Resolves "auto" for a platform; other values are returned unchanged.
 
   Raises:
-    UserError: TF32 anywhere but on a GPU.
+    UserError: "tf32" on a platform other than GPU.
   """
   if precision == "auto":
     return AUTO_PRECISION.get(platform, "float32")
   if precision == "tf32" and platform != "gpu":
-    raise UserError(f"precision is 'tf32', which only NVIDIA GPUs know, but the devices are {platform}; choose "
+    raise UserError(f"precision is 'tf32', which only NVIDIA GPUs support, but the devices are {platform}; choose "
                     f"'auto', 'float32' or 'bfloat16'")
   return precision
 
@@ -43,14 +43,14 @@ def make_backbone(
 
   Args:
     name: as above.
-    platform: "cpu", "gpu" or "tpu": which form of the convolution's gradient runs well there.
-    precision: "float32": exact products; "tf32"; "bfloat16": activations and products in bfloat16, parameters,
-      batch statistics and features in float32; "auto": see AUTO_PRECISION.
+    platform: "cpu", "gpu" or "tpu"; selects the form of the convolution's gradient.
+    precision: "float32": exact products; "tf32"; "bfloat16": activations and products in bfloat16, parameters, batch
+      statistics and features in float32; "auto": see AUTO_PRECISION.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
-    signed: the last block ends without ReLU.
+    signed: whether the last block ends without ReLU.
 
   Raises:
-    UserError: no such backbone, or a precision that the platform does not have.
+    UserError: no such backbone, or a precision that the platform does not support.
   """
   match = re.fullmatch(r"resnet(\d+)", name)
   depth = int(match[1]) if match else 0
@@ -58,7 +58,7 @@ def make_backbone(
   shared = {"axis_name": axis_name, "signed": signed, "convolution": convolution.for_platform(platform),
             "normalise": norm.for_platform(platform),
             "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
-            # XLA's default on a GPU is TF32 and on a TPU bfloat16: float32 has to be asked for.
+            # XLA's default is TF32 on a GPU and bfloat16 on a TPU: float32 must be requested.
             "precision": jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT}
   if depth in _IMAGENET_STAGES:
     return ResNet(stages=_IMAGENET_STAGES[depth], filters=64, stem="imagenet", **shared)

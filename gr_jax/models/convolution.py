@@ -1,11 +1,10 @@
-"""A 2-D convolution whose gradients XLA runs fast on the CPU, also inside loops.
+"""A 2-D convolution whose gradients run fast in XLA on the CPU, also inside loops.
 
-XLA's CPU backend hands a convolution to its fast kernel only in canonical order: operands
-[batch, height, width, channels] and [height, width, in, out], no zeros between the pixels. The
-gradients that autodiff makes are transposed and zero-interleaved; outside loops XLA mends part of
-that, inside `fori_loop` and `scan` it falls back to a naive loop, 40 to 190 times slower for the
-kernel's gradient. Here both gradients are written in canonical order. On GPU and TPU autodiff's
-own form is the right one: see `for_platform`.
+XLA's CPU backend uses its fast kernel only for convolutions in canonical order: operands [batch, height, width,
+channels] and [height, width, in, out], no zeros between the pixels. Autodiff's gradients are transposed and
+zero-interleaved. Outside loops XLA corrects part of that; inside `fori_loop` and `scan` it falls back to a naive loop,
+40 to 190 times slower for the kernel's gradient. Here both gradients are in canonical order. On GPU and TPU autodiff's
+gradients are used: see `for_platform`.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from gr_jax.devices import convolution_library
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 
-# Elements of the output gradient in one piece of the batch: 1 MiB of float32. The kernel's gradient
-# goes over all of a piece again and again; pieces that outgrow a core's second-level cache (2 MiB
-# where this was measured) run at a third of the speed. tests/benchmarks/kernel_gradient.py measures it.
+# Elements of the output gradient in one piece of the batch: 1 MiB of float32. The kernel's gradient reads a piece many
+# times; pieces larger than a core's L2 cache (2 MiB on the measured CPU) run at a third of the speed. Measured with
+# tests/benchmarks/kernel_gradient.py.
 _PIECE = 2**18
 
 _Pair = tuple[int, int]
@@ -43,11 +42,10 @@ def canonical_convolution(
     *, lhs_dilation: Sequence[int] | None = None, rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None, feature_group_count: int = 1,
     precision: Any = None) -> jax.Array:
-  """`jax.lax.conv_general_dilated` for our models, with gradients that suit the CPU.
+  """`jax.lax.conv_general_dilated` for our models, with gradients that are fast on the CPU.
 
-  The value is that of lax; both gradients agree with autodiff's up to rounding. The kernel's
-  gradient is summed in float32 at least, whatever the dtype. Reverse mode only: `jax.jvp` raises a
-  TypeError.
+  The value is that of lax; both gradients equal autodiff's up to rounding. The kernel's gradient is summed in float32
+  or wider for any dtype. Reverse mode only: `jax.jvp` raises a TypeError.
 
   Args:
     inputs: [batch, height, width, in] floating.
@@ -110,9 +108,9 @@ def _inputs_gradient(shape: tuple[int, ...], kernel: jax.Array, grad: jax.Array,
   """Gradient [batch, height, width, in] = `shape`, from grad [batch, out_height, out_width, out].
 
   Along one axis, pixel q*s + r of the padded input (s: stride, 0 <= r < s) gets
-  sum_m grad[q - m] kernel[m*s + r]: for each r a stride-1 convolution with every s-th row of the
-  flipped kernel. All r are computed as channels of one convolution and interleaved afterwards,
-  for 3x3 kernels 15 to 27 times faster than with zeros put into grad beforehand.
+  sum_m grad[q - m] kernel[m*s + r]: for each r, a stride-1 convolution with every s-th row of the flipped kernel. All
+  r are computed as channels of one convolution and interleaved afterwards. For 3x3 kernels this is 15 to 27 times
+  faster than inserting zeros into grad.
   """
   *window, channels, features = kernel.shape
   taps = [-(-k // s) for k, s in zip(window, strides)]
@@ -120,7 +118,7 @@ def _inputs_gradient(shape: tuple[int, ...], kernel: jax.Array, grad: jax.Array,
   kernel = jnp.pad(kernel, [*rest, (0, 0), (0, 0)])
   kernel = kernel.reshape(taps[0], strides[0], taps[1], strides[1], channels, features)
   kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4).reshape(*taps, features, -1)
-  # Without the barrier XLA folds the transposition into the convolution and leaves canonical order.
+  # Without the barrier XLA folds the transposition into the convolution, which is then not in canonical order.
   kernel = lax.optimization_barrier(kernel)
   first = [low // s for (low, _), s in zip(padding, strides)]
   last = [(low + size - 1) // s for (low, _), s, size in zip(padding, strides, shape[1:3])]
@@ -138,8 +136,8 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
                      padding: _Padding, precision: Any) -> jax.Array:
   """Gradient [kernel_height, kernel_width, in, out], from grad [batch, out_height, out_width, out].
 
-  A convolution in which the batch plays the channels and grad the kernel, done piece by piece of
-  the batch; for a 1x1 kernel a matrix product.
+  A convolution with the batch as channels and grad as the kernel, for one piece of the batch at a time; for a 1x1
+  kernel, a matrix product.
   """
   window, total_dtype = kernel.shape[:2], jnp.promote_types(grad.dtype, jnp.float32)
   if window == (1, 1) and padding == ((0, 0), (0, 0)):
@@ -147,7 +145,7 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
                        precision=precision, preferred_element_type=total_dtype)
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
-  # The low padding stays; the high one is what makes the result as large as the kernel.
+  # The low padding is unchanged; the high one is chosen so that the result has the size of the kernel.
   pads = [(low, (out - 1) * s + k - size - low) for (low, _), out, s, k, size
           in zip(padding, grad.shape[1:3], strides, window, inputs.shape[1:3])]
   form = _rows_of_channels if convolution_library.in_use() == convolution_library.ONEDNN else _images_of_channels
@@ -158,8 +156,8 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
   count = batch // size
   cut = count * size
   pieces = tuple(a[:cut].reshape(count, size, *a.shape[1:]) for a in (inputs, grad))
-  # A loop, since a copy of the convolution for each piece would double the time of compilation; two
-  # at a time took up to a tenth off a ResNet-32 step.
+  # A loop, because one copy of the convolution per piece would double the compilation time; unroll=2 made a ResNet-32
+  # step up to a tenth faster.
   _, totals = lax.scan(lambda _, piece: (None, piece_gradient(*piece)), None, pieces, unroll=2)
   total = jnp.sum(totals, axis=0)
   if cut < batch:
@@ -169,7 +167,7 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
 
 def _images_of_channels(x: jax.Array, grad: jax.Array, *, strides: _Pair, pads: list[_Pair], precision: Any,
                         dtype: Any) -> jax.Array:
-  """A piece's share of the kernel's gradient, each input channel an image of its own: for XLA's own convolution."""
+  """A piece's part of the kernel's gradient, with each input channel as one image; for XLA's own convolution."""
   # [in, height, width, batch] and [out_height, out_width, batch, out]: canonical order, and again a barrier to keep it.
   operands = lax.optimization_barrier(
       (x.astype(dtype).transpose(3, 1, 2, 0), grad.astype(dtype).transpose(1, 2, 0, 3)))
@@ -181,8 +179,8 @@ def _rows_of_channels(x: jax.Array, grad: jax.Array, *, strides: _Pair, pads: li
                       dtype: Any) -> jax.Array:
   """The same as one 3-D convolution of [1, height, width, in, batch], for oneDNN.
 
-  oneDNN multiplies blocks of one row of the result: a row of input channels fills them, where the three columns of a
-  3x3 kernel's gradient leave them almost empty. In bfloat16 a piece's sum is rounded once, when it is complete.
+  oneDNN computes blocks of one row of the result. A row of input channels fills a block; the three columns of a 3x3
+  kernel's gradient would leave it almost empty. In bfloat16 a piece's sum is rounded once, at the end.
   """
   operands = lax.optimization_barrier((x.transpose(1, 2, 3, 0)[None], grad.transpose(1, 2, 0, 3)[:, :, None]))
   return lax.conv_general_dilated(*operands, (1, 1, 1), [*pads, (0, 0)], rhs_dilation=(*strides, 1),

@@ -1,7 +1,7 @@
-"""Batch norm folded into the convolutions before it: a network that is not trained any more needs no pass of its own.
+"""Folds batch norm into the preceding convolutions, for networks in evaluation mode.
 
-In evaluation mode (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel
-and a bias. A network without `batch_stats` is read as one that has been folded (models/resnet.py).
+There, (x * kernel - mean) / sqrt(variance + epsilon) * scale + bias is a convolution with another kernel and a bias. A
+network without `batch_stats` is treated as folded (models/resnet.py).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ def fold(params: Any, batch_stats: Any) -> dict[str, Any]:
   """The same network in evaluation mode, without batch norm; compute it once, before the loop over batches.
 
   Args:
-    params: of a backbone in which layer BatchNorm_i follows the convolution Conv_i without a bias; one without batch
-      norm stays as it is.
+    params: of a backbone in which layer BatchNorm_i follows convolution Conv_i, which has no bias; without batch norm,
+      nothing changes.
     batch_stats: its running means and variances.
 
   Returns:
-    {"params": scaled kernels, and of batch norm a bias alone; "batch_stats": {}}.
+    {"params": scaled kernels, and only the bias of batch norm; "batch_stats": {}}.
 
   Raises:
-    ValueError: a batch norm has no running statistics, such as in a network that is folded already.
+    ValueError: a batch norm has no running statistics, for example because the network is already folded.
   """
   return {"params": _fold(params, batch_stats), "batch_stats": {}}
 
 
 def fold_teacher(teacher: Any) -> dict[str, Any]:
-  """`fold` of {"params": {"backbone", "classifier"}, "batch_stats"}, the classifier as it is."""
+  """`fold` for {"params": {"backbone", "classifier"}, "batch_stats"}; the classifier is unchanged."""
   backbone = fold(teacher["params"]["backbone"], teacher["batch_stats"])
   return {"params": {**teacher["params"], "backbone": backbone["params"]}, "batch_stats": backbone["batch_stats"]}
 
@@ -43,8 +43,8 @@ def _fold(params: Any, stats: Any) -> Any:
     norm = f"BatchNorm_{number}"
     if kind == "Conv" and norm in params:
       if norm not in stats:
-        raise ValueError(f"fold: no running statistics of {norm}; pass the network's batch_stats, and fold it once "
-                         f"only")
+        raise ValueError(f"fold: no running statistics of {norm}; pass the network's batch_stats, and fold it only "
+                         f"once")
       factor = params[norm]["scale"] * jax.lax.rsqrt(stats[norm]["var"] + EPSILON)
       folded[name] = {"kernel": layer["kernel"] * factor}
       folded[norm] = {"bias": params[norm]["bias"] - stats[norm]["mean"] * factor}

@@ -1,8 +1,8 @@
 """Classifier heads over all K classes of the scenario; column j = class j in learning order.
 
-Their width never changes, so one compiled step serves all tasks. Columns of unseen classes take no part in anything
-(docs/method.md section 3). Products are exact float32: ratios and angles rest on norms of this layer, and it costs
-little.
+Their width never changes, so one compiled step serves all tasks. Columns of unseen classes are masked everywhere
+(docs/method.md section 3). Products are exact float32: ratios and angles depend on norms of this layer, and the cost is
+small.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Head(NamedTuple):
 
   Attributes:
     init: (features, classes, tasks) -> parameters before any class has been seen.
-    renew: (key, params, new [classes] bool) -> parameters with new columns drawn.
+    renew: (key, params, new [classes] bool) -> parameters with freshly drawn new columns.
     apply: (params, features [batch, features], context) -> (logits, scores), each [batch, classes] float32. `context`
       is a methods.base.Context.
   """
@@ -31,7 +31,7 @@ class Head(NamedTuple):
 
 
 def init(features: int, num_classes: int) -> dict[str, jax.Array]:
-  """{kernel [features, classes], bias [classes]} float32, all zero: no class has been seen."""
+  """{kernel [features, classes], bias [classes]} float32, all zero, before any class has been seen."""
   return {"kernel": jnp.zeros((features, num_classes), jnp.float32),
           "bias": jnp.zeros(num_classes, jnp.float32)}
 
@@ -52,7 +52,7 @@ def _draw(key: jax.Array, values: jax.Array, new: jax.Array, features: int) -> j
 
 
 def mask(classifier: dict, seen: jax.Array) -> dict[str, jax.Array]:
-  """The classifier with zeros in unseen columns, so that nothing which stands there can leak."""
+  """The classifier with zeros in unseen columns, so that their values cannot leak."""
   return {name: jnp.where(seen, values, 0.0) if name in ("kernel", "bias") else values
           for name, values in classifier.items()}
 
@@ -72,7 +72,7 @@ def linear() -> Head:
 
 
 def cosine() -> Head:
-  """eta cos(f, w_j), with one learned scale eta for all classes, 1 at first and without a bias (LUCIR)."""
+  """eta cos(f, w_j), with one learned scale eta for all classes, initially 1, and no bias (LUCIR)."""
   def start(features: int, num_classes: int, tasks: int) -> dict[str, jax.Array]:
     del tasks
     return {"kernel": init(features, num_classes)["kernel"], "scale": jnp.ones((), jnp.float32)}
@@ -87,7 +87,7 @@ def cosine() -> Head:
 
 
 def bias_corrected() -> Head:
-  """alpha_i z_j + beta_i for the classes j of task i, z of the linear head; alpha 1 and beta 0 at first (BiC)."""
+  """alpha_i z_j + beta_i for class j of task i, z from the linear head; initially alpha = 1, beta = 0 (BiC)."""
   def start(features: int, num_classes: int, tasks: int) -> dict[str, jax.Array]:
     return {**init(features, num_classes), "alpha": jnp.ones(tasks, jnp.float32),
             "beta": jnp.zeros(tasks, jnp.float32)}

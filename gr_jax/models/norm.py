@@ -1,8 +1,8 @@
-"""Batch normalisation with what follows it, shortcut and ReLU, in as few passes over memory as XLA's CPU backend needs.
+"""Batch normalisation with the following shortcut and ReLU, with few passes over memory on XLA's CPU backend.
 
-Ioffe & Szegedy, "Batch Normalization", ICML 2015. Autodiff of the same formula keeps the normalised values and walks
-over the activations again for every term. The derivative written here keeps the convolution's output and the ReLU's,
-which are in memory anyway, and needs two passes: one for both sums, one for the gradient. See `for_platform`.
+Ioffe & Szegedy, "Batch Normalization", ICML 2015. Autodiff stores the normalised values and reads the activations
+again for every term. The derivative here stores only the outputs of the convolution and of the ReLU, which are in
+memory anyway, and needs two passes: one for both sums, one for the gradient. See `for_platform`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EPSILON = 1e-5
 
 
 class Statistics(NamedTuple):
-  """Of a batch, over images and pixels of all devices: mean and biased variance, [channels] float32 or wider."""
+  """Mean and biased variance of a batch, over images and pixels of all devices; [channels] float32 or wider."""
   mean: jax.Array
   variance: jax.Array
 
@@ -30,9 +30,9 @@ Normalise = Callable[..., tuple[jax.Array, Statistics]]
 
 
 def for_platform(platform: str) -> Normalise:
-  """What `BatchNorm` computes with on "cpu", "gpu" or "tpu".
+  """The function that `BatchNorm` uses on "cpu", "gpu" or "tpu".
 
-  Elsewhere than on a CPU, autodiff's own derivative: XLA fuses it well there, and ours has not been measured.
+  On GPU and TPU it uses autodiff's derivative: XLA fuses it well there, and ours has not been measured.
   """
   return normalise if platform == "cpu" else _value
 
@@ -48,11 +48,11 @@ def normalise(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: 
               axis_name: str | None) -> tuple[jax.Array, Statistics]:
   """relu((x - mean) / sqrt(variance + epsilon) * scale + bias + shortcut), with the statistics of x itself.
 
-  Reverse mode only. No gradient flows through the returned statistics: they are for the running ones.
+  Reverse mode only. The returned statistics, which update the running ones, have no gradient.
 
   Args:
     x: [batch, height, width, channels] floating.
-    shortcut: of the shape and dtype of x; None for none.
+    shortcut: same shape and dtype as x; None for none.
     scale, bias: [channels] float32 or wider.
     relu: whether negative values become 0.
     axis_name: of the mapped axis over which the statistics are averaged; None for none.
@@ -73,7 +73,7 @@ def _backward(relu, axis_name, residuals, cotangents):
   x, y, scale, bias, (mean, variance), rises, has_shortcut = residuals
   grad, _ = cotangents
   if relu:
-    # Not `y > 0`: where the value is NaN, so is the gradient that comes back, and it should be seen.
+    # Not `y > 0`: where the value is NaN, the incoming gradient is NaN too, and must not be hidden.
     grad = jnp.where(y == 0, jnp.zeros_like(grad), grad)
   wide = mean.dtype
   deviation = jax.lax.rsqrt(variance + EPSILON)
@@ -84,7 +84,7 @@ def _backward(relu, axis_name, residuals, cotangents):
   shared = jnp.stack([total, product]) / count
   if axis_name is not None:
     shared = jax.lax.pmean(shared, axis_name)
-  # A variance that rounding made negative was replaced by 0, and passes no gradient on.
+  # A variance that rounding made negative was replaced by 0 and has no gradient.
   slope = jnp.where(rises, shared[1], 0.0) * deviation
   towards_x = (grad.astype(wide) - shared[0] - (x.astype(wide) - mean) * slope) * (deviation * scale)
   return (towards_x.astype(x.dtype), grad if has_shortcut else None, product.astype(scale.dtype),
@@ -95,7 +95,7 @@ normalise.defvjp(_forward, _backward)
 
 
 def _batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[Statistics, jax.Array]:
-  """Statistics in float32 at least, and where the variance is above 0 before it is kept from falling below."""
+  """Statistics in float32 or wider, and where the variance was above 0 before clipping."""
   wide = jnp.promote_types(x.dtype, jnp.float32)
   moments = jnp.stack(_sums(x, x, wide)) / (x.size // x.shape[-1])
   if axis_name is not None:
@@ -118,7 +118,7 @@ def _apply(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax
 
 
 def _finish(x: jax.Array, bias: jax.Array, shortcut: jax.Array | None, relu: bool, dtype: Any) -> jax.Array:
-  """Bias, shortcut and ReLU in the wider dtype: rounded once, and a form that oneDNN takes into the convolution."""
+  """Bias, shortcut and ReLU in the wider dtype: rounded once, and in a form that oneDNN fuses with the convolution."""
   x = x + bias
   if shortcut is not None:
     x += shortcut
@@ -126,16 +126,16 @@ def _finish(x: jax.Array, bias: jax.Array, shortcut: jax.Array | None, relu: boo
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation over images and pixels, then a shortcut and ReLU where they are asked for.
+  """Batch normalisation over images and pixels, then an optional shortcut and ReLU.
 
   Attributes:
-    train: statistics of the batch, and the running ones updated; else the running ones.
+    train: use statistics of the batch and update the running ones; else use the running ones.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
     normalise: see `for_platform`.
-    folded: everything but the bias has been folded into the convolution (models/folding.py).
+    folded: everything except the bias has been folded into the convolution (models/folding.py).
 
   Raises (when called):
-    ValueError: `folded`, but the parameters have a scale: they are those of a network that has not been folded.
+    ValueError: `folded`, but the parameters have a scale, so the network has not been folded.
   """
   train: bool
   axis_name: str | None
@@ -157,7 +157,7 @@ class BatchNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
     if not self.train:
       return _apply(x, shortcut, scale, bias, Statistics(mean.value, variance.value), relu)
-    # pmap's axis is unbound while shapes are worked out.
+    # pmap's axis is unbound during initialisation.
     y, batch = self.normalise(x, shortcut, scale, bias, relu, None if self.is_initializing() else self.axis_name)
     if not self.is_initializing():
       for running, now in ((mean, batch.mean), (variance, batch.variance)):

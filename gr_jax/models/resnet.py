@@ -1,7 +1,7 @@
 """Residual networks of docs/method.md section 3: the CIFAR form (6n+2 layers) and the ImageNet form (18, 34).
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Backbones only: the classifier is apart
-(models/classifier.py), since its gradient is what the method changes.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Backbones only: the classifier is separate
+(models/heads.py), because methods change its gradient.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
   Attributes:
     filters: output channels.
     stride: of the first convolution and the shortcut.
-    conv, norm: layer constructors with everything but the sizes bound.
+    conv, norm: layer constructors with everything except the sizes bound.
     relu: whether it ends with ReLU.
   """
   filters: int
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
     """x [batch, height, width, channels] -> [batch, height/stride, width/stride, filters]."""
     y = self.norm()(_conv3x3(self.conv, self.filters, self.stride)(x))
     y = _conv3x3(self.conv, self.filters)(y)
-    # Layers are numbered as they are made: the shortcut's come last.
+    # Created here because layers are numbered in order of creation: the shortcut's layers come last.
     last = self.norm()
     if x.shape != y.shape:
       x = self.conv(self.filters, (1, 1), strides=(self.stride,) * 2, padding=_pad(0))(x)
@@ -57,10 +57,10 @@ class ResNet(nn.Module):
     filters: channels of the first stage; each further stage doubles them and halves the picture.
     stem: "cifar": 3x3 convolution; "imagenet": 7x7 stride 2 and 3x3 stride-2 max pooling.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
-    convolution: stands in for jax.lax.conv_general_dilated (models/convolution.py).
+    convolution: replaces jax.lax.conv_general_dilated (models/convolution.py).
     dtype: of the computation; parameters, batch statistics and features are float32.
     precision: of the convolutions' products, as in jax.lax.
-    signed: the last block ends without ReLU, so that features are signed.
+    signed: leave out the last block's ReLU, so that features are signed.
   """
   stages: tuple[int, ...]
   filters: int
@@ -82,14 +82,14 @@ class ResNet(nn.Module):
 
     Args:
       images: [batch, height, width, channels] float.
-      train: batch statistics of this batch, and the running ones updated; else the running ones.
+      train: use statistics of this batch and update the running ones; else use the running ones.
 
     Returns:
-      (features [batch, num_features], maps: one [batch, height, width, channels] a stage).
+      (features [batch, num_features], maps: one [batch, height, width, channels] per stage).
     """
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype,
                              precision=self.precision, conv_general_dilated=self.convolution)
-    # models/folding.py leaves no running statistics.
+    # models/folding.py removes the running statistics.
     folded = not (train or self.is_initializing() or self.variables.get("batch_stats"))
     norm = functools.partial(BatchNorm, train=train, axis_name=self.axis_name, normalise=self.normalise, folded=folded)
     if self.stem == "cifar":
@@ -105,13 +105,13 @@ class ResNet(nn.Module):
         x = BasicBlock(self.filters * 2**i, stride, conv, norm, relu=not (last and self.signed))(x)
       maps.append(x)
     if self.convolution is not jax.lax.conv_general_dilated:
-      # On a CPU: YNNPACK, which takes the mean, would take convolutions before it along, and oneDNN is faster at those.
+      # On a CPU, YNNPACK computes the mean and would also take preceding convolutions, which oneDNN does faster.
       x = jax.lax.optimization_barrier(x)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2)), tuple(maps)
 
 
 def _pad(width: int) -> list[tuple[int, int]]:
-  # Explicit and symmetric: "SAME" pads the other side at stride 2.
+  # Explicit and symmetric, because "SAME" pads only the other side at stride 2.
   return [(width, width)] * 2
 
 

@@ -1,4 +1,4 @@
-"""The scenario: which images and classes stand in which task, and the plan of every task."""
+"""The scenario: which images and classes belong to which task, and the plan of every task."""
 
 from gr_jax.scenario.draw import (
     ICARL_ORDER,

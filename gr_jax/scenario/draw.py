@@ -1,8 +1,8 @@
-"""Which images of which class arrive in which task: docs/method.md section 2.
+"""Draws which images of which class arrive in which task (docs/method.md section 2).
 
-Knows neither files nor devices: it works on labels and stable image ids. Every random choice is the order of
-SHA-256 hashes of (seed, purpose, id), so one `scenario.seed` draws the same scenario on every machine, with
-every library version, and whatever the order of the records in the files is.
+Uses no files or devices, only labels and stable image ids. Every random choice is the order of SHA-256 hashes of
+(seed, purpose, id), so a `scenario.seed` draws the same scenario on every machine, with every library version, and for
+any order of the records in the files.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ICARL_ORDER = (
     71, 96, 98, 97, 2, 64, 66, 42, 22, 35, 86, 24, 34, 87, 21, 99, 0, 88, 27, 18, 94, 11, 12, 47, 25, 30,
     46, 62, 69, 36, 61, 7, 63, 75, 5, 32, 4, 51, 48, 73, 93, 39, 67, 29, 49, 57, 33)
 
-# A draw that is shorter than this share of its profile is another scenario than the one asked for.
+# If a larger share of the profile's images is missing, the draw is not the requested scenario.
 _LARGEST_SHORTFALL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What docs/method.md fixes for a catalogued data set.
+  """What docs/method.md fixes for a data set of the catalogue.
 
   Attributes:
-    fixed_order: labels in learning order for order="fixed"; None where there is no such order.
-    fixed_order_ltio: the same for kind="ltio", where it differs.
-    profile_by_label: in kinds lt and ltio class label c gets n_c, instead of the class at a position.
-    max_count: n_max; "first": the size of the class at position 0; None: the largest class.
-    total: training images of the whole set, where it is known (checked for kind="conv").
+    fixed_order: labels in learning order for order="fixed"; None if there is no such order.
+    fixed_order_ltio: the same for kind="ltio", if it differs.
+    profile_by_label: in kinds lt and ltio, the class with label c gets n_c, instead of the class at position c.
+    max_count: n_max; "first": the size of the class at position 0; None: the size of the largest class.
+    total: training images of the complete set, if known (checked for kind="conv").
   """
   fixed_order: tuple[int, ...] | None = None
   fixed_order_ltio: tuple[int, ...] | None = None
@@ -61,15 +61,15 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-  """A drawn scenario; "class j" is the j-th class in learning order everywhere but in `class_order`.
+  """A drawn scenario; "class j" is the j-th class in learning order.
 
   Attributes:
-    class_order: label in the data set of each class j.
+    class_order: the data set's label of each class j.
     class_names: name of each class j.
     tasks: the tasks in order.
-    train: for each class j the drawn rows of the training split, ascending by id, hold-out excluded.
+    train: for each class j, the drawn rows of the training split, ascending by id, hold-out excluded.
     holdout: the same for the held-out rows.
-    profile: n_i asked for of each class j, before capping; None for kinds without a profile.
+    profile: requested n_i of each class j, before capping; None for kinds without a profile.
     digest: SHA-256 over classes, tasks and drawn ids.
   """
   class_order: tuple[int, ...]
@@ -96,7 +96,7 @@ class Scenario:
 
   @property
   def capped(self) -> dict[int, tuple[int, int]]:
-    """Classes with fewer images than their n_i: class j -> (asked, drawn)."""
+    """Classes with fewer images than their n_i: class j -> (requested, drawn)."""
     if self.profile is None:
       return {}
     drawn = [len(t) + len(h) for t, h in zip(self.train, self.holdout)]
@@ -122,24 +122,24 @@ def long_tailed_counts(num_classes: int, max_count: int, imbalance: float) -> np
   if max_count < 1:
     raise ValueError(f"max_count is {max_count}; the largest class needs 1 image or more")
   if not (imbalance >= 1 and math.isfinite(imbalance)):
-    raise ValueError(f"imbalance is {imbalance}; it is the largest class over the smallest, so 1 or more")
+    raise ValueError(f"imbalance is {imbalance}; it must be 1 or more (size of the largest class over the smallest)")
   exact = max_count * float(imbalance) ** (-np.arange(num_classes) / (num_classes - 1))
-  # rho^(-1) is not exact in binary: without the nudge 500 images at rho = 100 may end in 4, not in 5.
+  # rho^(-1) is not exact in binary: without the factor, 500 images at rho = 100 may give 4 for the last class, not 5.
   return np.floor(exact * (1 + 1e-12)).astype(np.int64)
 
 
 def split_tasks(num_classes: int, num_tasks: int, first_task_classes: int | None) -> tuple[Task, ...]:
-  """Contiguous tasks over the learning order; equal ones, or a base task and equal increments.
+  """Contiguous tasks over the learning order: equal ones, or a base task and equal increments.
 
-  A remainder goes one each to the first of the equal tasks.
+  A remainder is distributed over the first of the equal tasks, one class each.
 
   Raises:
     UserError: a split that leaves a task without a class.
   """
   if num_tasks < 1:
-    raise UserError(f"scenario.num_tasks is {num_tasks}; it counts the base task, so 1 or more")
+    raise UserError(f"scenario.num_tasks is {num_tasks}; it includes the base task and must be 1 or more")
   if num_tasks > num_classes:
-    raise UserError(f"scenario.num_tasks is {num_tasks}, more than the {num_classes} classes there are; "
+    raise UserError(f"scenario.num_tasks is {num_tasks}, more than the {num_classes} classes of the data set; "
                     f"choose {num_classes} or fewer")
   if first_task_classes is None:
     sizes = _equal_parts(num_classes, num_tasks)
@@ -162,31 +162,31 @@ def _equal_parts(total: int, parts: int) -> list[int]:
 
 
 def _shuffled(items: Sequence, seed: int, purpose: str, keys: Sequence[str] | None = None) -> list:
-  """Items in the order of the hashes of their keys (themselves by default); ties keep the given order."""
+  """Items sorted by the hashes of their keys (the items by default); ties keep the given order."""
   names = [str(item) for item in items] if keys is None else keys
   hashes = [hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest() for name in names]
   return [items[i] for i in sorted(range(len(items)), key=lambda i: (hashes[i], i))]
 
 
 def class_order(order: str, kind: str, num_classes: int, seed: int, facts: Facts) -> tuple[int, ...]:
-  """Labels in learning order, from "fixed", "seeded" or class indices joined by commas."""
+  """Labels in learning order, from "fixed", "seeded" or class indices separated by commas."""
   if order == "seeded":
     return tuple(_shuffled(range(num_classes), seed, "order"))
   if order == "fixed":
     fixed = facts.fixed_order_ltio if kind == "ltio" and facts.fixed_order_ltio else facts.fixed_order
     if fixed is None:
       raise UserError("scenario.order is 'fixed', but this data set has no fixed order; choose 'seeded' or "
-                      "give the class indices joined by commas")
+                      "list the class indices, separated by commas")
     return fixed
   try:
     labels = tuple(int(part) for part in order.split(","))
   except ValueError:
-    raise UserError(f"scenario.order is {order!r}; it can be 'fixed', 'seeded' or class indices joined by "
+    raise UserError(f"scenario.order is {order!r}; it can be 'fixed', 'seeded' or class indices separated by "
                     f"commas, such as '2,0,1'") from None
   if sorted(labels) != list(range(num_classes)):
     wrong = sorted(set(labels) ^ set(range(num_classes)))[:10]
-    raise UserError(f"scenario.order lists {len(labels)} classes; it must hold each of 0..{num_classes - 1} "
-                    f"once (missing or unknown: {wrong or 'none, but some stand twice'})")
+    raise UserError(f"scenario.order lists {len(labels)} classes; it must contain each of 0..{num_classes - 1} "
+                    f"once (missing or unknown: {wrong or 'none, but some are repeated'})")
   return labels
 
 
@@ -198,33 +198,33 @@ def make_scenario(
 
   Args:
     labels: [images] int, each image's class in the data set.
-    ids: [images] stable ids; they, not the rows, decide which images are drawn.
-    class_names: [classes] names in the data set's own order.
+    ids: [images] stable ids; the draw depends on them and not on the rows.
+    class_names: [classes] names in the order of the data set.
     kind, imbalance, num_tasks, first_task_classes, order, seed: the config's `scenario`.
     validation_fraction: share of each class's drawn images to hold out, rounded half to even.
     facts: what docs/method.md fixes for this data set.
 
   Raises:
-    UserError: a scenario that cannot be drawn, with the numbers.
+    UserError: the scenario cannot be drawn; the message gives the numbers.
   """
   num_classes = len(class_names)
   if kind not in KINDS:
     raise UserError(f"scenario.kind is {kind!r}; it can be one of {', '.join(KINDS)}")
   if num_classes < 2:
-    raise UserError(f"the data set has {num_classes} class; a scenario needs 2 or more")
+    raise UserError(f"the number of classes in the data set is {num_classes}; a scenario needs 2 or more")
   tasks = split_tasks(num_classes, num_tasks, first_task_classes)
   order_labels = class_order(order, kind, num_classes, seed, facts)
   rows_of_class = [np.flatnonzero(labels == label) for label in order_labels]
   available = np.asarray([len(rows) for rows in rows_of_class])
   profile = _profile(kind, order_labels, available, imbalance, seed, facts)
   if kind == "conv" and facts.total is not None and available.sum() != facts.total:
-    raise UserError(f"scenario.kind is 'conv', all data of every class: {facts.total} training images, but "
-                    f"the prepared data hold {available.sum()}; prepare the full data set")
+    raise UserError(f"scenario.kind is 'conv', which uses all {facts.total} training images, but the prepared data "
+                    f"has {available.sum()}; prepare the complete data set")
   wanted = available if profile is None else profile
   if np.minimum(wanted, available).sum() < (1 - _LARGEST_SHORTFALL) * wanted.sum():
     raise UserError(
-        f"the profile asks for {wanted.sum()} images, but only {np.minimum(wanted, available).sum()} can be "
-        f"drawn from the {available.sum()} prepared ones; prepare the full data set or choose another "
+        f"the profile needs {wanted.sum()} images, but only {np.minimum(wanted, available).sum()} can be "
+        f"drawn from the {available.sum()} prepared ones; prepare the complete data set or choose another "
         f"scenario.imbalance")
   share = fractions.Fraction(str(validation_fraction))
   train, holdout = [], []
@@ -248,7 +248,7 @@ def make_scenario(
 
 def _profile(kind: str, order_labels: Sequence[int], available: np.ndarray, imbalance: float, seed: int,
              facts: Facts) -> np.ndarray | None:
-  """n of each class in learning order; None for the kinds that take all there is."""
+  """n of each class in learning order; None for kinds that use all images."""
   if kind in ("conv", "natural"):
     return None
   max_count = {"first": available[0], None: available.max()}.get(facts.max_count, facts.max_count)
@@ -264,7 +264,7 @@ def _profile(kind: str, order_labels: Sequence[int], available: np.ndarray, imba
 
 
 def _digest(order_labels, tasks, train, holdout, ids) -> str:
-  """Over the ids, not the rows: the same on a machine whose files hold the images in another order."""
+  """SHA-256 over ids, not rows, so that the order of the images in the files does not matter."""
   text = [f"tasks {[(t.first, t.stop) for t in tasks]}"]
   for label, rows, held in zip(order_labels, train, holdout):
     text.append(f"class {label}")

@@ -1,6 +1,6 @@
-"""The whole run on paper: every stage of every task with its rows and its steps, before anything is trained.
+"""The plan of a run: rows and steps of every stage of every task, computed before training.
 
-Everything here follows from the counts, so the plan of a resumed run is that of an uninterrupted one.
+The plan depends only on the counts, so a resumed run has the plan of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 from gr_jax.methods.base import Context, Method, Stage
 from gr_jax.scenario.draw import Task
 
-# Which images take part in a stage. "present": the exemplars of old classes and all images of new ones; "all": every
-# image of every seen class; "new": those of new classes; "held_out": those that the method holds out. Held-out images
-# take part nowhere else.
+# Which images a stage uses. "present": exemplars of old classes and all images of new ones; "all": every image of every
+# seen class; "new": those of new classes; "held_out": those that the method holds out. Held-out images are used only
+# with "held_out" and "all".
 ROWS = ("present", "all", "new", "held_out")
 
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-  """One stage of a task on paper.
+  """The plan of one stage of a task.
 
   Attributes:
     number: of the task, from 0.
     task: its classes.
-    index, name: place of the stage in the method (from 0), and its name.
+    index, name: index of the stage in the method (from 0), and its name.
     context: for the train step, NumPy arrays.
-    size: images that take part.
+    size: number of images used.
     epochs, steps_per_epoch: of the stage.
     first_step, stop_step: global steps before and after it.
   """
@@ -47,7 +47,7 @@ class StagePlan:
 
 @dataclasses.dataclass(frozen=True)
 class TaskPlan:
-  """One task on paper: its number (from 0), its classes and its stages."""
+  """The plan of one task: its number (from 0), classes and stages."""
   number: int
   task: Task
   stages: tuple[StagePlan, ...]
@@ -72,7 +72,7 @@ class TaskPlan:
 
 
 class Chunk(NamedTuple):
-  """Steps `first`..`stop`-1 of an epoch (from 0), which run in one call on the device."""
+  """Steps `first`..`stop`-1 of an epoch (from 0), which run in one device call."""
   epoch: int
   first: int
   stop: int
@@ -83,8 +83,8 @@ def chunks(plan: StagePlan, *, steps_per_call: int, epoch: int = 0, steps: int =
 
   Args:
     plan: of the stage.
-    steps_per_call: the most steps of a chunk; an epoch's last one may be shorter.
-    epoch, steps: epochs that are done, and steps of the next one.
+    steps_per_call: the largest number of steps in a chunk; an epoch's last chunk may be shorter.
+    epoch, steps: finished epochs, and finished steps of the next one.
   """
   for number in range(epoch, plan.epochs):
     for first in range(steps if number == epoch else 0, plan.steps_per_epoch, steps_per_call):
@@ -93,16 +93,16 @@ def chunks(plan: StagePlan, *, steps_per_call: int, epoch: int = 0, steps: int =
 
 def make_context(counts: np.ndarray, task: Task, number: int, *, per_class: int, rows: str = "present",
                  held_out: int = 0, task_of_class: np.ndarray | None = None) -> Context:
-  """What a stage knows of its task (docs/method.md sections 4 and 5).
+  """The context of a stage (docs/method.md sections 4 and 5).
 
   Args:
-    counts: [classes] int, n_j, hold-out of the config excluded.
+    counts: [classes] int, n_j, without the config's hold-out.
     task: its classes.
     number: of the task, from 0.
-    per_class: m, exemplars a class.
+    per_class: m, exemplars per class.
     rows: see ROWS.
-    held_out: images of each class that the method holds out; they are among the exemplars.
-    task_of_class: [classes] int; None: classes of other tasks are told apart as old and later ones only.
+    held_out: images of each class that the method holds out; they count as exemplars.
+    task_of_class: [classes] int; None: distinguish only old, new and later classes.
 
   Returns:
     Context of NumPy arrays.
@@ -125,7 +125,7 @@ def make_context(counts: np.ndarray, task: Task, number: int, *, per_class: int,
 
 def make_plans(counts: np.ndarray, tasks: Sequence[Task], method: Method, *, epochs: int, batch_size: int,
                per_class: int) -> tuple[TaskPlan, ...]:
-  """The plan of every task; arguments as in `make_context` and the config."""
+  """The plan of every task; arguments as for `make_context` and in the config."""
   task_of_class = np.repeat(np.arange(len(tasks)), [task.stop - task.first for task in tasks])
   plans, step = [], 0
   for number, task in enumerate(tasks):
@@ -146,13 +146,13 @@ def make_plans(counts: np.ndarray, tasks: Sequence[Task], method: Method, *, epo
 
 def rows_of(stage: Stage, plan: StagePlan, counts: np.ndarray, exemplars: Sequence[np.ndarray], held_out: int
             ) -> list[np.ndarray]:
-  """For each class seen, the rows of the training data that take part in a stage.
+  """The rows of the training data that a stage uses, for each seen class.
 
   Args:
     stage, plan: of the stage.
-    counts: [classes] int; the data lie class after class in learning order.
-    exemplars: of each old class, without held-out rows.
-    held_out: of each class, its first rows.
+    counts: [classes] int; the data is sorted by class in learning order.
+    exemplars: rows of each old class, without held-out rows.
+    held_out: number of rows held out of each class, its first ones.
   """
   stops = np.cumsum(counts)
   every = [np.arange(stop - count, stop, dtype=np.int32) for stop, count in zip(stops, counts)][:plan.task.stop]

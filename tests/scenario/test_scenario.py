@@ -131,7 +131,7 @@ def test_impossible_splits(classes, tasks, first, words):
     ({"order": "random"}, "order is 'random'"),
     ({"facts": Facts()}, "no fixed order"),
     ({"kind": "conv", "facts": Facts(tuple(range(6)), total=300)}, "300 training images, but .* 240"),
-    ({"facts": Facts(tuple(range(6)), max_count=400)}, "asks for .* only .* can be drawn"),
+    ({"facts": Facts(tuple(range(6)), max_count=400)}, "needs .* only .* can be drawn"),
     ({"validation_fraction": 0.99}, "no training image")])
 def test_scenarios_that_cannot_be_drawn(changes, words):
   with pytest.raises(UserError, match=words):

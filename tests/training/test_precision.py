@@ -17,7 +17,7 @@ def test_auto_by_platform():
   assert models.resolve_precision("auto", "gpu") == "tf32"
   for precision in ("float32", "bfloat16"):
     assert models.resolve_precision(precision, "cpu") == precision
-  with pytest.raises(UserError, match="only NVIDIA GPUs know, but the devices are cpu"):
+  with pytest.raises(UserError, match="only NVIDIA GPUs support, but the devices are cpu"):
     models.make_backbone("resnet8", platform="cpu", precision="tf32")
 
 
