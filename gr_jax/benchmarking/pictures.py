@@ -28,13 +28,13 @@ from gr_jax.training.program import Window
 from gr_jax.training.programs import Programs, make_programs, pool
 
 PATHS = ("resident", "prefetch", "stream")
-# Pictures that Pillow decodes alone, and that are gathered from the cache.
+# Number of pictures decoded with Pillow only, and read from the cache.
 _SAMPLE = 512
 
 
 @contextlib.contextmanager
 def empty_cache(config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict]:
-  """The config with an empty cache on the disk of the real one, removed afterwards, and with resident pictures."""
+  """The config with resident pictures and a temporary, empty cache on the same disk as the real one."""
   folder = tfds_source.data_folder(config.data_dir)
   place = cache.writable(cache.folders(None if config.cache_dir == "off" else config.cache_dir, folder))
   with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as empty:
@@ -45,9 +45,10 @@ def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
   """Decodes the scenario into an empty cache, then opens it as a second start does.
 
   Returns:
-    ({"cold_seconds", "warm_seconds": both splits, "decoded": how many pictures, "decoded_per_core": pictures a second
-    and core, all costs included, "pillow_per_core": the same by Pillow alone in this process, "cached_per_second":
-    pictures copied out of the cache in a random order, "cache_bytes"}, training pictures, test pictures).
+    ({"cold_seconds", "warm_seconds": for both splits, "decoded": number of pictures, "decoded_per_core": pictures per
+    second and core, all costs included, "pillow_per_core": the same for Pillow only, in this process,
+    "cached_per_second": pictures read from the cache in random order, "cache_bytes"}, training pictures, test
+    pictures).
   """
   def load() -> list[Any]:
     return [loading.load(found, split, console.decoding) for split in ("train", "test")]
@@ -59,7 +60,7 @@ def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
   side = pictures.images.shape[1]
   alone, _ = _seconds(lambda: [_pillow(found.source.train.encoded(row), side) for row in sample])
   chosen = np.random.default_rng(0).permutation(len(pictures.labels))[:_SAMPLE]
-  # Once before: the first look at a mapped file costs more than copying it.
+  # The second run counts: the first access to a mapped file costs more than copying.
   copying = [_seconds(lambda: feed.rows_of(pictures, chosen))[0] for _ in range(2)][1]
   count = len(pictures.labels) + len(tests.labels)
   files = pathlib.Path(found.config.cache_dir).rglob("*.npy")
@@ -75,16 +76,16 @@ def _pillow(encoded: bytes, side: int) -> np.ndarray:
 
 
 def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict[str, float]]:
-  """Path -> pictures a second that reach the device, and that the base task trains on.
+  """Path -> pictures per second that reach the device, and that the base task trains on.
 
   Args:
-    found: what is measured.
-    count: chunks that are timed; one more comes first.
-    steps: of one chunk where it trains; where nothing trains, chunks are as long as in a run.
+    found: the experiment to measure.
+    count: chunks to time, after one that is not timed.
+    steps: per chunk when training; without training, chunks are as long as in a run.
 
   Returns:
-    For each of PATHS {"delivered" (not for resident ones), "trained": pictures a second, "first_call_seconds": until
-    the first chunk's pictures are there, worker processes included}.
+    For each of PATHS {"delivered" (not for "resident"), "trained": pictures per second, "first_call_seconds": until
+    the first chunk's pictures have arrived, including the start of worker processes}.
   """
   report = {}
   for path in PATHS:
@@ -102,7 +103,7 @@ def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict
 
 
 def changed(config: ml_collections.ConfigDict, **keys: Any) -> ml_collections.ConfigDict:
-  """A locked copy with other values."""
+  """A locked copy with changed values."""
   found = config.copy_and_resolve_references()
   found.update(keys)
   return found.lock()
@@ -123,10 +124,10 @@ def _training(found: Experiment, programs: Programs) -> Callable[[Chunk, feed.In
 
 def _paced(found: Experiment, programs: Programs, count: int,
            use: Callable[[Chunk, feed.Inputs], None]) -> tuple[float, float]:
-  """(seconds until the first chunk is done, pictures a second of those after it), in the base task's first stage."""
+  """(seconds until the first chunk is done, pictures per second after it), in the base task's first stage."""
   plan, batch = found.plans[0].stages[0], found.config.batch_size
   per_epoch = -(-plan.steps_per_epoch // programs.steps_per_call)
-  # Beyond the last epoch its rate goes on.
+  # More epochs than the plan has, if needed.
   longer = dataclasses.replace(plan, epochs=-(-(count + 1) // per_epoch))
   wanted = list(chunks(longer, steps_per_call=programs.steps_per_call))[:count + 1]
   among = pool(np.arange(plan.size), found.capacity)

@@ -1,4 +1,4 @@
-"""What gr_jax.benchmark measures: the very programs that training uses, and how fast pictures reach them."""
+"""Measurements of gr_jax.benchmark: the programs that training uses, and how fast pictures reach them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from gr_jax.training.program import Window
 from gr_jax.training.programs import make_evaluator, pool
 from gr_jax.training.step import make_train_step
 
-# Small, so that no loss diverges: a step whose loss is not finite ends its call. The rate does not change the time.
+# Small, so that no loss diverges: a non-finite loss ends a call early. The rate does not affect the time.
 _LEARNING_RATE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Seconds of repeated calls: median, fastest and slowest, the first calls left out."""
+  """Seconds of repeated calls: median, fastest and slowest, without the first calls."""
   median: float
   fastest: float
   slowest: float
@@ -51,14 +51,14 @@ class Timing:
 
 @dataclasses.dataclass
 class Bench:
-  """One stage of a task, ready to be stepped with any variant of the step.
+  """One stage of a task, to time variants of its step.
 
   Attributes:
-    experiment: what is benchmarked.
+    experiment: the experiment to measure.
     pictures: decoded training pictures.
     plan: of the stage.
-    calls: timed calls of a program; two more come first and are dropped.
-    steps: of one call.
+    calls: timed calls of a program, after two that are not timed.
+    steps: per call.
   """
   experiment: Experiment
   pictures: Data
@@ -71,7 +71,7 @@ class Bench:
     return self.experiment.method.stages[self.plan.index]
 
   def arguments(self, *, teacher: bool = True) -> tuple[Any, ...]:
-    """Fresh arguments of a program; `teacher` False: as in a first task."""
+    """New arguments of a program; `teacher` False: as in a first task."""
     found, config = self.experiment, self.experiment.config
     counts, held_out = found.scenario.counts, found.method.held_out
     exemplars = [np.arange(stop - count, stop)[held_out:config.memory.per_class]
@@ -100,7 +100,7 @@ class Bench:
         batch_size=self.experiment.config.batch_size, devices=self.experiment.devices)
 
   def time(self, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Timing:
-    """Seconds of one step, over repeated calls of a program that gives back its donated first argument."""
+    """Seconds per step, over repeated calls of a program that returns its donated first argument."""
     state, rest = arguments[0], arguments[1:]
 
     def call() -> None:
@@ -112,7 +112,7 @@ class Bench:
 
 
 def repeat(call: Callable[[], None], calls: int) -> Timing:
-  """Times a call that waits for the device; the first two are dropped."""
+  """Times a call that waits for the device; the first two times are dropped."""
   seconds = []
   for number in range(calls + 2):
     started = time.perf_counter()
@@ -123,7 +123,7 @@ def repeat(call: Callable[[], None], calls: int) -> Timing:
 
 
 def compiled(spread: functools.partial, arguments: Sequence[Any]) -> tuple[Any, float]:
-  """A program of parallel.spread, compiled ahead for these arguments, and the seconds that took."""
+  """A program from parallel.spread, compiled ahead of time for these arguments, and the seconds that took."""
   lowered = spread.func.lower(*spread.args, *arguments)
   started = time.perf_counter()
   executable = lowered.compile()
@@ -132,7 +132,7 @@ def compiled(spread: functools.partial, arguments: Sequence[Any]) -> tuple[Any, 
 
 
 class _SilentTeacher:
-  """A backbone whose evaluation mode answers zeros, so that the teacher's pass costs nothing."""
+  """A backbone that returns zeros in evaluation mode, so that the teacher's forward pass costs nothing."""
 
   def __init__(self, model: Any):
     self._model = model
@@ -143,12 +143,12 @@ class _SilentTeacher:
     return jnp.zeros((len(x), self._model.num_features)), ()
 
 
-# Plain cross-entropy and distillation, against which the method's own cost is taken.
+# The step with plain cross-entropy and distillation is the baseline for the method's own cost.
 _BASELINE = "reweighting, prior and DAKD (plain distillation stays)"
 
 
 def variants(bench: Bench) -> dict[str, dict[str, Any]]:
-  """What is left out -> changed arguments of make_train_step."""
+  """Ablations: the part left out -> changed arguments of make_train_step."""
   found, stage = bench.experiment, bench.stage
   config, source = found.config, found.source
   plain = augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std, cropped=source.uniform)
@@ -161,7 +161,7 @@ def variants(bench: Bench) -> dict[str, dict[str, Any]]:
     for name, others in (("reweighting", {}), (_BASELINE, {"prior": False, "distillation": distillation})):
       method = methods.make("gr", {**options, "reweighting": "none", **others}, memory=config.memory.per_class)
       changes[name] = {"method": method, "stage": method.stages[bench.plan.index]}
-  # Not zeros in place of updates: then XLA would leave out the backward pass too.
+  # Updates are not replaced by zeros: XLA would then remove the backward pass too.
   changes["weight decay and momentum"] = {"tx": optimizer.scale_by_epoch(found.learning_rates(stage))}
   return changes
 
@@ -179,11 +179,11 @@ def ceilings(device: jax.Device, precision: str, size: int, copy_bytes: int) -> 
 
 
 def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
-  """Seconds in which `count` trainings do one step each, in each formulation, on one device.
+  """Seconds for one step of each of `count` replicas, for each way to run them on one device.
 
-  "one after another": one program, called for each. "vectorised": vmap over state, teacher, pool and seed, so that
-  convolutions become grouped ones. "branches": one program that holds the step `count` times. "threads": a host
-  thread for each, all sending to the one device.
+  "one after another": one program, called for each. "vectorised": vmap over state, teacher, pool and seed, which makes
+  convolutions grouped. "branches": one program with `count` copies of the step. "threads": one host thread per
+  replica, all using the same device.
   """
   import concurrent.futures
   found = dataclasses.replace(bench.experiment, devices=bench.experiment.devices[:1])
@@ -237,14 +237,14 @@ def import_seconds() -> float:
 
 
 def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replicas: int, long: bool) -> dict[str, Any]:
-  """Everything that the table shows, seconds and bytes, as a JSON-able dict.
+  """All measurements of the table, in seconds and bytes, as a JSON-serialisable dict.
 
   Args:
     config: see configs/.
     calls: timed calls of each program.
-    steps: of one call.
-    replicas: how many trainings to compare formulations of; 0 for none.
-    long: also the last task, and the step with one thing after another left out.
+    steps: per call.
+    replicas: number of replicas for comparing ways to run them; 0 for no comparison.
+    long: also measure the last task and the ablations of the step.
   """
   started = time.perf_counter()
   found = experiments.load(config, progress=console.decoding, say=console.say)
@@ -258,7 +258,7 @@ def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replic
 
 def _measure(found: Experiment, config: ml_collections.ConfigDict, started: float, calls: int, steps: int,
              replicas: int, long: bool) -> dict[str, Any]:
-  """`found` has an empty cache where its pictures differ in size; `config` is the user's."""
+  """`found` has an empty cache if its pictures differ in size; `config` is the user's."""
   way, decoding = None, 0.0
   if found.source.uniform:
     pictures = loading.load(found, "train", console.decoding)
@@ -276,7 +276,7 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
       "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}
   last = len(found.plans) - 1
   measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})
-  # A stage that a task has besides is named after it.
+  # Further stages of a task have the stage's name appended.
   plans = {name if place == 0 else f"{name}, {plan.name}": plan
            for name, number in measured.items() for place, plan in enumerate(found.plans[number].stages)}
   for name, plan in plans.items():
@@ -288,7 +288,7 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
     report["programs"][name] = {
         "compile_seconds": compile_seconds, "step": dataclasses.asdict(timing),
         "images_per_second": config.batch_size / timing.median,
-        # XLA counts the body of a loop whose length it does not know once, which is one step.
+        # XLA counts the body of a loop of unknown length once, which is one step.
         "flops_per_step": cost.get("flops"), "bytes_per_step": cost.get("bytes accessed"),
         "temporary_bytes": getattr(space, "temp_size_in_bytes", None)}
   report["first_step_seconds"] = (
@@ -313,7 +313,7 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
 
 
 def _taken_apart(bench: Bench, full: dict[str, float]) -> dict[str, Any]:
-  """The step of a later task, timed as `full`, with one thing after another left out."""
+  """Ablations of the step of a later task; `full` is the timing of the complete step."""
   without = {name: dataclasses.asdict(bench.time(bench.program(**changes), bench.arguments()))
              for name, changes in variants(bench).items()}
   if bench.stage.uses_teacher:
@@ -327,7 +327,7 @@ def _taken_apart(bench: Bench, full: dict[str, float]) -> dict[str, Any]:
 
 
 def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict[str, float]:
-  """Throughput of evaluation, of feature extraction, and of herding, in images a second."""
+  """Throughput of evaluation, feature extraction and herding, in images per second."""
   state, carry = parallel.replicate(
       (jax.jit(found.init_state)(jax.random.key(0)), found.init_carry()), found.devices)
   network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}

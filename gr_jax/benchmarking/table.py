@@ -56,14 +56,14 @@ def _pictures(report: dict[str, Any], start: dict[str, float]) -> Iterator[str]:
 
   Args:
     report: {**pictures.reading(...), "paths": pictures.on_their_way(...)}.
-    start: {"with", "without"}: seconds until the first step, with and without a cache that is there.
+    start: {"with", "without"}: seconds until the first step, with and without an existing cache.
   """
   yield from (
       f"decoding: {report['decoded']} pictures in {report['cold_seconds']:.1f} s, "
-      f"{report['decoded_per_core']:.0f} a second and core; Pillow alone {report['pillow_per_core']:.0f}; out of the "
-      f"cache {report['cached_per_second']:.0f} a second; the cache takes {report['cache_bytes'] / 1e9:.2f} GB",
+      f"{report['decoded_per_core']:.0f} per second and core; Pillow only {report['pillow_per_core']:.0f}; read from "
+      f"the cache {report['cached_per_second']:.0f} per second; the cache takes {report['cache_bytes'] / 1e9:.2f} GB",
       f"first step: after {start['with']:.1f} s with the cache, {start['without']:.1f} s without it", "",
-      "| pictures | reach the device, a second | the first ones after, s | trained in the base task, a second |",
+      "| pictures | reach the device, per second | first ones after, s | trained in the base task, per second |",
       "|---|---|---|---|")
   for path, row in report["paths"].items():
     there = [f"{row[name]:.{digits}f}" if name in row else "-"
