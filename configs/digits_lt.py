@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = "resnet8"
   config.precision = "auto"
   config.method = "gr"
-  # The method's own; those that are not here have its defaults (gr_jax/docs/methods.md).
+  # Options of the method; missing ones have their defaults (gr_jax/docs/methods.md).
   config.method_options = ml_collections.ConfigDict()
   config.seed = 0
   config.replicas = 1

@@ -1,4 +1,4 @@
-"""A folder of one's own pictures, as long-tailed as it is, at 224 pixels; the recipe of the large sets."""
+"""Your own pictures in a folder, with their natural class sizes, at 224 pixels; same recipe as ImageNet-Subset."""
 
 import ml_collections
 from ml_collections import config_dict
@@ -7,22 +7,22 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   """python -m gr_jax.main --config=configs/folder_lt.py --config.data_dir=FOLDER --config.scenario.num_tasks=5
 
-  FOLDER holds train/<class>/* and test/<class>/*; the README's "Your own pictures" goes from there to a result.
+  FOLDER holds train/<class>/* and test/<class>/*; see "Your own pictures" in the README.
   """
   config = ml_collections.ConfigDict()
   config.dataset = "folder"
   config.data_dir = config_dict.placeholder(str)
   config.distributed = "off"
   config.folder = ml_collections.ConfigDict()
-  # Files of lines `path label`, in place of the folders.
+  # Files with lines `path label`, instead of the folders.
   config.folder.train_list = config_dict.placeholder(str)
   config.folder.test_list = config_dict.placeholder(str)
-  # Above 0 where there is no test set: the share of each class that becomes one.
+  # Without a test set: the share of each class to use as one.
   config.folder.test_fraction = 0.0
   config.folder.test_seed = 0
   config.folder.on_bad_image = "fail"
   config.image_size = 224
-  # A placeholder first, so that it can be unset again: image_size * 256 / 224.
+  # A placeholder first, so that it can be set to None: image_size * 256 / 224.
   config.stored_size = config_dict.placeholder(int)
   config.stored_size = 320
   config.pictures = "auto"
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = "resnet18"
   config.precision = "auto"
   config.method = "gr"
-  # The method's own; those that are not here have its defaults (gr_jax/docs/methods.md).
+  # Options of the method; missing ones have their defaults (gr_jax/docs/methods.md).
   config.method_options = ml_collections.ConfigDict()
   config.seed = 0
   config.replicas = 1

@@ -7,14 +7,14 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
   """python -m gr_jax.main --config=configs/imagenet1000_lt.py
 
-  The recipe of ImageNet-Subset on all classes, in a seeded order. Not yet run in full; meant for several GPUs.
+  ImageNet-Subset's recipe on all classes, in a seeded order. Not yet run in full; meant for several GPUs.
   """
   config = ml_collections.ConfigDict()
   config.dataset = "imagenet1000"
   config.data_dir = config_dict.placeholder(str)
   config.distributed = "off"
   config.image_size = 224
-  # A placeholder first, so that it can be unset again: image_size * 256 / 224.
+  # A placeholder first, so that it can be set to None: image_size * 256 / 224.
   config.stored_size = config_dict.placeholder(int)
   config.stored_size = 320
   config.pictures = "auto"
@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = "resnet18"
   config.precision = "auto"
   config.method = "gr"
-  # The method's own; those that are not here have its defaults (gr_jax/docs/methods.md).
+  # Options of the method; missing ones have their defaults (gr_jax/docs/methods.md).
   config.method_options = ml_collections.ConfigDict()
   config.seed = 0
   config.replicas = 1
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.scenario.kind = "lt"
   config.scenario.imbalance = 100.0
   config.scenario.num_tasks = 6
-  # A placeholder first, so that it can be unset again: equal tasks (LFS).
+  # A placeholder first, so that it can be set to None: equal tasks (LFS).
   config.scenario.first_task_classes = config_dict.placeholder(int)
   config.scenario.first_task_classes = 500
   config.scenario.order = "seeded"

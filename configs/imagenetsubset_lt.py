@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data_dir = config_dict.placeholder(str)
   config.distributed = "off"
   config.image_size = 224
-  # A placeholder first, so that it can be unset again: image_size * 256 / 224.
+  # A placeholder first, so that it can be set to None: image_size * 256 / 224.
   config.stored_size = config_dict.placeholder(int)
   config.stored_size = 320
   config.pictures = "auto"
@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = "resnet18"
   config.precision = "auto"
   config.method = "gr"
-  # The method's own; those that are not here have its defaults (gr_jax/docs/methods.md).
+  # Options of the method; missing ones have their defaults (gr_jax/docs/methods.md).
   config.method_options = ml_collections.ConfigDict()
   config.seed = 0
   config.replicas = 1
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.scenario.kind = "lt"
   config.scenario.imbalance = 100.0
   config.scenario.num_tasks = 6
-  # A placeholder first, so that it can be unset again: equal tasks (LFS).
+  # A placeholder first, so that it can be set to None: equal tasks (LFS).
   config.scenario.first_task_classes = config_dict.placeholder(int)
   config.scenario.first_task_classes = 50
   config.scenario.order = "fixed"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Several processes on this machine's CPU as one run: for trying out what happens on several hosts.
+# Several processes on this machine's CPU as one run, to try out a run on several hosts.
 #
 #   launch/cpu.sh configs/digits_lt.py [--workdir=...] [--config.KEY=VALUE ...]
 #   PROCESSES=2 DEVICES=2 PORT=9876 launch/cpu.sh configs/digits_lt.py     # DEVICES: of each process
 #
-# Process 0 speaks; what the others print comes with their index in front. Ends when all have ended, with the first
-# exit code that is not 0. A signal to this script goes to all of them.
+# Output of processes other than 0 is prefixed with their index. Exits when all have exited, with the first non-zero
+# exit code. A signal to this script is forwarded to all of them.
 set -euo pipefail
 
 if [[ $# -lt 1 || ! -f $1 ]]; then
@@ -16,7 +16,7 @@ config=$1
 shift
 processes=${PROCESSES:-2}
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=${DEVICES:-2}
-# A thread for each collective that waits: with fewer, the devices of a process can wait for each other for ever.
+# One thread for each waiting collective; with fewer, the devices of a process can deadlock.
 export NPROC=${NPROC:-$((4 * JAX_NUM_CPU_DEVICES))}
 
 children=()
@@ -36,7 +36,7 @@ done
 
 code=0
 for child in "${children[@]}"; do
-  # A trapped signal ends `wait` early, above 128, while the child is still there.
+  # A trapped signal makes `wait` return early, with a code above 128, while the child is still running.
   while true; do
     status=0
     wait "$child" || status=$?

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in order: correctness, speed tables, speed against PyTorch, large pictures, the paper's
+# Everything that needs a GPU, in order: correctness, speed tables, speed against PyTorch, large pictures, the paper's
 # settings.
 #
-#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all five; the same command again goes on where it was cut
+#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all five; rerun the command to resume
 #   STAGES="correctness speed" launch/gpu_report.sh FOLDER
 #   STAGES=paper SWEEP_FLAGS="--only=shuffled_lfh5 --set=epochs=2" launch/gpu_report.sh FOLDER
 #
-# FOLDER takes correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and paper/ with every
-# run and the table. `pictures` makes photographs/, 260 MB, with pip install -e '.[test]'.
+# FOLDER gets correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and paper/ with every
+# run and the table. `pictures` creates photographs/, 260 MB, with pip install -e '.[test]'.
 # DATA_DIR is TFDS's folder with the prepared cifar100 (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
-# `torch` wants pip install -e '.[benchmark]' with a CUDA build. A stage that is done is not repeated: remove its file.
+# `torch` needs pip install -e '.[benchmark]' with a CUDA build. Finished stages are skipped; to repeat one, remove its
+# file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -54,7 +55,7 @@ for stage in $stages; do
     paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" \
       "${sweep_flags[@]}" ;;
     *)
-      echo "error: STAGES names $stage; it takes correctness, speed, torch, pictures, paper" >&2
+      echo "error: STAGES contains $stage; it can be correctness, speed, torch, pictures, paper" >&2
       exit 2
       ;;
   esac

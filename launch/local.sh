@@ -4,7 +4,7 @@
 #   launch/local.sh configs/cifar100_lt.py [--workdir=...] [--config.KEY=VALUE ...]
 #   GPUS=0,1 launch/local.sh configs/cifar100_lt.py     # only these two
 #
-# The batch size is global: the GPUs share it equally. The same command again goes on with a run that was cut.
+# The batch size is global: the GPUs share it equally. Rerun the command to resume.
 set -euo pipefail
 
 if [[ $# -lt 1 || ! -f $1 ]]; then

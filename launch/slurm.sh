@@ -4,9 +4,9 @@
 #   sbatch launch/slurm.sh configs/cifar100_lt.py --workdir=/shared/run [--config.KEY=VALUE ...]
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      # as many tasks as GPUs
 #
-# --workdir must be on a file system that all nodes share. A job that is preempted, or that reaches its time limit, is
-# told two minutes ahead; the program saves and ends with code 75, and the job is put back into the queue, where the
-# same command goes on. Activate the environment first, or name its Python: PYTHON=/path/to/venv/bin/python sbatch ...
+# --workdir must be on a file system that all nodes share. A job gets SIGTERM two minutes before preemption or its time
+# limit; the program saves and exits with code 75, and the job is requeued and resumes. Activate the environment first,
+# or set its Python: PYTHON=/path/to/venv/bin/python sbatch ...
 #SBATCH --job-name=gr_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
@@ -25,15 +25,15 @@ if [[ $# -lt 1 || ! -f $1 ]]; then
 fi
 config=$1
 shift
-# No binding of GPUs to tasks: JAX gives the task with local index i GPU i of those that its node was allotted, so each
-# task has to see all of them. srun does not take over the number of cores by itself.
+# GPUs are not bound to tasks: JAX gives GPU i of the node's allocation to the task with local index i, so each task
+# must see all of them. srun does not inherit the number of cores, so it is passed on.
 srun --kill-on-bad-exit=0 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-4}" \
   "${PYTHON:-python}" -m gr_jax.main --config="$config" --config.distributed=auto "$@" &
 steps=$!
-# The signal comes to this shell alone; srun hands it on to every task.
+# Only this shell gets the signal; srun forwards it to every task.
 trap 'kill -TERM "$steps" 2>/dev/null || true' TERM
 
-# A trapped signal ends `wait` early, above 128, while srun is still there.
+# A trapped signal makes `wait` return early, with a code above 128, while srun is still running.
 while true; do
   code=0
   wait "$steps" || code=$?

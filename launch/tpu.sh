@@ -4,9 +4,9 @@
 #   TPU=my-slice ZONE=us-central2-b launch/tpu.sh configs/cifar100_lt.py --workdir=/shared/run [--config.KEY=VALUE ...]
 #   TPU=my-slice ZONE=us-central2-b FOLDER=/home/me/gr_jax launch/tpu.sh ...     # where the clone is on each host
 #
-# Once before, on all hosts: a clone in FOLDER, pip install -e '.[tpu]', the prepared data, and a file system that all
-# of them see (NFS, Filestore) for --workdir. PYTHON names the hosts' Python. batch_size must be a multiple of the
-# number of devices. The same command again goes on with a run that was cut.
+# Set up once, on all hosts: a clone in FOLDER, pip install -e '.[tpu]', the prepared data, and a file system that all
+# of them share (NFS, Filestore) for --workdir. PYTHON names the hosts' Python. batch_size must be a multiple of the
+# number of devices. Rerun the command to resume.
 set -euo pipefail
 
 if [[ $# -lt 1 || ! -f $1 || -z ${TPU:-} || -z ${ZONE:-} ]]; then

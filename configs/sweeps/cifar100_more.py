@@ -1,11 +1,11 @@
-"""A first try at more than the paper: schedules and augmentation, chosen on the hold-out (docs/method.md section 6)."""
+"""Beyond the paper: schedules and augmentation, chosen on the hold-out (docs/method.md section 6)."""
 
 
 def get_sweep() -> dict:
   """python -m gr_jax.sweep --sweep=configs/sweeps/cifar100_more.py --holdout --set=data_dir=FOLDER
 
-  Choose a row by its hold-out columns; then run the chosen one with --set=validation_fraction=0.0 and a root of its
-  own, which trains on the hold-out too.
+  Choose a row by its hold-out columns. Then run it with --set=validation_fraction=0.0 and a separate --root, to train
+  on the hold-out too.
   """
   cosine = {"schedule": "cosine", "milestones": ()}
   cutout = {"augmentation": "pad_resized_crop_flip_cutout"}

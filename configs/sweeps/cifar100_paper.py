@@ -1,4 +1,4 @@
-"""The paper's CIFAR-100-LT settings that the rho = 100 set serves, and the parts of the method one by one."""
+"""The paper's CIFAR-100-LT settings that need only the rho = 100 images, and ablations of the method."""
 
 _LFH10 = {"scenario.num_tasks": 11}
 _SCRATCH = {"scenario.first_task_classes": None}

@@ -1,4 +1,4 @@
-"""Whether bfloat16 learns what float32 learns: CIFAR-100-LT, LFH 5, 10 epochs a task, five seeds of each."""
+"""Compares bfloat16 with float32: CIFAR-100-LT, LFH 5, 10 epochs per task, five seeds each."""
 
 
 def get_sweep():

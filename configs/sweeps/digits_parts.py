@@ -1,4 +1,4 @@
-"""What each part of the method brings, on the digits: the full method, and with one part or all left out."""
+"""Ablations of the method on the digits: the full method, and without one part or all of them."""
 
 
 def get_sweep() -> dict:

@@ -1,4 +1,4 @@
-"""What the precision of the computation does to the accuracy, on the digits."""
+"""The effect of precision on accuracy, on the digits."""
 
 
 def get_sweep() -> dict:
