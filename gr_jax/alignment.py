@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gr_jax.typing import AnyArray
 
-def align(kernel: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+
+def align(kernel: jax.Array, old: AnyArray, new: AnyArray) -> jax.Array:
   """Scales the columns of new classes so that their mean norm equals that of the old ones.
 
   W_new <- gamma W_new, gamma = mean_old ||W_j|| / mean_new ||W_j||. Without old classes or without new ones, or if all
@@ -17,7 +19,7 @@ def align(kernel: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
     old, new: [classes] bool, may be traced.
   """
   norms = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=0))
-  def mean(group: jax.Array) -> jax.Array:
+  def mean(group: AnyArray) -> jax.Array:
     return jnp.sum(jnp.where(group, norms, 0.0)) / jnp.maximum(jnp.sum(group), 1)
   mean_old, mean_new = mean(old), mean(new)
   applies = jnp.any(old) & (mean_new > 0)

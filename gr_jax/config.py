@@ -27,12 +27,12 @@ class _Key:
   inside: Callable[[Any], bool] = lambda value: True
 
 
-def _at_least(low: float) -> dict:
-  return {"range": f"{low} or more", "inside": lambda value: math.isfinite(value) and value >= low}
+def _at_least(low: float, meaning: str | None = None) -> dict[str, Any]:
+  return {"range": meaning or f"{low} or more", "inside": lambda value: math.isfinite(value) and value >= low}
 
 
-_POSITIVE = {"range": "above 0", "inside": lambda value: math.isfinite(value) and value > 0}
-_SHARE = {"range": "0 or more and below 1", "inside": lambda value: 0 <= value < 1}
+_POSITIVE: dict[str, Any] = {"range": "above 0", "inside": lambda value: math.isfinite(value) and value > 0}
+_SHARE: dict[str, Any] = {"range": "0 or more and below 1", "inside": lambda value: 0 <= value < 1}
 
 KEYS = {
     "dataset": _Key(str),
@@ -64,7 +64,7 @@ KEYS = {
     "stop_after_task": _Key(int, optional=True, **_at_least(1)),
     "scenario.kind": _Key(str, allowed=scenario.KINDS),
     "scenario.imbalance": _Key(
-        float, **(_at_least(1) | {"range": "1 or more: the size of the largest class over the smallest"})),
+        float, **_at_least(1, "the largest class over the smallest, so 1 or more")),
     "scenario.num_tasks": _Key(int, **_at_least(1)),
     "scenario.first_task_classes": _Key(int, optional=True, **_at_least(1)),
     "scenario.order": _Key(str),
@@ -198,7 +198,7 @@ def _check(name: str, key: _Key, value: Any) -> None:
       raise wrong_type(name, value)
     return
   allowed_types = (int, float) if key.type is float else (key.type,)
-  if not isinstance(value, allowed_types) or (isinstance(value, bool) and key.type is not bool):
+  if not isinstance(value, allowed_types) or (key.type is not bool and isinstance(value, bool)):
     raise wrong_type(name, value)
   if key.type is tuple and not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
     raise wrong_type(name, value)

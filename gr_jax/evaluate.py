@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from absl import flags
@@ -13,7 +13,7 @@ from gr_jax import cli
 from gr_jax.errors import UserError
 
 
-def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: str = "test",
+def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Literal["test", "holdout"] = "test",
              data_dir: str | None = None) -> dict[str, Any]:
   """Restores the model saved after a task and counts its correct images.
 

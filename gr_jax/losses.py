@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gr_jax.typing import AnyArray
+
 # Added to every count of lost images before computing the entropy (docs/method.md section 4).
 _LOST_OFFSET = 1e-3
 
@@ -16,7 +18,7 @@ _LOST_OFFSET = 1e-3
 _SMALLEST_SQUARE = 1e-24
 
 
-def _masked_log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+def _masked_log_softmax(logits: jax.Array, mask: AnyArray) -> jax.Array:
   """log softmax over the columns in `mask` [classes]; value and gradient are 0 in the others."""
   logits = jnp.where(mask, logits.astype(jnp.float32), 0.0)
   # The largest logit only keeps exp() in range and needs no gradient.
@@ -28,7 +30,7 @@ def _masked_log_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def prior_regularized_cross_entropy(
-    logits: jax.Array, labels: jax.Array, class_counts: jax.Array) -> jax.Array:
+    logits: jax.Array, labels: jax.Array, class_counts: AnyArray) -> jax.Array:
   """Cross-entropy over the prior-regularized softmax ([P] "regularized softmax").
 
   mean over the batch of -log softmax(z + log pi)[y], with pi_j = n'_j / sum_k n'_k.
@@ -53,7 +55,7 @@ def prior_regularized_cross_entropy(
 
 
 def distillation(
-    student: jax.Array, teacher: jax.Array, old: jax.Array, temperature: float = 2.0) -> jax.Array:
+    student: jax.Array, teacher: jax.Array, old: AnyArray, temperature: float = 2.0) -> jax.Array:
   """Plain distillation: -mean sum_j softmax(q/T)_j log softmax(z/T)_j over the old classes.
 
   Args:
@@ -69,7 +71,7 @@ def distillation(
 
 
 def distribution_aware_distillation(
-    student: jax.Array, teacher: jax.Array, lost: jax.Array, old: jax.Array,
+    student: jax.Array, teacher: jax.Array, lost: AnyArray, old: AnyArray,
     temperature: float = 2.0) -> jax.Array:
   """Distribution-aware knowledge distillation, DAKD (docs/method.md section 4).
 
@@ -97,7 +99,7 @@ def distribution_aware_distillation(
           + (1.0 - evenness) * _soft_cross_entropy(targets, mixed / temperature, old))
 
 
-def lost_weights(lost: jax.Array, old: jax.Array) -> jax.Array:
+def lost_weights(lost: AnyArray, old: AnyArray) -> jax.Array:
   """v = s / ||s||_2 over the old classes, [classes] float32 in [0, 1]; all 0 if nothing was lost."""
   lost = jnp.where(old, lost, 0).astype(jnp.float32)
   # Scaled by the largest entry, because squares of ImageNet-size counts lose precision in float32.
@@ -107,7 +109,7 @@ def lost_weights(lost: jax.Array, old: jax.Array) -> jax.Array:
   return scaled / jnp.where(norm > 0, norm, 1.0)
 
 
-def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
+def lost_evenness(lost: AnyArray, old: AnyArray) -> jax.Array:
   """h: entropy of p = (s + 0.001) / sum(s + 0.001) over log C_o; float32 in [0, 1], 1 = evenly lost.
 
   1 with one old class or none, and if nothing was lost ([D], docs/method.md section 4).
@@ -123,12 +125,12 @@ def lost_evenness(lost: jax.Array, old: jax.Array) -> jax.Array:
   return jnp.where(degenerate, 1.0, jnp.clip(spread, 0.0, 1.0))
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, classes: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array, classes: AnyArray) -> jax.Array:
   """Cross-entropy over the softmax of `classes` ([classes] bool); infinite for a label outside them."""
   return prior_regularized_cross_entropy(logits, labels, classes)
 
 
-def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: jax.Array) -> jax.Array:
+def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: AnyArray) -> jax.Array:
   """iCaRL: mean over the batch of sum_j BCE(sigmoid(z_j), sigmoid(q_j)) over the old classes.
 
   Arguments and result as for `distillation`, with temperature 1.
@@ -136,7 +138,7 @@ def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: jax.Array)
   return binary_cross_entropy(student, jax.nn.sigmoid(jax.lax.stop_gradient(teacher)), old)
 
 
-def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: jax.Array) -> jax.Array:
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArray) -> jax.Array:
   """Mean over the batch of sum_j -[t_j log sigmoid(z_j) + (1 - t_j) log(1 - sigmoid(z_j))].
 
   Args:
@@ -155,7 +157,7 @@ def less_forget(student: jax.Array, teacher: jax.Array) -> jax.Array:
   return jnp.mean(1.0 - jnp.sum(student * jax.lax.stop_gradient(teacher), axis=-1))
 
 
-def margin_ranking(scores: jax.Array, labels: jax.Array, old: jax.Array, new: jax.Array, *, margin: float = 0.5,
+def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: AnyArray, *, margin: float = 0.5,
                    hardest: int = 2) -> jax.Array:
   """LUCIR: keeps the score of an exemplar's class a margin above those of the hardest new classes.
 
@@ -189,10 +191,10 @@ def distillation_weight(n_old: jax.Array | float, n_new: jax.Array | float, scal
   return scale * jnp.sqrt(jnp.asarray(n_old, jnp.float32) / jnp.asarray(n_new, jnp.float32))
 
 
-def _teacher_probabilities(teacher: jax.Array, old: jax.Array, temperature: float) -> jax.Array:
+def _teacher_probabilities(teacher: jax.Array, old: AnyArray, temperature: float) -> jax.Array:
   teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32)) / temperature
   return jnp.where(old, jnp.exp(_masked_log_softmax(teacher, old)), 0.0)
 
 
-def _soft_cross_entropy(targets: jax.Array, logits: jax.Array, old: jax.Array) -> jax.Array:
+def _soft_cross_entropy(targets: jax.Array, logits: jax.Array, old: AnyArray) -> jax.Array:
   return -jnp.mean(jnp.sum(targets * _masked_log_softmax(logits, old), axis=-1))

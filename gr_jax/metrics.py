@@ -28,7 +28,7 @@ def accuracy_matrix(correct: np.ndarray, total: np.ndarray, task_of_class: np.nd
   """
   correct, total = np.asarray(correct), np.asarray(total)
   members = _members(task_of_class)
-  matrix = [[None] * len(members) for _ in members]
+  matrix: Matrix = [[None] * len(members) for _ in members]
   for t, row in enumerate(correct):
     for u in range(t + 1):
       matrix[t][u] = _share(row[members[u]].sum(), total[members[u]].sum())
@@ -38,7 +38,7 @@ def accuracy_matrix(correct: np.ndarray, total: np.ndarray, task_of_class: np.nd
 def task_accuracies(correct: np.ndarray, total: np.ndarray, task_of_class: np.ndarray) -> list[float | None]:
   """ACC_t: accuracy over all test images of the classes seen after task t; None for unfinished tasks."""
   correct, total, task_of_class = np.asarray(correct), np.asarray(total), np.asarray(task_of_class)
-  accuracies = [None] * (int(task_of_class.max()) + 1)
+  accuracies: list[float | None] = [None] * (int(task_of_class.max()) + 1)
   for t, row in enumerate(correct):
     seen = task_of_class <= t
     accuracies[t] = _share(row[seen].sum(), total[seen].sum())
@@ -100,7 +100,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _largest(values: Sequence[float | None]) -> float | None:
-  return None if any(v is None for v in values) else max(values)
+  known = [v for v in values if v is not None]
+  return max(known) if len(known) == len(values) else None
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

@@ -34,7 +34,9 @@ def scale_by_epoch(rates: Sequence[float]) -> optax.GradientTransformationExtraA
     rate = jnp.asarray(table)[epoch]
     return jax.tree.map(lambda update: -rate * update, updates), state
 
-  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+  # optax's annotation cannot say that an extra argument is needed.
+  return optax.GradientTransformationExtraArgs(
+      lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
 def sgd(rates: Sequence[float], *, momentum: float, weight_decay: float) -> optax.GradientTransformationExtraArgs:

@@ -7,9 +7,8 @@ Gradients must be averaged over all devices first: the norm of a mean is not the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -199,7 +198,7 @@ def gradient_reweighting(
   _check_task_ratio(task_ratio)
   path = (path,) if isinstance(path, str) else tuple(path)
 
-  def init_fn(params: chex.ArrayTree) -> RuleState:
+  def init_fn(params: optax.Params) -> RuleState:
     classes = _find_classifier(params, path)["kernel"].shape[-1:]
     # Each array needs a separate buffer, so that the state can be donated.
     phi, alpha, column, r_old, r_new, beta = (
@@ -225,7 +224,8 @@ def gradient_reweighting(
       grads = combine(ce_grads, kd_grads, column=ratios.column, beta=ratios.beta, old=old, seen=seen)
     return _replace(updates, path, grads), RuleState(after.phi, ratios)
 
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+  # optax's annotation cannot say that extra arguments are needed.
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
 def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:
@@ -242,7 +242,7 @@ def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:
   """
   path = (path,) if isinstance(path, str) else tuple(path)
 
-  def init_fn(params: chex.ArrayTree) -> ReweightingState:
+  def init_fn(params: optax.Params) -> ReweightingState:
     kernel = _find_classifier(params, path)["kernel"]
     return init(kernel.shape[-1])
 
@@ -256,22 +256,22 @@ def balance_classifier(path: tuple[str, ...]) -> optax.GradientTransformation:
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _find_classifier(tree: chex.ArrayTree, path: tuple[str, ...]) -> dict:
+def _find_classifier(tree: Any, path: tuple[str, ...]) -> dict:
   node = tree
   for key in path:
     node = node[key] if isinstance(node, Mapping) and key in node else None
-  if not _is_classifier(node):
-    raise ValueError(f"no classifier (a dict with a two-dimensional `kernel` and an optional `bias`) at "
+  if node is None or not _is_classifier(node):
+    raise ValueError(f"no classifier (a dict with a two-dimensional `kernel` and perhaps a `bias`) at "
                      f"{path}; candidates: {sorted(_candidates(tree, ())) or 'none'}")
   return node
 
 
-def _is_classifier(node: chex.ArrayTree) -> bool:
+def _is_classifier(node: Any) -> bool:
   return (isinstance(node, Mapping) and "kernel" in node and set(node) <= {"kernel", "bias"}
           and jnp.ndim(node["kernel"]) == 2)
 
 
-def _candidates(node: chex.ArrayTree, path: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _candidates(node: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
   if not isinstance(node, Mapping):
     return []
   found = [path] if _is_classifier(node) else []

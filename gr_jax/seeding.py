@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import jax
 
+from gr_jax.typing import AnyInteger
+
 # Purposes. Append, never renumber: the numbers determine what a seed draws.
 BACKBONE, CLASSIFIER, ORDER, AUGMENT = range(4)
 # Offset of stage numbers, far above the purposes.
 _STAGES = 2**20
 
 
-def derive(root: jax.Array, task: jax.Array | int, step: jax.Array | int, purpose: int) -> jax.Array:
+def derive(root: jax.Array, task: AnyInteger | int, step: AnyInteger | int, purpose: int) -> jax.Array:
   """The key of one purpose at one step of one task.
 
   Args:

@@ -71,6 +71,8 @@ def load(path: str) -> Sweep:
   if not pathlib.Path(path).is_file():
     raise UserError(f"--sweep is {path}, but there is no such file")
   spec = importlib.util.spec_from_file_location("sweep_file", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"--sweep is {path}; it must be a Python file, NAME.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, "get_sweep"):

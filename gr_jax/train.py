@@ -51,8 +51,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
       console.say(f"the run in {folder} is finished; nothing to train\n{console.closing_table(finished)}")
       return finished
     console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}\n{console.computation_line(experiment)}")
-    images, tests = processes.together(lambda: [
-        pictures.load(experiment, split, console.decoding, console.say) for split in ("train", "test")])
+    images, tests = processes.together(lambda: (
+        pictures.load(experiment, "train", console.decoding, console.say),
+        pictures.load(experiment, "test", console.decoding, console.say)))
     workdirs.write_start(folder, experiment)
     # Before this point a signal exits immediately: there is no progress to lose.
     with signals.listening() as asked_here:

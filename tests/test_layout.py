@@ -8,7 +8,7 @@ PACKAGE = runs.ROOT / "gr_jax"
 
 # From the bottom up. A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "files"),
+    ("errors", "files", "typing"),
     ("losses", "reweighting", "memory", "metrics", "optimizer", "seeding"),
     ("alignment", "nearest_mean"),
     ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"), ("training",), ("runs",),

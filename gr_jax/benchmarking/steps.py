@@ -93,7 +93,7 @@ class Bench:
         "model": found.model, "method": found.method, "stage": self.stage, "tx": found.optimizer(self.stage),
         "axis_name": parallel.AXIS, "augment": augment.make_augment(config.augmentation, **view), **changes})
 
-  def program(self, **changes: Any) -> Callable[..., Any]:
+  def program(self, **changes: Any) -> functools.partial:
     """The compiled program of a variant; see `step`."""
     return program.make_program(
         self.step(**changes), stage=changes.get("stage", self.stage), number=self.plan.index,
@@ -111,7 +111,7 @@ class Bench:
     return repeat(call, self.calls).scaled(1 / self.steps)
 
 
-def repeat(call: Callable[[], None], calls: int) -> Timing:
+def repeat(call: Callable[[], object], calls: int) -> Timing:
   """Times a call that waits for the device; the first two times are dropped."""
   seconds = []
   for number in range(calls + 2):
@@ -124,7 +124,8 @@ def repeat(call: Callable[[], None], calls: int) -> Timing:
 
 def compiled(spread: functools.partial, arguments: Sequence[Any]) -> tuple[Any, float]:
   """A program from parallel.spread, compiled ahead of time for these arguments, and the seconds that took."""
-  lowered = spread.func.lower(*spread.args, *arguments)
+  jitted: Any = spread.func
+  lowered = jitted.lower(*spread.args, *arguments)
   started = time.perf_counter()
   executable = lowered.compile()
   seconds = time.perf_counter() - started
@@ -202,7 +203,8 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
   own = window._replace(pool=stack([each.pool for each in windows]),
                         root=everywhere(jax.random.split(jax.random.key(0), count)))
   stacked = (stack(states), stack(teachers), context, data, own)
-  vectorised = jax.vmap(run, in_axes=(0, 0, None, None, Window(pool=0, root=0, epoch=None, first=None, stop=None)))
+  axes = window._replace(pool=0, root=0, epoch=None, first=None, stop=None)
+  vectorised = jax.vmap(run, in_axes=(0, 0, None, None, axes))
 
   def branches(states, teachers, context, data, window: Window):
     pick = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
@@ -262,6 +264,8 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
   way, decoding = None, 0.0
   if found.source.uniform:
     pictures = loading.load(found, "train", console.decoding)
+    # Only pictures that differ in size are ever streamed.
+    assert isinstance(pictures, Data)
     tests = loading.load(found, "test", console.decoding)
     ready = time.perf_counter() - started
   else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
+from gr_jax.typing import AnyArray, AnyInteger
 
 
 class Data(NamedTuple):
@@ -15,12 +15,12 @@ class Data(NamedTuple):
     sizes: [images, 2] int32, height and width of the original picture; boxes are drawn in its geometry.
     labels: [images] int32, classes in learning order.
   """
-  images: jax.Array
-  sizes: jax.Array
-  labels: jax.Array
+  images: AnyArray
+  sizes: AnyArray
+  labels: AnyArray
 
 
 class Pool(NamedTuple):
   """The rows of `Data` that a stage uses: rows [capacity] int32, of which the first `size` are valid."""
-  rows: jax.Array
-  size: jax.Array
+  rows: AnyArray
+  size: AnyInteger

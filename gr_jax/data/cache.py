@@ -221,7 +221,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 # In a worker process; set once by `_begin`.
-_work: tuple[Split, np.ndarray, View] | None = None
+_work: tuple[Split, np.ndarray, View]
 
 
 def _begin(split: Split, images: pathlib.Path, view: View) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
 from gr_jax.scenario.plan import Chunk, StagePlan
+from gr_jax.typing import AnyArray
 
 # Bytes of pictures transferred for one call, at most; those of the next call are prepared at the same time.
 _CHUNK_BYTES = 2**29
@@ -38,10 +39,10 @@ class Inputs(NamedTuple):
 
 
 # (plan of a stage, NumPy pool, root, chunks) -> each chunk with its inputs.
-Feed = Callable[[StagePlan, Pool, jax.Array, Iterable[Chunk]], Iterator[tuple[Chunk, Inputs]]]
+Feed = Callable[[StagePlan, Pool, jax.Array, Iterable[Chunk]], Generator[tuple[Chunk, Inputs], None, None]]
 # (rows of each call [steps, batch], first global step of each call, root, task) -> iterator over the pictures of
 # each call: arrays [this process's devices, steps * batch / devices, ...], see parallel.shares.
-Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Iterator[Data]]
+Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Generator[Data, None, None]]
 
 
 def free_bytes(device: jax.Device) -> int:
@@ -99,7 +100,9 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
   def feed(plan, pool, root, chunks):
     chunks, orders = list(chunks), {}
     # Made local to this process: a thread must not start programs that span several processes.
-    root = jax.random.wrap_key_data(np.asarray(jax.random.key_data(root)), impl=jax.random.key_impl(root))
+    bits = np.asarray(jax.random.key_data(root))
+    # It takes NumPy arrays too, which its annotation leaves out.
+    root = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(root))  # pyright: ignore[reportArgumentType]
     for epoch in sorted({chunk.epoch for chunk in chunks}):
       orders[epoch] = np.asarray(order_of(pool, root, plan.number, plan.index, epoch))
     rows = [orders[chunk.epoch][np.arange(chunk.first * batch_size, chunk.stop * batch_size) % int(pool.size)]
@@ -111,6 +114,7 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
         send = lambda: parallel.split(padded(next(pictures), count, axis=1), devices)
         coming = thread.submit(send) if chunks else None
         for number, chunk in enumerate(chunks):
+          assert coming is not None
           data = coming.result()
           coming = thread.submit(send) if number + 1 < len(chunks) else None
           yield chunk, Inputs(data, nothing, np.int32(0), np.int32(chunk.stop - chunk.first))
@@ -129,7 +133,7 @@ def gather(pictures: Data, mine: np.ndarray) -> Read:
   return read
 
 
-def rows_of(pictures: Data, rows: np.ndarray) -> Data:
+def rows_of(pictures: Data, rows: np.ndarray | slice) -> Data:
   """Copies these rows."""
   return Data(*(np.asarray(array[rows]) for array in pictures))
 
@@ -140,7 +144,7 @@ def padded(data: Data, count: int, axis: int = 0) -> Data:
   if not missing:
     return data
 
-  def pad(array: np.ndarray) -> np.ndarray:
+  def pad(array: AnyArray) -> np.ndarray:
     return np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
   # Sizes are at least 1, since they are divided by.
   return Data(pad(data.images), np.maximum(pad(data.sizes), 1), pad(data.labels))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from gr_jax import seeding
 from gr_jax.data.arrays import Pool
+from gr_jax.typing import AnyInteger
 
 
 def shuffled(pool: Pool, key: jax.Array) -> jax.Array:
@@ -19,6 +20,6 @@ def shuffled(pool: Pool, key: jax.Array) -> jax.Array:
   return pool.rows[jnp.argsort(draws)]
 
 
-def epoch_order(pool: Pool, root: jax.Array, task: jax.Array | int, stage: int, epoch: jax.Array | int) -> jax.Array:
+def epoch_order(pool: Pool, root: jax.Array, task: AnyInteger | int, stage: int, epoch: AnyInteger | int) -> jax.Array:
   """`shuffled` with the key for an epoch of a stage."""
   return shuffled(pool, seeding.derive(seeding.of_stage(root, stage), task, epoch, seeding.ORDER))

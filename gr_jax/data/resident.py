@@ -88,4 +88,6 @@ def _load(source: Source, split: Split, rows_of_class: Sequence, view: View, ima
       # Written into the final array at once; a list would need twice the memory.
       found = np.zeros((len(rows), *picture.shape), np.uint8) if found is None else found
       found[place], sizes[place] = picture, size
+  # There is at least one picture.
+  assert found is not None
   return Data(found, sizes, labels)

@@ -15,7 +15,7 @@ import gc
 import multiprocessing
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import grain
 import jax
@@ -60,7 +60,8 @@ class _Views(grain.transforms.Map):
   def __init__(self, split: Split, side: int):
     self._split, self._side = split, side
 
-  def map(self, request: np.ndarray) -> np.ndarray:
+  # Grain's own has no annotations.
+  def map(self, request: np.ndarray) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
     row, top, left, height, width, how = map(int, request)
     picture = self._split.image(row)
     if how == _CENTRAL:
@@ -106,7 +107,7 @@ def make_draw(batch_size: int) -> Callable[..., jax.Array]:
 
 
 def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray, timeout: float
-           ) -> Callable[..., Iterator[Data]]:
+           ) -> Callable[..., Generator[Data, None, None]]:
   """A feed.Read that gives final views: uint8, `side` pixels square; their `sizes` are all `side`.
 
   Args:
@@ -121,7 +122,8 @@ def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray
   """
   draw = make_draw(batch_size)
 
-  def read(rows: Sequence[np.ndarray], starts: Sequence[int], root: jax.Array, task: int) -> Iterator[Data]:
+  def read(rows: Sequence[np.ndarray], starts: Sequence[int], root: jax.Array, task: int
+           ) -> Generator[Data, None, None]:
     every = np.concatenate(rows)
     steps = np.concatenate([start + np.arange(len(chosen)) for start, chosen in zip(starts, rows)])
     requests = np.zeros((len(every), batch_size, 6), np.int32)
@@ -144,7 +146,8 @@ def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray
   return read
 
 
-def central(originals: Originals, rows: np.ndarray, *, side: int, block: int, timeout: float) -> Iterator[Data]:
+def central(originals: Originals, rows: np.ndarray, *, side: int, block: int, timeout: float
+            ) -> Generator[Data, None, None]:
   """The central crops of these rows, `block` at a time, in order; raises as `reader`."""
   requests = np.zeros((len(rows), 6), np.int32)
   requests[:, 0], requests[:, 5] = originals.rows[rows], _CENTRAL
@@ -157,7 +160,7 @@ def central(originals: Originals, rows: np.ndarray, *, side: int, block: int, ti
 
 
 def _views(originals: Originals, requests: np.ndarray, side: int, batch_size: int, timeout: float
-           ) -> Iterator[np.ndarray]:
+           ) -> Generator[np.ndarray, None, None]:
   """Batches of views in the order of the requests."""
   if not flags.FLAGS.is_parsed():
     # Grain passes absl's flags to its workers; in a notebook or a test they have not been parsed.

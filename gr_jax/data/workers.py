@@ -6,7 +6,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from gr_jax.errors import UserError
@@ -18,7 +18,7 @@ def count() -> int:
 
 
 def results(function: Callable[[Any], Any], items: Iterable, *, initializer: Callable, initargs: tuple,
-            timeout: float) -> Iterator[Any]:
+            timeout: float) -> Generator[Any, None, None]:
   """Applies `function` to each item in worker processes; yields results as they complete, in any order.
 
   Args:
@@ -62,8 +62,12 @@ def leave_with_the_parent() -> None:
 
   Call it once in each worker.
   """
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return
+
   def wait() -> None:
-    multiprocessing.parent_process().join()
+    parent.join()
     os._exit(1)
 
   threading.Thread(target=wait, daemon=True).start()

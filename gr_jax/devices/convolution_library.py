@@ -45,7 +45,7 @@ def in_use() -> str:
                                dimension_numbers=("NHWC", "HWIO", "NHWC"))
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     compiled = jax.jit(convolve).lower(image, kernel).compile()
-  return ONEDNN if "__onednn$convolution" in compiled.as_text() else XLA
+  return ONEDNN if "__onednn$convolution" in (compiled.as_text() or "") else XLA
 
 
 def describe() -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 AXIS = "devices"
@@ -28,7 +29,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 def _replicate_among_processes(leaf: Any, everywhere: jax.NamedSharding) -> jax.Array:
   """Avoids device_put, which compares values across processes: 1.8 ms a scalar on two CPU processes, not 0.02 ms."""
-  if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+  if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     bits = _replicate_among_processes(jax.random.key_data(leaf), everywhere)
     return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
   host = np.asarray(leaf)

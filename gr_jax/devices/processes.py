@@ -31,8 +31,9 @@ _BLOCK = 4096
 class Place(NamedTuple):
   """A process's index (from 0) among `count` processes, and "host:port" of process 0."""
   coordinator: str
-  count: int
-  index: int
+  # They hide two methods of a tuple, which nobody misses here.
+  count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+  index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def parse(spec: str) -> Place | None:
@@ -134,12 +135,11 @@ def together(action: Callable[[], T]) -> T:
     UserError: `action` raised it here or in another process, which the message names.
   """
   try:
-    result, own = action(), None
+    result = action()
   except UserError as error:
-    result, own = None, error
-  troubles = exchange("" if own is None else str(own))
-  if own is not None:
-    raise own
+    exchange(str(error))
+    raise
+  troubles = exchange("")
   for index, trouble in enumerate(troubles):
     if trouble:
       raise UserError(f"process {index} of {len(troubles)} cannot continue: {trouble}")

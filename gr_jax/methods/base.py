@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from gr_jax.models.heads import Head
+from gr_jax.typing import AnyArray, AnyInteger
 
 # Parameters or gradients of a head: {"kernel": [features, classes], ...}.
 HeadParams = dict[str, jax.Array]
+# Of a head's parameters, by name, those that are trained; broadcastable to them.
+HeadMask = Mapping[str, AnyArray]
 
 
 class Context(NamedTuple):
@@ -27,16 +30,16 @@ class Context(NamedTuple):
     lost: [classes] float32, s_j = n_j - n'_j of old classes, else 0.
     task_of_class: [classes] int32.
   """
-  task: jax.Array
-  old: jax.Array
-  new: jax.Array
-  counts: jax.Array
-  original: jax.Array
-  lost: jax.Array
-  task_of_class: jax.Array
+  task: AnyInteger
+  old: AnyArray
+  new: AnyArray
+  counts: AnyArray
+  original: AnyArray
+  lost: AnyArray
+  task_of_class: AnyArray
 
   @property
-  def seen(self) -> jax.Array:
+  def seen(self) -> AnyArray:
     """[classes] bool."""
     return self.old | self.new
 
@@ -60,10 +63,12 @@ class Loss(NamedTuple):
   """One term of the loss.
 
   Attributes:
-    value: (student, teacher or None, labels [batch], context) -> float32 scalar, local mean, weights included.
-    teacher: whether it uses the previous model; such terms are left out in the first task.
+    value: (student, teacher or None, labels [batch], context) -> float32 scalar, local mean, weights included. It gets
+      None where `teacher` is False.
+    teacher: whether it compares with the previous model; such terms are left out of the first task.
   """
-  value: Callable[[Outputs, Outputs | None, jax.Array, Context], jax.Array]
+  value: (Callable[[Outputs, None, jax.Array, Context], jax.Array]
+          | Callable[[Outputs, Outputs, jax.Array, Context], jax.Array])
   teacher: bool = False
 
 
@@ -97,7 +102,7 @@ class Stage(NamedTuple):
   rule: optax.GradientTransformationExtraArgs | None = None
   report: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
   summary: Callable[[Any, int], dict[str, jax.Array]] = lambda state, steps: {}
-  trainable: Callable[[HeadParams, Context], HeadParams] | None = None
+  trainable: Callable[[HeadParams, Context], HeadMask] | None = None
   penalty: Callable[[HeadParams, Context], jax.Array] | None = None
   end: Callable[[HeadParams, Context], HeadParams] | None = None
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax import losses
-from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.methods.base import Context, HeadMask, HeadParams, Loss, Method, Outputs, Stage, logits
 from gr_jax.methods.wa import shared_losses
 from gr_jax.models import heads
 
@@ -31,11 +31,11 @@ def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_lear
     bias_learning_rate: of the second stage, constant.
     bias_penalty: factor of beta^2 of the new task in the loss.
   """
-  def network_only(head: HeadParams, context: Context) -> HeadParams:
+  def network_only(head: HeadParams, context: Context) -> HeadMask:
     never = jnp.zeros((), bool)
     return {"kernel": context.seen, "bias": context.seen, "alpha": never, "beta": never}
 
-  def correction_only(head: HeadParams, context: Context) -> HeadParams:
+  def correction_only(head: HeadParams, context: Context) -> HeadMask:
     never = jnp.zeros((), bool)
     # alpha and beta are indexed by task number.
     this = jnp.arange(head["alpha"].shape[0]) == context.task

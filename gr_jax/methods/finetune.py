@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from gr_jax import losses
-from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.methods.base import Context, HeadMask, HeadParams, Loss, Method, Outputs, Stage, logits
 from gr_jax.models import heads
 
 
@@ -23,7 +23,7 @@ def plain_stage(further: dict[str, Loss], memory: int) -> Stage:
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     return losses.cross_entropy(student.logits, labels, context.seen if memory else context.new)
 
-  def new_columns(head: HeadParams, context: Context) -> HeadParams:
+  def new_columns(head: HeadParams, context: Context) -> HeadMask:
     return {"kernel": context.new, "bias": context.new}
 
   return Stage("train", {"cross_entropy": Loss(cross_entropy), **further}, trainable=None if memory else new_columns)

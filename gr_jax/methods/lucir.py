@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax import losses
-from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.methods.base import Context, HeadMask, HeadParams, Loss, Method, Outputs, Stage, logits
 from gr_jax.models import heads
 
 
@@ -30,7 +30,7 @@ def make(*, distillation_weight: float, ranking_weight: float, margin: float, ha
     return ranking_weight * losses.margin_ranking(
         student.scores, labels, context.old, context.new, margin=margin, hardest=hardest)
 
-  def new_columns(head: HeadParams, context: Context) -> HeadParams:
+  def new_columns(head: HeadParams, context: Context) -> HeadMask:
     return {"kernel": context.new}
 
   # The ranking uses no teacher, but needs old classes: teacher=True leaves it out in the first task.

@@ -133,8 +133,7 @@ def _unknown_option(name: str, key: str) -> str:
 
 def _checked(key: str, option: Option, value: Any) -> Any:
   kind = type(option.default)
-  fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-  if not fits:
+  if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and isinstance(value, bool)):
     names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
     raise UserError(f"method_options.{key} is {value!r} ({type(value).__name__}); it takes {names[kind]}")
   if option.allowed is not None and value not in option.allowed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,20 @@ _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 # products to 10 bits and adds in float32; everything except convolutions stays float32.
 AUTO_PRECISION = {"cpu": "float32", "gpu": "tf32", "tpu": "float32"}
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
+
+
+class Backbone(Protocol):
+  """What training asks of a Linen module: (images, train=bool) -> (features [batch, features], maps).
+
+  Attributes:
+    num_features: of an image.
+  """
+  @property
+  def num_features(self) -> int:
+    ...
+
+  def apply(self, variables: Any, images: jax.Array, /, *, train: bool, mutable: Any = ...) -> Any:
+    ...
 
 
 def resolve_precision(precision: str, platform: str) -> str:

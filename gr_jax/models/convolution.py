@@ -169,9 +169,9 @@ def _images_of_channels(x: jax.Array, grad: jax.Array, *, strides: _Pair, pads: 
                         dtype: Any) -> jax.Array:
   """A piece's part of the kernel's gradient, with each input channel as one image; for XLA's own convolution."""
   # [in, height, width, batch] and [out_height, out_width, batch, out]: canonical order, and again a barrier to keep it.
-  operands = lax.optimization_barrier(
+  images, kernel = lax.optimization_barrier(
       (x.astype(dtype).transpose(3, 1, 2, 0), grad.astype(dtype).transpose(1, 2, 0, 3)))
-  return lax.conv_general_dilated(*operands, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_NHWC,
+  return lax.conv_general_dilated(images, kernel, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_NHWC,
                                   precision=precision).transpose(1, 2, 0, 3)
 
 
@@ -182,6 +182,6 @@ def _rows_of_channels(x: jax.Array, grad: jax.Array, *, strides: _Pair, pads: li
   oneDNN computes blocks of one row of the result. A row of input channels fills a block; the three columns of a 3x3
   kernel's gradient would leave it almost empty. In bfloat16 a piece's sum is rounded once, at the end.
   """
-  operands = lax.optimization_barrier((x.transpose(1, 2, 3, 0)[None], grad.transpose(1, 2, 0, 3)[:, :, None]))
-  return lax.conv_general_dilated(*operands, (1, 1, 1), [*pads, (0, 0)], rhs_dilation=(*strides, 1),
+  image, kernel = lax.optimization_barrier((x.transpose(1, 2, 3, 0)[None], grad.transpose(1, 2, 0, 3)[:, :, None]))
+  return lax.conv_general_dilated(image, kernel, (1, 1, 1), [*pads, (0, 0)], rhs_dilation=(*strides, 1),
                                   dimension_numbers=_NDHWC, precision=precision)[0].astype(dtype)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax.losses import unit
+from gr_jax.typing import AnyArray
 
 
 class Head(NamedTuple):
@@ -26,7 +27,7 @@ class Head(NamedTuple):
       is a methods.base.Context.
   """
   init: Callable[[int, int, int], dict[str, jax.Array]]
-  renew: Callable[[jax.Array, dict, jax.Array], dict[str, jax.Array]]
+  renew: Callable[[jax.Array, dict, AnyArray], dict[str, jax.Array]]
   apply: Callable[[dict, jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
@@ -36,7 +37,7 @@ def init(features: int, num_classes: int) -> dict[str, jax.Array]:
           "bias": jnp.zeros(num_classes, jnp.float32)}
 
 
-def draw_columns(key: jax.Array, classifier: dict, new: jax.Array) -> dict[str, jax.Array]:
+def draw_columns(key: jax.Array, classifier: dict, new: AnyArray) -> dict[str, jax.Array]:
   """Draws the columns of the new classes (bool [classes]) from U(-1/sqrt(d), 1/sqrt(d)), bias included."""
   for_kernel, for_bias = jax.random.split(key)
   drawn = {"kernel": _draw(for_kernel, classifier["kernel"], new, classifier["kernel"].shape[0])}
@@ -45,13 +46,13 @@ def draw_columns(key: jax.Array, classifier: dict, new: jax.Array) -> dict[str, 
   return {**classifier, **drawn}
 
 
-def _draw(key: jax.Array, values: jax.Array, new: jax.Array, features: int) -> jax.Array:
+def _draw(key: jax.Array, values: jax.Array, new: AnyArray, features: int) -> jax.Array:
   bound = features ** -0.5
   drawn = jax.random.uniform(key, values.shape, values.dtype, minval=-bound, maxval=bound)
   return jnp.where(new, drawn, values)
 
 
-def mask(classifier: dict, seen: jax.Array) -> dict[str, jax.Array]:
+def mask(classifier: dict, seen: AnyArray) -> dict[str, jax.Array]:
   """The classifier with zeros in unseen columns, so that their values cannot leak."""
   return {name: jnp.where(seen, values, 0.0) if name in ("kernel", "bias") else values
           for name, values in classifier.items()}

@@ -34,7 +34,8 @@ def for_platform(platform: str) -> Normalise:
 
   On GPU and TPU it uses autodiff's derivative: XLA fuses it well there, and ours has not been measured.
   """
-  return normalise if platform == "cpu" else _value
+  # custom_vjp's own annotation loses what the function returns.
+  return normalise if platform == "cpu" else _value  # pyright: ignore[reportReturnType]
 
 
 def _value(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax.Array, relu: bool,

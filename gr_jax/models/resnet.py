@@ -96,7 +96,8 @@ class ResNet(nn.Module):
       x = norm()(_conv3x3(conv, self.filters)(images))
     else:
       x = conv(self.filters, (7, 7), strides=(2, 2), padding=_pad(3))(images)
-      x = nn.max_pool(norm()(x), (3, 3), strides=(2, 2), padding=_pad(1))
+      # Linen's annotation of the padding leaves out what its documentation allows.
+      x = nn.max_pool(norm()(x), (3, 3), strides=(2, 2), padding=_pad(1))  # pyright: ignore[reportArgumentType]
     maps = []
     for i, blocks in enumerate(self.stages):
       for j in range(blocks):

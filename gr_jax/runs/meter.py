@@ -84,10 +84,10 @@ class Meter:
     console.move_bar(self._bar, self._plan, self._num_tasks, chunk.epoch, images=int(part.steps) * self._batch_size,
                      loss=float(self._sums.loss / self._sums.steps))
     if chunk.stop == self._plan.steps_per_epoch:
-      self._finish_epoch(chunk.epoch)
+      self._finish_epoch(chunk.epoch, self._sums)
 
-  def _finish_epoch(self, epoch: int) -> None:
-    means = jax.tree.map(lambda total: (total / self._sums.steps).tolist(), self._sums)
+  def _finish_epoch(self, epoch: int, sums: StepMetrics) -> None:
+    means = jax.tree.map(lambda total: (total / sums.steps).tolist(), sums)
     self._sums, plan = None, self._plan
     # Per-class reports: the epoch's row has the mean over seen classes, the task's row the last epoch's values.
     self.reports = {name: value for name, value in means.reports.items() if isinstance(value, list)}

@@ -23,6 +23,7 @@ import jax
 import ml_collections
 
 from gr_jax.data.arrays import Data
+from gr_jax.data.stream import Originals
 from gr_jax.runs import console, results, workdir
 from gr_jax.training import programs
 from gr_jax.training.experiment import Experiment
@@ -45,7 +46,7 @@ def member_folder(folder: pathlib.Path, config: ml_collections.ConfigDict, numbe
 
 
 def run_side_by_side(
-    experiment: Experiment, folder: pathlib.Path, pictures: Data, tests: Data,
+    experiment: Experiment, folder: pathlib.Path, pictures: Data | Originals, tests: Data,
     learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
   """Runs every unfinished replica; returns mean, standard deviation and the results of each.
 
@@ -82,7 +83,7 @@ def run_side_by_side(
 class _Group:
   """One device and its programs, shared by all replicas that run on it."""
 
-  def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data, tests: Data):
+  def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data | Originals, tests: Data):
     self._experiment = dataclasses.replace(experiment, devices=(device,))
     self._programs = programs.make_programs(self._experiment, pictures)
     self._count_correct = programs.make_evaluator(self._experiment, tests)

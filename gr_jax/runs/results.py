@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def _accuracies(experiment: Experiment, correct: Any, correct_aware: Any, total:
       "average_incremental_task_mean": metrics.average_incremental_accuracy(task_means)}
 
 
-def task_row(plan: TaskPlan, state: TrainState, reports: dict[str, Sequence[float]], results: dict[str, Any],
+def task_row(plan: TaskPlan, state: TrainState, reports: Mapping[str, Sequence[float]], results: dict[str, Any],
              progress: Progress) -> dict[str, Any]:
   """The row of metrics.jsonl after a task; lists are over the seen classes in learning order.
 

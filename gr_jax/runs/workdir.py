@@ -164,7 +164,7 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
 def pictures_digest(experiment: Experiment) -> str:
   """SHA-256 over the split, class and `Split.identity` of every picture, test pictures included."""
   source, drawn, found = experiment.source, experiment.scenario, hashlib.sha256()
-  tests = [np.flatnonzero(source.test.labels == label) for label in drawn.class_order]
+  tests = [np.flatnonzero(source.test.labels == label).tolist() for label in drawn.class_order]
   for part, split, rows_of_class in (("train", source.train, drawn.train), ("holdout", source.train, drawn.holdout),
                                      ("test", source.test, tests)):
     for number, rows in enumerate(rows_of_class):

@@ -161,7 +161,7 @@ def _equal_parts(total: int, parts: int) -> list[int]:
   return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def _shuffled(items: Sequence, seed: int, purpose: str, keys: Sequence[str] | None = None) -> list:
+def _shuffled(items: Sequence[int], seed: int, purpose: str, keys: Sequence[str] | None = None) -> list[int]:
   """Items sorted by the hashes of their keys (the items by default); ties keep the given order."""
   names = [str(item) for item in items] if keys is None else keys
   hashes = [hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest() for name in names]
@@ -214,7 +214,7 @@ def make_scenario(
     raise UserError(f"the number of classes in the data set is {num_classes}; a scenario needs 2 or more")
   tasks = split_tasks(num_classes, num_tasks, first_task_classes)
   order_labels = class_order(order, kind, num_classes, seed, facts)
-  rows_of_class = [np.flatnonzero(labels == label) for label in order_labels]
+  rows_of_class = [np.flatnonzero(labels == label).tolist() for label in order_labels]
   available = np.asarray([len(rows) for rows in rows_of_class])
   profile = _profile(kind, order_labels, available, imbalance, seed, facts)
   if kind == "conv" and facts.total is not None and available.sum() != facts.total:
@@ -229,7 +229,7 @@ def make_scenario(
   share = fractions.Fraction(str(validation_fraction))
   train, holdout = [], []
   for rows, n in zip(rows_of_class, wanted):
-    drawn = _shuffled(rows.tolist(), seed, "draw", [ids[row] for row in rows])[:n]
+    drawn = _shuffled(rows, seed, "draw", [ids[row] for row in rows])[:n]
     held = round(share * len(drawn))
     drawn = _shuffled(drawn, seed, "holdout", [ids[row] for row in drawn])
     train.append(tuple(sorted(drawn[held:], key=ids.__getitem__)))

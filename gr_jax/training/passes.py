@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context, Method, Outputs
-from gr_jax.models import folding
+from gr_jax.models import Backbone, folding
+from gr_jax.typing import AnyInteger
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def make_evaluate(
-    *, model: nn.Module, method: Method, prepare: Prepare, num_classes: int, block: int,
+    *, model: Backbone, method: Method, prepare: Prepare, num_classes: int, block: int,
     devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
   """The program that counts correct test images.
 
@@ -63,7 +63,7 @@ def make_evaluate(
 
 
 def make_extract(
-    *, model: nn.Module, prepare: Prepare, capacity: int, block: int,
+    *, model: Backbone, prepare: Prepare, capacity: int, block: int,
     devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
   """The program that computes features in evaluation mode.
 
@@ -88,13 +88,13 @@ def make_extract(
   return parallel.spread(extract, devices, num_args=4)
 
 
-def _rounds(stop: jax.Array, block: int) -> jax.Array:
+def _rounds(stop: AnyInteger, block: int) -> jax.Array:
   """Number of blocks that each device processes to cover rows 0..stop-1."""
   together = block * jax.lax.axis_size(parallel.AXIS)
   return (stop + together - 1) // together
 
 
-def _block_of(i: jax.Array, block: int, stop: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _block_of(i: jax.Array, block: int, stop: AnyInteger) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Rows of this device's block in round i, which of them are valid, and the rows clipped to 0..stop-1."""
   number = i * jax.lax.axis_size(parallel.AXIS) + jax.lax.axis_index(parallel.AXIS)
   rows = number * block + jnp.arange(block)

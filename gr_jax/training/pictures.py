@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -18,8 +18,20 @@ from gr_jax.training.experiment import Experiment
 Progress = Callable[..., Any]
 
 
+@overload
+def load(experiment: Experiment, split: Literal["test", "holdout"], progress: Progress,
+         say: Callable[[str], None] = ...) -> Data:
+  ...
+
+
+@overload
 def load(experiment: Experiment, split: str, progress: Progress,
-                  say: Callable[[str], None] = lambda line: None) -> Data | stream.Originals:
+         say: Callable[[str], None] = ...) -> Data | stream.Originals:
+  ...
+
+
+def load(experiment: Experiment, split: str, progress: Progress,
+         say: Callable[[str], None] = lambda line: None) -> Data | stream.Originals:
   """A split, sorted by class in learning order; NumPy arrays (see data.resident), decoded or from the cache.
 
   Streamed training pictures stay in their files; only their sizes come from the cache.

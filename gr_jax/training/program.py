@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,18 +16,19 @@ from gr_jax.devices import parallel
 from gr_jax.methods.base import Stage
 from gr_jax.training.state import TrainState
 from gr_jax.training.step import StepMetrics, metrics_like
+from gr_jax.typing import AnyInteger
 
 # (pool, root, task, stage number, epoch) -> the pool's rows in the order of the epoch.
-Order = Callable[[Pool, jax.Array, jax.Array, int, jax.Array], jax.Array]
+Order = Callable[[Pool, jax.Array, AnyInteger, int, AnyInteger], jax.Array]
 
 
 class Window(NamedTuple):
   """Which steps a call runs: first..stop-1 of an epoch over the rows of `pool`; `root` is jax.random.key(seed)."""
   pool: Pool
   root: jax.Array
-  epoch: jax.Array
-  first: jax.Array
-  stop: jax.Array
+  epoch: AnyInteger
+  first: AnyInteger
+  stop: AnyInteger
 
 
 def make_run(
@@ -52,13 +54,16 @@ def make_run(
 
   def run(state, teacher, context, data, window: Window):
     share = jnp.arange(local)
-    if order is not None:
+    if order is None:
+      batch_of = lambda i: i * local + share
+    else:
       rows = order(window.pool, window.root, context.task, number, window.epoch)
       places = jax.lax.axis_index(parallel.AXIS) * local + share
+      batch_of = lambda i: rows[(i * batch_size + places) % window.pool.size]
 
     def body(carry):
       i, _, state, sums = carry
-      batch = i * local + share if order is None else rows[(i * batch_size + places) % window.pool.size]
+      batch = batch_of(i)
       key = seeding.derive(window.root, context.task, state.step, seeding.AUGMENT)
       after, metrics = step(state, teacher, context, data, batch, key, window.epoch)
       finite = jnp.isfinite(metrics.loss)
@@ -75,7 +80,8 @@ def make_run(
 
 def make_program(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, stage: Stage, number: int, batch_size: int,
-    devices: Sequence[jax.Device], order: Order | None = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    devices: Sequence[jax.Device], order: Order | None = epoch_order
+    ) -> functools.partial[tuple[TrainState, StepMetrics]]:
   """`make_run` as one pmapped program over `devices`; donates the state. With order None, data must be split."""
   run = make_run(step, stage=stage, number=number, batch_size=batch_size, num_devices=len(devices), order=order)
   return parallel.spread(run, devices, num_args=5, donate=(0,), parted=(3,) if order is None else ())

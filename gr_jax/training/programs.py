@@ -17,7 +17,7 @@ from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.feed import Feed
 from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Context
+from gr_jax.methods.base import Context, HeadParams
 from gr_jax.models import folding
 from gr_jax.scenario.plan import StagePlan
 from gr_jax.training import passes, program
@@ -68,7 +68,8 @@ class Programs:
 def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> Programs:
   """Builds the programs and the feed that gives them pictures."""
   config, devices = experiment.config, experiment.devices
-  path, streamed = experiment.path[0], isinstance(pictures, stream.Originals)
+  path = experiment.path[0]
+  streamed = isinstance(pictures, stream.Originals)
   everywhere = experiment.root.sharding
 
   def begin_task(params: Any, batch_stats: Any, context: Context, root: jax.Array) -> tuple[Any, Any]:
@@ -108,14 +109,19 @@ def _stage(experiment: Experiment, index: int, streamed: bool, order: program.Or
       augment=(lambda keys, images, sizes: plain(images, sizes)) if streamed else augment.make_augment(
           config.augmentation, **view))
 
-  def end(params: Any, context: Context) -> Any:
-    return {**params, "classifier": stage.end(params["classifier"], context)}
-
   return StagePrograms(
       begin=jax.jit(functools.partial(experiment.begin_stage, index=index), out_shardings=everywhere),
       run=program.make_program(step, stage=stage, number=index, batch_size=config.batch_size, devices=devices,
                                order=order),
-      end=None if stage.end is None else jax.jit(end, out_shardings=everywhere))
+      end=None if stage.end is None else jax.jit(_ending(stage.end), out_shardings=everywhere))
+
+
+def _ending(finish: Callable[[HeadParams, Context], HeadParams]) -> Callable[[Any, Context], Any]:
+  """A stage's own ending of the head as one of all parameters."""
+  def end(params: Any, context: Context) -> Any:
+    return {**params, "classifier": finish(params["classifier"], context)}
+
+  return end
 
 
 def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
@@ -134,9 +140,10 @@ def _features(experiment: Experiment, pictures: Data | stream.Originals, data: D
     if data is not None:
       found = extract(state.params, state.batch_stats, data, replicate(pool(rows, capacity)))
       return np.asarray(found)[:len(rows)]
-    blocks = (feed.rows_of(pictures, rows[i:i + capacity]) for i in range(0, len(rows), capacity))
-    if streamed:
+    if isinstance(pictures, stream.Originals):
       blocks = stream.central(pictures, rows, side=config.image_size, block=capacity, timeout=config.worker_timeout)
+    else:
+      blocks = (feed.rows_of(pictures, rows[i:i + capacity]) for i in range(0, len(rows), capacity))
     found = []
     for block in blocks:
       here, among = replicate((feed.padded(block, capacity), pool(np.arange(len(block.labels)), capacity)))

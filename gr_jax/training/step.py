@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from gr_jax.data.arrays import Data
 from gr_jax.methods.base import Context, Method, Outputs, Stage
-from gr_jax.models import heads
+from gr_jax.models import Backbone, heads
 from gr_jax.training.state import TrainState
 
 Augment = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -36,7 +35,7 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    *, model: nn.Module, method: Method, stage: Stage, tx: optax.GradientTransformationExtraArgs,
+    *, model: Backbone, method: Method, stage: Stage, tx: optax.GradientTransformationExtraArgs,
     augment: Augment | None = None, axis_name: str | None = None) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """Binds everything that is fixed for a stage; returns the pure step.
 
@@ -90,7 +89,7 @@ def make_train_step(
     trained = {"classifier": heads.mask(state.params["classifier"], context.seen),
                **{name: state.params[name] for name in grads}}
     updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=epoch)
-    params = {**state.params, **optax.apply_updates({name: state.params[name] for name in updates}, updates)}
+    params = {**state.params, **_updated({name: state.params[name] for name in trained}, updates)}
     params["classifier"] = _where_trained(params["classifier"], state.params["classifier"], stage, context)
     after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
                        rule=rule_state)
@@ -121,7 +120,7 @@ def _inputs(data: Data, batch: jax.Array, key: jax.Array, augment: Augment | Non
   return augment(keys, images, data.sizes[batch])
 
 
-def _encode(model: nn.Module, method: Method, stage: Stage, network: dict, x: jax.Array
+def _encode(model: Backbone, method: Method, stage: Stage, network: dict, x: jax.Array
             ) -> tuple[tuple[jax.Array, tuple], Callable[[Any], Any] | None, Any]:
   """((features, maps), their cotangent -> gradient of the backbone, or None if it is frozen, batch_stats)."""
   if stage.backbone == "frozen":
@@ -136,12 +135,17 @@ def _encode(model: nn.Module, method: Method, stage: Stage, network: dict, x: ja
   return encoded, lambda pull: backward(pull)[0], batch_stats
 
 
-def _teach(model: nn.Module, method: Method, teacher: Any, x: jax.Array, context: Context) -> Outputs:
+def _teach(model: Backbone, method: Method, teacher: Any, x: jax.Array, context: Context) -> Outputs:
   """Outputs of the previous model, without gradient."""
   variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
   features, maps = model.apply(variables, x, train=False)
   found = method.head.apply(teacher["params"]["classifier"], features, context)
   return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
+
+
+def _updated(params: dict, updates: Any) -> Any:
+  """Of the form of `params`, which optax's annotation does not say."""
+  return optax.apply_updates(params, updates)
 
 
 def _sum(trees: list[Any]) -> Any:

@@ -21,9 +21,17 @@ class Split(Protocol):
     ids: [images] stable ids: the same image has the same id on every machine and in every file order.
     fingerprint: changes when the files change; part of the cache key.
   """
-  labels: np.ndarray
-  ids: list[str]
-  fingerprint: str
+  @property
+  def labels(self) -> np.ndarray:
+    ...
+
+  @property
+  def ids(self) -> list[str]:
+    ...
+
+  @property
+  def fingerprint(self) -> str:
+    ...
 
   def identity(self, row: int) -> str:
     """The id and, if cheap, more that shows whether the picture has changed; the same on every machine."""

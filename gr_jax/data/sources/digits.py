@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,6 +25,13 @@ class _ArraySplit:
   def identity(self, row: int) -> str:
     return self.ids[row]
 
+  def size(self, row: int) -> tuple[int, int]:
+    height, width = self.images.shape[1:3]
+    return height, width
+
+  def encoded(self, row: int) -> bytes:
+    raise NotImplementedError("they have no files")
+
   def image(self, row: int) -> np.ndarray:
     return self.images[row]
 
@@ -32,7 +40,8 @@ def load() -> Source:
   """The digits as a source; an id is the row in scikit-learn's array, with five digits."""
   # Imported here: scikit-learn takes a second, and no other data set needs it.
   from sklearn import datasets
-  bunch = datasets.load_digits()
+  # scikit-learn has no annotations, and type checkers consider every form of its result.
+  bunch = cast(Any, datasets.load_digits())
   # Grey levels 0..16 become 0..255.
   images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = bunch.target.astype(np.int64)

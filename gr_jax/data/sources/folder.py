@@ -62,9 +62,14 @@ class FolderSplit:
         found.append((-1, 0))
     return found
 
-  @functools.cached_property
+  @property
   def fingerprint(self) -> str:
     """Hash of the files' names, sizes and modification times."""
+    return self._fingerprint
+
+  # With its own name: for a type checker a cached property is no property of `base.Split`.
+  @functools.cached_property
+  def _fingerprint(self) -> str:
     digest = hashlib.sha256()
     for path, (size, changed) in zip(self.ids, self._files):
       digest.update(f"{path} {size} {changed}\0".encode())

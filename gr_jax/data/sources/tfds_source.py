@@ -25,7 +25,7 @@ from gr_jax.errors import UserError
 from gr_jax.scenario import ICARL_ORDER, Facts
 
 _DEFAULT_FOLDER = "~/tensorflow_datasets"
-_IMAGENET_STATISTICS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+_IMAGENET_STATISTICS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +111,13 @@ class TfdsSplit:
   def __getstate__(self) -> dict[str, Any]:
     """The state without open files and without what only the main process needs."""
     return {name: value for name, value in self.__dict__.items()
-            if name not in ("_records", "_progress", "_say", "ids")}
+            if name not in ("_records", "_progress", "_say", "_ids")}
 
   @functools.cached_property
   def _records(self) -> Any:
     import tensorflow_datasets as tfds
     # Built again from the folder, because a builder cannot be sent to another process.
-    builder = tfds.builder_from_directory(str(self._folder))
+    builder = _builder(self._folder)
     return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
   def _read(self, rows: Sequence[int]) -> Index:
@@ -156,9 +156,14 @@ class TfdsSplit:
     """[images] int64; see `base.Split`."""
     return self._chosen[1].labels
 
-  @functools.cached_property
+  @property
   def ids(self) -> list[str]:
     """[images]; see `base.Split`."""
+    return self._ids
+
+  # With its own name: for a type checker a cached property is no property of `base.Split`.
+  @functools.cached_property
+  def _ids(self) -> list[str]:
     return [name.decode() for name in self._chosen[1].ids.tolist()]
 
   def identity(self, row: int) -> str:
@@ -223,6 +228,12 @@ def _again(entry: Entry, data_dir: pathlib.Path, folder: pathlib.Path) -> str:
   return f"remove the folder {folder} and prepare it again: {prepare_command(entry, data_dir)}"
 
 
+def _builder(folder: str | os.PathLike) -> Any:
+  """TFDS's builder of what is prepared in a folder; its annotations leave out what such a one has."""
+  import tensorflow_datasets as tfds
+  return tfds.builder_from_directory(str(folder))
+
+
 def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
   """TFDS's builder for the newest prepared version; checks everything except the records.
 
@@ -231,9 +242,8 @@ def open_prepared(entry: Entry, data_dir: pathlib.Path) -> Any:
   """
   folder = locate(entry, data_dir)
   again = _again(entry, data_dir, folder)
-  import tensorflow_datasets as tfds
   try:
-    builder = tfds.builder_from_directory(str(folder))
+    builder = _builder(folder)
   # JSON, protobuf and TFDS raise different errors for truncated or missing files.
   except Exception as error:
     raise UserError(f"the metadata in {folder} cannot be read ({error}); {again}") from error
