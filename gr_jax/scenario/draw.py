@@ -215,7 +215,7 @@ def make_scenario(
   tasks = split_tasks(num_classes, num_tasks, first_task_classes)
   order_labels = class_order(order, kind, num_classes, seed, facts)
   rows_of_class = [np.flatnonzero(labels == label).tolist() for label in order_labels]
-  available = np.asarray([len(rows) for rows in rows_of_class])
+  available = np.asarray([len(rows) for rows in rows_of_class], np.int64)
   profile = _profile(kind, order_labels, available, imbalance, seed, facts)
   if kind == "conv" and facts.total is not None and available.sum() != facts.total:
     raise UserError(f"scenario.kind is 'conv', which uses all {facts.total} training images, but the prepared data "
