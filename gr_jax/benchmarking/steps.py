@@ -81,7 +81,8 @@ class Bench:
     state = jax.jit(functools.partial(found.init_state, index=self.plan.index))(root)
     old = None
     if teacher and self.plan.number and self.stage.uses_teacher:
-      old = folding.fold_teacher({"params": state.params, "batch_stats": state.batch_stats})
+      # A copy: the state is donated, and folding leaves the head as it is.
+      old = folding.fold_teacher(jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats}))
     window = Window(pool(rows, found.capacity), root, np.int32(0), np.int32(0), np.int32(self.steps))
     return parallel.replicate((state, old, self.plan.context, self.pictures, window), found.devices)
 
