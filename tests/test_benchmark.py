@@ -72,7 +72,7 @@ def test_pictures_of_mixed_sizes_on_their_way(tmp_path):
   assert all(value > 0 for row in rows["paths"].values() for value in row.values())
   assert found["first_step_seconds"] < rows["first_step_without_cache_seconds"]
   text = table.markdown(json.loads(json.dumps(found)))
-  assert "Pillow alone" in text and "| stream |" in text
+  assert "Pillow only" in text and "| stream |" in text
   # The short form, which is the default.
   assert set(found["programs"]) == {"base task", "task 2"} and "without" not in text
   # Its own cache is gone, and nothing has been put into the user's.
