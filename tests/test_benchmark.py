@@ -74,6 +74,6 @@ def test_pictures_of_mixed_sizes_on_their_way(tmp_path):
   text = table.markdown(json.loads(json.dumps(found)))
   assert "Pillow only" in text and "| stream |" in text
   # The short form, which is the default.
-  assert set(found["programs"]) == {"base task", "task 2"} and "without" not in text
+  assert set(found["programs"]) == {"base task", "task 2"} and "step of task 2 without" not in text
   # Its own cache is gone, and nothing has been put into the user's.
   assert not list((tmp_path / "photos" / "gr_jax_cache").iterdir())

@@ -144,5 +144,5 @@ def test_dry_run_of_food101(tmp_path):
     config.pictures = path
     steps = 2**29 // (128 * side**2 * 3)
     line = console.dry_run_lines(experiment.load(config)).splitlines()[-2]
-    assert (f"pictures {2 * steps * 32 * side**2 * 3 / 2**20:.1f} MiB ({path}: two calls of {steps} steps), in the "
-            f"cache {cached:.1f} MiB") in line
+    assert (f"pictures {2 * steps * 32 * side**2 * 3 / 2**20:.1f} MiB ({path}: two calls of {steps} steps), "
+            f"cache on disk {cached:.1f} MiB") in line
