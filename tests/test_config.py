@@ -55,7 +55,7 @@ def test_the_papers_protocol():
     ("validation_fraction", 1.0, "validation_fraction is 1.0"),
     ("stop_after_task", 6, "stop_after_task is 6, but scenario.num_tasks is 5"),
     ("scenario.kind", "longtail", "scenario.kind is 'longtail'"),
-    ("scenario.imbalance", 0.9, "imbalance is 0.9; it must be 1 or more: the size of the largest class"),
+    ("scenario.imbalance", 0.9, "imbalance is 0.9; it must be the largest class over the smallest, so 1 or more"),
     ("scenario.num_tasks", 0, "num_tasks is 0"),
     ("memory.per_class", -1, "memory.per_class is -1"),
     ("memory.selection", "herd", "memory.selection is 'herd'.*did you mean 'herding'"),

@@ -149,7 +149,7 @@ def test_the_last_flag_of_a_key_counts(tmp_path):
                        ((f"--config.data_dir={tmp_path}", "--config.data_dir=None"), "elsewhere")):
     message = fails("--config=configs/cifar100_lt.py", "--dry_run", *flags,
                     TFDS_DATA_DIR=str(tmp_path.parent / "elsewhere"))
-    assert f"under {tmp_path.parent if words == 'elsewhere' else tmp_path}" in message and words in message
+    assert f"prepared: {tmp_path.parent if words == 'elsewhere' else tmp_path}" in message and words in message
 
 
 def test_divergence_is_one_message(tmp_path):
