@@ -1,7 +1,8 @@
 """ImageNet-Subset-LT, rho = 100, learning from half, at 224 pixels (docs/method.md sections 2, 6)."""
 
 import ml_collections
-from ml_collections import config_dict
+
+from configs import base
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -9,52 +10,15 @@ def get_config() -> ml_collections.ConfigDict:
 
   Published: average incremental accuracy 48.00 %, last 38.50 %. Not yet run in full; meant for a GPU.
   """
-  config = ml_collections.ConfigDict()
+  config = base.get_config()
   config.dataset = "imagenet_subset"
-  config.data_dir = config_dict.placeholder(str)
-  config.distributed = "off"
   config.image_size = 224
-  # A placeholder first, so that it can be set to None: image_size * 256 / 224.
-  config.stored_size = config_dict.placeholder(int)
   config.stored_size = 320
-  config.pictures = "auto"
-  config.cache_dir = config_dict.placeholder(str)
-  config.worker_timeout = 300.0
-  config.model = "resnet18"
-  config.precision = "auto"
-  config.method = "gr"
-  # Options of the method; missing ones have their defaults (gr_jax/docs/methods.md).
-  config.method_options = ml_collections.ConfigDict()
-  config.seed = 0
-  config.replicas = 1
-
-  config.scenario = ml_collections.ConfigDict()
-  config.scenario.kind = "lt"
-  config.scenario.imbalance = 100.0
-  config.scenario.num_tasks = 6
-  # A placeholder first, so that it can be set to None: equal tasks (LFS).
-  config.scenario.first_task_classes = config_dict.placeholder(int)
-  config.scenario.first_task_classes = 50
-  config.scenario.order = "fixed"
-  config.scenario.seed = 0
-
-  config.memory = ml_collections.ConfigDict()
-  config.memory.per_class = 20
-  config.memory.selection = "herding"
-
-  config.epochs = 90
-  config.schedule = "steps"
-  config.milestones = (30, 60)
-  config.learning_rate = 0.1
-  config.learning_rate_decay = 0.1
-  config.momentum = 0.9
-  config.weight_decay = 1e-4
-  config.batch_size = 128
   config.augmentation = "resized_crop_flip"
-  config.validation_fraction = 0.1
-
+  config.scenario.first_task_classes = 50
+  config.model = "resnet18"
+  config.epochs = 90
+  config.milestones = (30, 60)
+  config.weight_decay = 1e-4
   config.evaluation_block = 100
-  config.checkpoint_every_epochs = 10
-  config.steps_per_call = 100
-  config.stop_after_task = config_dict.placeholder(int)
-  return config.lock()
+  return config

@@ -1,18 +1,21 @@
-"""Every config key with its type and range, checked before anything is loaded."""
+"""The config as a frozen dataclass: every key with its type and range, checked before anything is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from gr_jax import memory, methods, models, optimizer, scenario
 from gr_jax.data import augment
-from gr_jax.data.sources import catalogue, folder
+from gr_jax.data.sources import catalogue
+from gr_jax.data.sources import folder as folder_source
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
 
@@ -27,61 +30,98 @@ class _Key:
   inside: Callable[[Any], bool] = lambda value: True
 
 
-def _at_least(low: float, meaning: str | None = None) -> dict[str, Any]:
-  return {"range": meaning or f"{low} or more", "inside": lambda value: math.isfinite(value) and value >= low}
+def _key(*, allowed: tuple[str, ...] | None = None, range: str = "",
+         inside: Callable[[Any], bool] = lambda value: True) -> Any:
+  """A field without a default: a config sets every key."""
+  return dataclasses.field(metadata={"allowed": allowed, "range": range, "inside": inside})
 
 
-_POSITIVE: dict[str, Any] = {"range": "above 0", "inside": lambda value: math.isfinite(value) and value > 0}
-_SHARE: dict[str, Any] = {"range": "0 or more and below 1", "inside": lambda value: 0 <= value < 1}
+def _at_least(low: float, meaning: str | None = None) -> Any:
+  return _key(range=meaning or f"{low} or more", inside=lambda value: math.isfinite(value) and value >= low)
 
-KEYS = {
-    "dataset": _Key(str),
-    "data_dir": _Key(str, optional=True),
-    "distributed": _Key(str),
-    "image_size": _Key(int, **_at_least(1)),
-    "stored_size": _Key(int, optional=True, **_at_least(1)),
-    "pictures": _Key(str, allowed=("auto", "resident", "prefetch", "stream")),
-    "cache_dir": _Key(str, optional=True),
-    "worker_timeout": _Key(float, **_POSITIVE),
-    "model": _Key(str),
-    "precision": _Key(str, allowed=models.PRECISIONS),
-    "method": _Key(str),
-    "seed": _Key(int, **_at_least(0)),
-    "replicas": _Key(int, **_at_least(1)),
-    "epochs": _Key(int, **_at_least(1)),
-    "schedule": _Key(str, allowed=optimizer.SCHEDULES),
-    "milestones": _Key(tuple),
-    "learning_rate": _Key(float, **_POSITIVE),
-    "learning_rate_decay": _Key(float, **_POSITIVE),
-    "momentum": _Key(float, **_SHARE),
-    "weight_decay": _Key(float, **_at_least(0)),
-    "batch_size": _Key(int, **_at_least(1)),
-    "evaluation_block": _Key(int, **_at_least(1)),
-    "augmentation": _Key(str, allowed=augment.KINDS),
-    "validation_fraction": _Key(float, **_SHARE),
-    "checkpoint_every_epochs": _Key(int, **_at_least(1)),
-    "steps_per_call": _Key(int, **_at_least(1)),
-    "stop_after_task": _Key(int, optional=True, **_at_least(1)),
-    "scenario.kind": _Key(str, allowed=scenario.KINDS),
-    "scenario.imbalance": _Key(
-        float, **_at_least(1, "the largest class over the smallest, so 1 or more")),
-    "scenario.num_tasks": _Key(int, **_at_least(1)),
-    "scenario.first_task_classes": _Key(int, optional=True, **_at_least(1)),
-    "scenario.order": _Key(str),
-    "scenario.seed": _Key(int, **_at_least(0)),
-    "memory.per_class": _Key(int, **_at_least(0)),
-    "memory.selection": _Key(str, allowed=memory.SELECTIONS),
-}
 
-# Additional keys for the data set "folder".
-_FOLDER_KEYS = {
-    "folder.train_list": _Key(str, optional=True),
-    "folder.test_list": _Key(str, optional=True),
-    "folder.test_fraction": _Key(float, **_SHARE),
-    "folder.test_seed": _Key(int, **_at_least(0)),
-    "folder.on_bad_image": _Key(str, allowed=folder.ON_BAD_IMAGE),
-}
-KEYS |= _FOLDER_KEYS
+def _positive() -> Any:
+  return _key(range="above 0", inside=lambda value: math.isfinite(value) and value > 0)
+
+
+def _share() -> Any:
+  return _key(range="0 or more and below 1", inside=lambda value: 0 <= value < 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenarioConfig:
+  """How classes and images are drawn and divided into tasks; see scenario.make_scenario."""
+  kind: str = _key(allowed=scenario.KINDS)
+  imbalance: float = _at_least(1, "the largest class over the smallest, so 1 or more")
+  num_tasks: int = _at_least(1)
+  first_task_classes: int | None = _at_least(1)
+  order: str = _key()
+  seed: int = _at_least(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+  """The exemplar memory; see memory.select."""
+  per_class: int = _at_least(0)
+  selection: str = _key(allowed=memory.SELECTIONS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+  """Additional keys for the data set "folder"; see data.sources.folder."""
+  train_list: str | None = _key()
+  test_list: str | None = _key()
+  test_fraction: float = _share()
+  test_seed: int = _at_least(0)
+  on_bad_image: str = _key(allowed=folder_source.ON_BAD_IMAGE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """A checked config. docs/config.md explains every key.
+
+  Attributes:
+    method_options: all options of the method; see methods.registry.
+    folder: None for other data sets.
+  """
+  dataset: str = _key()
+  data_dir: str | None = _key()
+  distributed: str = _key()
+  image_size: int = _at_least(1)
+  stored_size: int | None = _at_least(1)
+  pictures: str = _key(allowed=("auto", "resident", "prefetch", "stream"))
+  cache_dir: str | None = _key()
+  worker_timeout: float = _positive()
+  model: str = _key()
+  precision: str = _key(allowed=models.PRECISIONS)
+  method: str = _key()
+  method_options: Mapping[str, Any]
+  seed: int = _at_least(0)
+  replicas: int = _at_least(1)
+  epochs: int = _at_least(1)
+  schedule: str = _key(allowed=optimizer.SCHEDULES)
+  milestones: tuple[int, ...] = _key()
+  learning_rate: float = _positive()
+  learning_rate_decay: float = _positive()
+  momentum: float = _share()
+  weight_decay: float = _at_least(0)
+  batch_size: int = _at_least(1)
+  evaluation_block: int = _at_least(1)
+  augmentation: str = _key(allowed=augment.KINDS)
+  validation_fraction: float = _share()
+  checkpoint_every_epochs: int = _at_least(1)
+  steps_per_call: int = _at_least(1)
+  stop_after_task: int | None = _at_least(1)
+  scenario: ScenarioConfig
+  memory: MemoryConfig
+  folder: FolderConfig | None
+
+
+# What can be checked: a config file's value, a saved config, a config that has been checked.
+AnyConfig = Config | ml_collections.ConfigDict | Mapping[str, Any]
+
+# Groups of keys by name.
+_GROUPS = {"scenario": ScenarioConfig, "memory": MemoryConfig, "folder": FolderConfig}
 
 # The options of the chosen method, see methods.registry.
 OPTIONS = "method_options"
@@ -98,24 +138,50 @@ FREE_KEYS = ("data_dir", "distributed", "cache_dir", "worker_timeout", "checkpoi
 PLACE_KEYS = ("data_dir", "distributed", "cache_dir")
 
 
+def _keys(kind: type, prefix: str = "") -> dict[str, _Key]:
+  """The keys of a dataclass of this file, by their dotted names."""
+  found, hints = {}, typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    if field.name in _GROUPS:
+      found |= _keys(_GROUPS[field.name], f"{field.name}.")
+    elif field.name != OPTIONS:
+      hint = hints[field.name]
+      parts = [part for part in typing.get_args(hint) if part is not type(None)]
+      optional = isinstance(hint, types.UnionType)
+      found[prefix + field.name] = _Key(
+          parts[0] if optional else typing.get_origin(hint) or hint, optional, **field.metadata)
+  return found
+
+
+KEYS = _keys(Config)
+
+
 def keys_of(dataset: str | None) -> list[str]:
   """The config keys for a data set."""
-  return [key for key in KEYS if key not in _FOLDER_KEYS or dataset == "folder"]
+  return [key for key in KEYS if not key.startswith("folder.") or dataset == "folder"]
 
 
-def flatten(config: ml_collections.ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
+  """The config as nested dicts, as it is saved with a run; without `folder` if it is None."""
+  found = dataclasses.asdict(config)
+  return found if config.folder is not None else {key: value for key, value in found.items() if key != "folder"}
+
+
+def flatten(config: AnyConfig, prefix: str = "") -> dict[str, Any]:
   """The config as {"scenario.kind": "lt", ...}; unset placeholders are None."""
+  if isinstance(config, Config):
+    config = to_dict(config)
   flat = {}
   for name in config:
     value = config[name]
-    if isinstance(value, (ml_collections.ConfigDict, dict)):
+    if isinstance(value, (ml_collections.ConfigDict, Mapping)):
       flat.update(flatten(value, f"{prefix}{name}."))
     else:
       flat[prefix + name] = tuple(value) if isinstance(value, (list, tuple)) else value
   return flat
 
 
-def shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def shared(config: Config) -> dict[str, Any]:
   """The flat config without the keys that may differ between the processes of a run."""
   return {key: value for key, value in flatten(config).items() if key not in PLACE_KEYS}
 
@@ -140,35 +206,61 @@ def _type_name(key: _Key) -> str:
   return name + (", or None" if key.optional else "")
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def check(config: AnyConfig) -> Config:
   """Checks every key, and keys that depend on each other, without using data or devices.
+
+  Args:
+    config: see configs/, or as saved with a run. A Config has been checked and is returned as it is.
+
+  Returns:
+    The frozen config with all options of the method, missing ones at their defaults.
 
   Raises:
     UserError: unknown or missing key, wrong type, value out of range; gives the value and the remedy.
   """
+  if isinstance(config, Config):
+    return config
   flat = flatten(config)
   options = {key.removeprefix(f"{OPTIONS}."): flat.pop(key) for key in list(flat) if key.startswith(f"{OPTIONS}.")}
   for key in flat:
     if key not in KEYS:
       raise unknown_key(key)
-  needed = keys_of(config.get("dataset"))
+  needed = keys_of(flat.get("dataset"))
   missing = [key for key in needed if key not in flat]
   if missing:
     raise UserError(f"the config lacks {', '.join(map(repr, missing))}; a config must set every key "
                     f"(see configs/digits_lt.py)")
   for key, value in flat.items():
     _check(key, KEYS[key], value)
-  catalogue.check(config.dataset)
-  processes.parse(config.distributed)
+  catalogue.check(flat["dataset"])
+  processes.parse(flat["distributed"])
   for key in flat:
     if key not in needed:
-      raise UserError(f"config key {key!r} belongs to the data set 'folder', but dataset is {config.dataset!r}; "
+      raise UserError(f"config key {key!r} belongs to the data set 'folder', but dataset is {flat['dataset']!r}; "
                       f"remove the key, or set dataset to 'folder' (see configs/folder_lt.py)")
-  milestones = list(flat["milestones"])
+  found = _build(flat, methods.resolve(flat["method"], options))
+  _check_together(found)
+  return found
+
+
+def _build(flat: dict[str, Any], options: Mapping[str, Any]) -> Config:
+  """The config of checked flat keys."""
+  groups: dict[str, dict[str, Any]] = {"": {}}
+  for key, value in flat.items():
+    group, _, name = key.rpartition(".")
+    groups.setdefault(group, {})[name] = value if value is None else KEYS[key].type(value)
+  own = groups.pop("")
+  return Config(**own, method_options=options, **{
+      name: kind(**groups[name]) if name in groups else None for name, kind in _GROUPS.items()})
+
+
+def _check_together(config: Config) -> None:
+  """Checks keys that depend on each other."""
+  milestones = list(config.milestones)
   if milestones != sorted(set(milestones)) or any(m < 1 for m in milestones):
-    raise UserError(f"milestones are {tuple(milestones)}; they must be ascending numbers of finished epochs, from 1")
+    raise UserError(f"milestones are {config.milestones}; they must be ascending numbers of finished epochs, from 1")
   if config.schedule == "cosine" and milestones:
-    raise UserError(f"milestones are {tuple(milestones)}, but schedule 'cosine' has none; set "
+    raise UserError(f"milestones are {config.milestones}, but schedule 'cosine' has none; set "
                     f"--config.milestones='()' or --config.schedule=steps")
   if config.stored_size is not None and config.stored_size < config.image_size:
     raise UserError(f"stored_size is {config.stored_size}, smaller than image_size ({config.image_size}), which would "
@@ -177,19 +269,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   if first is not None and tasks < 2:
     raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a base task needs "
                     f"scenario.num_tasks of 2 or more, or set --config.scenario.first_task_classes=None")
-  methods.make(config.method, options, memory=config.memory.per_class)
+  methods.make(config.method, config.method_options, memory=config.memory.per_class)
   stop = config.stop_after_task
   if stop is not None and stop > tasks:
     raise UserError(f"stop_after_task is {stop}, but scenario.num_tasks is {tasks}; choose {tasks} or fewer")
-
-
-def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """A copy with all options of the method, missing ones at their defaults; raises as `validate`."""
-  validate(config)
-  found = config.copy_and_resolve_references()
-  with found.unlocked():
-    found[OPTIONS] = ml_collections.ConfigDict(methods.resolve(config.method, dict(config.get(OPTIONS, {}))))
-  return found
 
 
 def _check(name: str, key: _Key, value: Any) -> None:

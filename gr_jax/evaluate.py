@@ -35,6 +35,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
   # Imported here so that a bad flag is reported immediately.
   import jax
 
+  from gr_jax import config as configuration
   from gr_jax.devices import parallel
   from gr_jax.runs import checkpoints as checkpointing
   from gr_jax.runs import console, replicas
@@ -46,9 +47,8 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
   workdir = workdirs.locate(workdir)
   if not (workdir / "config.json").is_file():
     raise UserError(f"{workdir} holds no run (no config.json); set --workdir to the folder of a run")
-  config = workdirs.read_config(workdir)
-  if data_dir is not None:
-    config.data_dir = data_dir
+  config = configuration.check({
+      **workdirs.read_config(workdir), **({} if data_dir is None else {"data_dir": data_dir})})
   if config.replicas > 1:
     folders = [replicas.member_folder(workdir, config, number) for number in range(config.replicas)]
     raise UserError(f"{workdir} holds {config.replicas} replicas; evaluate one of them: --workdir={folders[0]}, ..., "

@@ -6,6 +6,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import ml_collections
 from absl import flags
@@ -13,15 +14,18 @@ from ml_collections import config_flags
 
 from gr_jax.errors import UserError
 
+if TYPE_CHECKING:
+  from gr_jax.config import Config
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file; change single keys with --config.KEY=VALUE.", lock_config=True)
 
 
-def config() -> ml_collections.ConfigDict:
-  """The config from the flags, validated, with all options of its method.
+def config() -> Config:
+  """The checked config from the flags.
 
   Raises:
-    UserError: no --config, a file that returns no ConfigDict, or see config.validate.
+    UserError: no --config, a file that returns no ConfigDict, or see config.check.
   """
   if _CONFIG.value is None:
     raise UserError("--config is missing; use for example --config=configs/digits_lt.py")
@@ -30,7 +34,7 @@ def config() -> ml_collections.ConfigDict:
                     f"in configs/digits_lt.py")
   # Imported here so that a bad flag is reported immediately.
   from gr_jax import config as configuration
-  return configuration.complete(_CONFIG.value)
+  return configuration.check(_CONFIG.value)
 
 
 def path() -> pathlib.Path:
@@ -66,7 +70,7 @@ def parse(argv: list[str]) -> list[str]:
       kept.append(arg)
   try:
     # ml_collections reads overrides from sys.argv and rejects options that the config file does not set.
-    with _command_line(kept):
+    with _command_line(kept), _recipes(kept):
       rest = flags.FLAGS(kept)
   except flags.IllegalFlagValueError as error:
     for arg in kept:
@@ -89,6 +93,18 @@ def parse(argv: list[str]) -> list[str]:
       # The type of an option depends on the method, which another flag may set.
       _CONFIG.value[configuration.OPTIONS].update(methods.parse(_CONFIG.value.method, options))
   return rest
+
+
+@contextlib.contextmanager
+def _recipes(argv: list[str]) -> Iterator[None]:
+  """Lets a recipe in a folder `configs` import the others (`from configs import base`), wherever the command runs."""
+  before = list(sys.path)
+  sys.path += [str(pathlib.Path(arg.partition("=")[2].partition(":")[0]).absolute().parent.parent) for arg in argv
+               if arg.startswith(("--config=", "-config="))]
+  try:
+    yield
+  finally:
+    sys.path[:] = before
 
 
 @contextlib.contextmanager

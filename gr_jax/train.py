@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 
 from gr_jax import config as configuration
 from gr_jax.devices import convolution_library, processes
@@ -19,7 +18,7 @@ from gr_jax.training import experiment as experiments
 from gr_jax.training import pictures, programs
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[str, Any]:
   """Trains a config to the end, or resumes the run in `workdir`.
 
   Args:
@@ -35,7 +34,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dic
     FloatingPointError: the loss, or an array to be saved, is not finite.
     Interrupted: SIGTERM or Ctrl-C came during training; the progress is saved.
   """
-  folder, config = workdirs.locate(workdir), configuration.complete(config)
+  folder, config = workdirs.locate(workdir), configuration.check(config)
   convolution_library.enable()
   processes.agree({**configuration.shared(config), "code": processes.code_version(), "jax": jax.__version__})
   experiment = processes.together(lambda: experiments.load(

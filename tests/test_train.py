@@ -84,7 +84,7 @@ def test_metrics_rows(finished):
 def test_config_and_scenario_are_saved(finished):
   workdir, _ = finished
   saved = json.loads((workdir / "config.json").read_text())
-  assert saved == json.loads(json.dumps(configuration.complete(runs.short()).to_dict()))
+  assert saved == json.loads(json.dumps(configuration.to_dict(configuration.check(runs.short()))))
   assert saved["method_options"]["distillation"] == "dakd"
   drawn = json.loads((workdir / "scenario.json").read_text())
   assert sum(drawn["counts"]) == 438 and sum(drawn["holdout_counts"]) == 48

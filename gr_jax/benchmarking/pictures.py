@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import PIL.Image
 
+from gr_jax.config import Config
 from gr_jax.data import cache, feed, resident, workers
 from gr_jax.data.sources import tfds_source
 from gr_jax.devices import parallel
@@ -33,12 +33,12 @@ _SAMPLE = 512
 
 
 @contextlib.contextmanager
-def empty_cache(config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict]:
+def empty_cache(config: Config) -> Iterator[Config]:
   """The config with resident pictures and a temporary, empty cache on the same disk as the real one."""
   folder = tfds_source.data_folder(config.data_dir)
   place = cache.writable(cache.folders(None if config.cache_dir == "off" else config.cache_dir, folder))
   with tempfile.TemporaryDirectory(prefix="benchmark-", dir=place) as empty:
-    yield changed(config, cache_dir=empty, pictures="resident")
+    yield dataclasses.replace(config, cache_dir=empty, pictures="resident")
 
 
 def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
@@ -89,24 +89,17 @@ def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict
   """
   report = {}
   for path in PATHS:
-    own = dataclasses.replace(found, config=changed(found.config, pictures=path))
+    own = dataclasses.replace(found, config=dataclasses.replace(found.config, pictures=path))
     pictures = loading.load(own, "train", console.decoding)
     report[path] = {}
     if path != "resident":
       programs = make_programs(own, pictures)
       waiting, rate = _paced(own, programs, count, lambda chunk, inputs: jax.block_until_ready(inputs.data))
       report[path] |= {"first_call_seconds": waiting, "delivered": rate}
-    short = dataclasses.replace(own, config=changed(own.config, steps_per_call=steps))
+    short = dataclasses.replace(own, config=dataclasses.replace(own.config, steps_per_call=steps))
     programs = make_programs(short, pictures)
     report[path]["trained"] = _paced(short, programs, count, _training(short, programs))[1]
   return report
-
-
-def changed(config: ml_collections.ConfigDict, **keys: Any) -> ml_collections.ConfigDict:
-  """A locked copy with changed values."""
-  found = config.copy_and_resolve_references()
-  found.update(keys)
-  return found.lock()
 
 
 def _training(found: Experiment, programs: Programs) -> Callable[[Chunk, feed.Inputs], None]:

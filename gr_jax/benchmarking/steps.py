@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from gr_jax import config as configuration
 from gr_jax import memory, methods, optimizer
 from gr_jax.benchmarking import pictures as throughput
+from gr_jax.config import Config
 from gr_jax.data import augment
 from gr_jax.data.arrays import Data
 from gr_jax.devices import convolution_library, parallel
@@ -239,7 +240,7 @@ def import_seconds() -> float:
   return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replicas: int, long: bool) -> dict[str, Any]:
+def measure(config: Config, *, calls: int, steps: int, replicas: int, long: bool) -> dict[str, Any]:
   """All measurements of the table, in seconds and bytes, as a JSON-serialisable dict.
 
   Args:
@@ -251,15 +252,14 @@ def measure(config: ml_collections.ConfigDict, *, calls: int, steps: int, replic
   """
   started = time.perf_counter()
   found = experiments.load(config, progress=console.decoding, say=console.say)
-  config = found.config
-  found = dataclasses.replace(found, config=throughput.changed(config, learning_rate=_LEARNING_RATE))
+  found = dataclasses.replace(found, config=dataclasses.replace(config, learning_rate=_LEARNING_RATE))
   if not found.source.uniform:
     with throughput.empty_cache(found.config) as changed:
       return _measure(dataclasses.replace(found, config=changed), config, started, calls, steps, replicas, long)
   return _measure(found, config, started, calls, steps, replicas, long)
 
 
-def _measure(found: Experiment, config: ml_collections.ConfigDict, started: float, calls: int, steps: int,
+def _measure(found: Experiment, config: Config, started: float, calls: int, steps: int,
              replicas: int, long: bool) -> dict[str, Any]:
   """`found` has an empty cache if its pictures differ in size; `config` is the user's."""
   way, decoding = None, 0.0
@@ -275,7 +275,7 @@ def _measure(found: Experiment, config: ml_collections.ConfigDict, started: floa
     ready, decoding = ready + way["warm_seconds"], way["cold_seconds"] - way["warm_seconds"]
   device, on_cpu = found.devices[0], found.devices[0].platform == "cpu"
   report: dict[str, Any] = {
-      "config": config.to_dict(), "devices": f"{len(found.devices)} x {device.device_kind}",
+      "config": configuration.to_dict(config), "devices": f"{len(found.devices)} x {device.device_kind}",
       "precision": found.precision, "jax": jax.__version__,
       "convolutions": convolution_library.describe() if on_cpu else None, "date": time.strftime("%Y-%m-%d"),
       "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}

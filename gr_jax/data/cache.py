@@ -30,10 +30,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
 
 from gr_jax import files
-from gr_jax.data import workers
+from gr_jax.data import image, workers
 from gr_jax.data.sources.base import Split
 from gr_jax.errors import UserError
 
@@ -43,8 +42,6 @@ _AT_ONCE = 16
 _CHECKED = 64
 # Bytes for the record and the two small arrays.
 _MARGIN = 2**20
-# Pictures with a larger ratio of long to short side are cut before the central crop.
-_LONG = 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,35 +58,9 @@ class Cached(NamedTuple):
   sizes: np.ndarray
 
 
-# Short side before the central crop over side of the crop (docs/method.md section 6: 256 and 224).
-RESIZE_OVER_CROP = 256 / 224
-
-
-def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
-  """Resizes the whole picture [height, width, channels], antialiased bilinear, to [side, side, channels] uint8."""
-  return np.asarray(PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.BILINEAR))
-
-
-def central_crop(picture: np.ndarray, side: int) -> np.ndarray:
-  """Resizes the short side to side * 256 / 224, then takes the central [side, side, channels] uint8 (docs/method.md
-  section 6)."""
-  height, width = picture.shape[:2]
-  if max(height, width) > _LONG * min(height, width):
-    # A long strip enlarged as a whole would fill the memory; only the middle is needed.
-    top, left = (max(0, (n - _LONG * min(height, width)) // 2) for n in (height, width))
-    picture = picture[top:height - top, left:width - left]
-    height, width = picture.shape[:2]
-  short = round(side * RESIZE_OVER_CROP)
-  # Integer arithmetic: 98 x (256 / 49) is 511.99... in floating point.
-  size = tuple(short * n // min(height, width) for n in (width, height))
-  resized = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR)
-  left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
-  return np.asarray(resized.crop((left, top, left + side, top + side)))
-
-
 def fitted(picture: np.ndarray, view: View) -> np.ndarray:
   """The view "squeezed" or "crop" of a picture."""
-  return {"squeezed": squeeze, "crop": central_crop}[view.kind](picture, view.side)
+  return {"squeezed": image.squeeze, "crop": image.central_crop}[view.kind](picture, view.side)
 
 
 def folders(cache_dir: str | None, data_folder: pathlib.Path) -> tuple[pathlib.Path, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gr_jax.data import cache
+from gr_jax.data import cache, image
 from gr_jax.data.arrays import Data
 from gr_jax.data.cache import Cached, View
 from gr_jax.data.sources.base import Source, Split
@@ -25,7 +25,7 @@ Decode = Callable[[Split, Sequence[int], View], Cached]
 
 def kept_side(image_size: int, stored_size: int | None) -> int:
   """Side of the square in which training pictures of mixed sizes are stored."""
-  return stored_size or round(image_size * cache.RESIZE_OVER_CROP)
+  return stored_size or round(image_size * image.RESIZE_OVER_CROP)
 
 
 def load_train(source: Source, scenario: Scenario, image_size: int, *, stored_size: int | None = None,

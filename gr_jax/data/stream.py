@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from gr_jax import seeding
-from gr_jax.data import augment, cache, workers
+from gr_jax.data import augment, image, workers
 from gr_jax.data.arrays import Data
 from gr_jax.data.sources.base import Split
 from gr_jax.devices import parallel
@@ -65,9 +65,9 @@ class _Views(grain.transforms.Map):
     row, top, left, height, width, how = map(int, request)
     picture = self._split.image(row)
     if how == _CENTRAL:
-      return cache.central_crop(picture, self._side)
+      return image.central_crop(picture, self._side)
     box = picture[top:top + height, left:left + width]
-    view = cache.squeeze(box, self._side)
+    view = image.squeeze(box, self._side)
     return np.ascontiguousarray(view[:, ::-1]) if how else view
 
 

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 
+from gr_jax.config import Config
 from gr_jax.data.arrays import Data
 from gr_jax.data.stream import Originals
 from gr_jax.runs import console, results, workdir
@@ -32,15 +32,12 @@ from gr_jax.training.experiment import Experiment
 _CPU_THREADS = 2
 
 
-def member_config(config: ml_collections.ConfigDict, number: int) -> ml_collections.ConfigDict:
+def member_config(config: Config, number: int) -> Config:
   """The config of replica `number` (from 0) as a separate run: seed + number, replicas = 1."""
-  member = config.copy_and_resolve_references()
-  with member.unlocked():
-    member.seed, member.replicas = config.seed + number, 1
-  return member
+  return dataclasses.replace(config, seed=config.seed + number, replicas=1)
 
 
-def member_folder(folder: pathlib.Path, config: ml_collections.ConfigDict, number: int) -> pathlib.Path:
+def member_folder(folder: pathlib.Path, config: Config, number: int) -> pathlib.Path:
   """The folder of replica `number` (from 0)."""
   return folder / f"seed-{config.seed + number}"
 
@@ -88,7 +85,7 @@ class _Group:
     self._programs = programs.make_programs(self._experiment, pictures)
     self._count_correct = programs.make_evaluator(self._experiment, tests)
 
-  def run(self, config: ml_collections.ConfigDict, folder: pathlib.Path,
+  def run(self, config: Config, folder: pathlib.Path,
           learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     member = dataclasses.replace(self._experiment, config=config)
     workdir.check_config(folder, config)

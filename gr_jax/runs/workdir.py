@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from gr_jax import config as configuration
 from gr_jax import files, models
+from gr_jax.config import Config
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
 from gr_jax.runs import journal, results
@@ -40,7 +40,7 @@ def locate(workdir: str | pathlib.Path) -> pathlib.Path:
   return pathlib.Path(workdir).expanduser().absolute()
 
 
-def check_config(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def check_config(folder: pathlib.Path, config: Config) -> None:
   """Refuses a folder that cannot be written or holds a run with another config. Leaves no file in it.
 
   Only process 0 checks; the caller passes errors on to the others (see processes.together).
@@ -76,20 +76,19 @@ def _has_begun(folder: pathlib.Path) -> bool:
   return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (rows.exists() and rows.stat().st_size > 0)
 
 
-def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
-  """The config saved with a run.
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The config saved with a run, as nested dicts with the keys of this version.
 
   Raises:
     UserError: it cannot be read.
   """
   path = folder / "config.json"
   try:
-    config = ml_collections.ConfigDict(_with_new_names(json.loads(path.read_text())))
-    config.milestones = tuple(config.milestones)
-  except (ValueError, TypeError, AttributeError) as error:
+    config = _with_new_names(json.loads(path.read_text()))
+    return {**config, "milestones": tuple(config["milestones"])}
+  except (ValueError, TypeError, AttributeError, KeyError) as error:
     raise UserError(f"{path} cannot be read ({error}), so the run cannot be used; restore the file, or choose another "
                     f"--workdir") from error
-  return config
 
 
 def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +175,7 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
   """Process 0 writes config.json, start.json and scenario.json: from now on the folder belongs to this run."""
   if not processes.primary():
     return
-  content = experiment.config.to_dict()
+  content = configuration.to_dict(experiment.config)
   for key in _FOLDERS:
     # A later command may be run from another folder.
     if content[key] not in (None, "off"):

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from gr_jax import config as configuration
 from gr_jax import methods, models, optimizer, scenario, seeding
+from gr_jax.config import AnyConfig, Config
 from gr_jax.data import feed, resident
 from gr_jax.data.sources import catalogue
 from gr_jax.data.sources.base import Source
@@ -33,13 +33,13 @@ class Experiment:
   """What a config describes, drawn and checked; no picture is decoded and no program compiled yet.
 
   Attributes:
-    config: the validated config.
+    config: the checked config.
     devices: all devices of all processes.
     source, scenario, plans: the data set, the draw, and the plan of every task.
     model, method: the backbone and the method that trains it.
     capacity: the largest number of images that any stage uses.
   """
-  config: ml_collections.ConfigDict
+  config: Config
   devices: tuple[jax.Device, ...]
   source: Source
   scenario: scenario.Scenario
@@ -146,10 +146,10 @@ class Experiment:
     return jax.eval_shape(functools.partial(self.init_state, index=index), jax.random.key(0))
 
 
-def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = lambda: None, *,
+def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
          training: bool = True, progress: Progress = lambda items, **_: items,
          say: Callable[[str], None] = lambda line: None) -> Experiment:
-  """Validates a config, finds the data set and draws the scenario.
+  """Checks a config, finds the data set and draws the scenario.
 
   Args:
     config: see configs/.
@@ -159,9 +159,9 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
     say: receives log lines.
 
   Raises:
-    UserError: see config.validate, data.catalogue.load and scenario.make_scenario.
+    UserError: see config.check, data.catalogue.load and scenario.make_scenario.
   """
-  config = configuration.complete(config)
+  config = configuration.check(config)
   devices = tuple(jax.devices())
   if config.replicas > 1 and jax.process_count() > 1:
     raise UserError(f"replicas is {config.replicas} with {jax.process_count()} processes, but replicas need a single "
@@ -176,7 +176,7 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
                                axis_name=parallel.AXIS, signed=method.signed_features)
   before_data()
   source = catalogue.load(config.dataset, config.data_dir, cache_dir=config.cache_dir, progress=progress, say=say,
-                          **config.get("folder", {}))
+                          **({} if config.folder is None else dataclasses.asdict(config.folder)))
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")
@@ -192,7 +192,7 @@ def load(config: ml_collections.ConfigDict, before_data: Callable[[], None] = la
   scenario.class_order(wanted.order, wanted.kind, num_classes, wanted.seed, source.facts)
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names,
-      validation_fraction=config.validation_fraction, facts=source.facts, **config.scenario.to_dict())
+      validation_fraction=config.validation_fraction, facts=source.facts, **dataclasses.asdict(wanted))
   if source.uniform:
     side = source.train.image(drawn.train[0][0]).shape[0]
     if side != config.image_size:

@@ -63,16 +63,19 @@ def make_train_step(
         state.params["classifier"], features)
     target = None if teacher is None else _teach(model, method, teacher, x, context)
 
-    # All losses are functions of the outputs, so one backward pass through the backbone is enough.
-    values, head_grads, on_encoded = {}, {}, []
+    # All losses are functions of the outputs: their cotangents are added there, and one backward pass serves them all.
+    values, pulls = {}, {}
     for name, loss in stage.losses.items():
       if loss.teacher and target is None:
         values[name] = jnp.zeros(())
-        continue
-      values[name], pull = jax.value_and_grad(loss.value)(student, target, labels, context)
-      head_grads[name], on_features = back_to_head(pull)
-      on_encoded.append((on_features, pull.maps))
-    grads = {} if back_to_backbone is None else {"backbone": back_to_backbone(_sum(on_encoded))}
+      else:
+        values[name], pulls[name] = jax.value_and_grad(loss.value)(student, target, labels, context)
+    together = _sum(list(pulls.values()))
+    summed, on_features = back_to_head(together)
+    # A rule needs the head's gradient of each loss.
+    head_grads = {"sum": summed} if stage.rule is None else {
+        name: back_to_head(pull)[0] for name, pull in pulls.items()}
+    grads = {} if back_to_backbone is None else {"backbone": back_to_backbone((on_features, together.maps))}
 
     # Averaged once, before any norm: the norm of a mean is not the mean of the norms.
     if axis_name is not None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr_jax.data import augment, cache
+from gr_jax.data import augment, image
 from gr_jax.errors import UserError
 
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -209,7 +209,7 @@ def test_offsets_are_uniform_from_end_to_end_and_drawn_apart():
 def test_box_is_mapped_from_the_original_geometry_to_the_stored_one():
   # A photograph stored squeezed: the view of a box must be that of the same box in the original.
   original = builders.photograph()[:300, :480]
-  stored = cache.squeeze(original, 256)
+  stored = image.squeeze(original, 256)
   keys = jax.random.split(jax.random.key(3), 30)
   views = augmented("resized_crop_flip", np.tile(stored, (30, 1, 1, 1)), size=56, keys=keys,
                     sizes=[(300, 480)] * 30)
@@ -239,7 +239,7 @@ def test_view_is_pillows_crop_of_the_drawn_box(kind, pad, height, width):
 @pytest.mark.parametrize("name,height,width", [("china.jpg", 80, 160), ("flower.jpg", 320, 40)])
 def test_view_from_the_cached_array_is_pillows_crop_of_it(name, height, width):
   """At the 224-pixel configs' sizes: originals whose boxes fall on whole pixels of the 320 x 320 that are kept."""
-  kept = cache.squeeze(builders.photograph(name)[50:370, 50:530], 320)
+  kept = image.squeeze(builders.photograph(name)[50:370, 50:530], 320)
   keys = jax.random.split(jax.random.key(9), 24)
   views = augmented("resized_crop_flip", np.tile(kept, (24, 1, 1, 1)), size=224, keys=keys,
                     sizes=[(height, width)] * 24)
@@ -364,10 +364,10 @@ def test_extreme_pictures_give_finite_views(height, width):
 def test_plain_view_of_a_squeezed_picture_is_the_central_crop(height, width):
   for name in ("china.jpg", "flower.jpg"):
     original = builders.photograph(name)[:height, 100:100 + width]
-    stored = cache.squeeze(original, 128)
+    stored = image.squeeze(original, 128)
     view = np.asarray(augment.make_plain(image_size=112, **IDENTITY, cropped=False)(
         stored[None], np.int32([(height, width)])))[0] * 255
-    expected = cache.central_crop(original, 112).astype(np.float32)
+    expected = image.central_crop(original, 112).astype(np.float32)
     # Squeezed and stretched again, the picture is a little softer, no more.
     assert np.abs(view - expected).mean() < 6
     assert np.abs(view.mean((0, 1)) - expected.mean((0, 1))).max() < 1.5
@@ -380,6 +380,6 @@ def test_plain_view_of_a_picture_kept_at_the_views_own_side_is_its_centre():
   wide = np.full((100, 300, 3), 255, np.uint8)
   wide[:, 100:200] = 0
   view = augment.make_plain(image_size=32, **IDENTITY, cropped=False)(
-      cache.squeeze(wide, 32)[None], np.int32([(100, 300)]))
+      image.squeeze(wide, 32)[None], np.int32([(100, 300)]))
   # The middle third, less what antialiasing lets in at its edges.
   assert np.abs(view[:, :, 4:-4]).max() < 1e-3

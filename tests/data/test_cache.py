@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 import runs
 
-from gr_jax.data import cache
+from gr_jax.data import cache, image
 from gr_jax.data.cache import View
 from gr_jax.data.sources import catalogue
 from gr_jax.errors import UserError
@@ -54,7 +54,7 @@ def test_pictures_are_the_views_in_the_given_order(built):
   rows = list(range(48))[::-1]
   for place, row in enumerate(rows):
     picture = split.image(row)
-    np.testing.assert_array_equal(found.images[place], cache.squeeze(picture, 37))
+    np.testing.assert_array_equal(found.images[place], image.squeeze(picture, 37))
     assert tuple(found.sizes[place]) == picture.shape[:2]
   assert found.images.dtype == np.uint8 and found.sizes.dtype == np.int32 and not found.images.flags.writeable
   assert "decoding 48 pictures once" in said[0]
@@ -86,19 +86,19 @@ def test_sizes_alone_and_central_crops(files, tmp_path):
   assert sizes.images.shape == (2, 0, 0, 3)
   assert [tuple(size) for size in sizes.sizes] == [split.image(row).shape[:2] for row in (3, 5)]
   crops = load(split, tmp_path, View("crop", 24), rows=[3, 5])
-  np.testing.assert_array_equal(crops.images, [cache.central_crop(split.image(row), 24) for row in (3, 5)])
+  np.testing.assert_array_equal(crops.images, [image.central_crop(split.image(row), 24) for row in (3, 5)])
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_central_crop_of_a_strip_is_that_of_the_whole_strip_enlarged(turned):
   strip = np.tile(builders.photograph()[200:203], (1, 3, 1))
-  crop = cache.central_crop(strip.transpose(1, 0, 2) if turned else strip, 24)
+  crop = image.central_crop(strip.transpose(1, 0, 2) if turned else strip, 24)
   size = (27 * strip.shape[1] // 3, 27)
   whole = np.asarray(PIL.Image.fromarray(strip).resize(size, PIL.Image.Resampling.BILINEAR))
   left = round((size[0] - 24) / 2)
   np.testing.assert_allclose(crop.transpose(1, 0, 2) if turned else crop, whole[2:26, left:left + 24], atol=1)
   # It would take 13 GB as a whole.
-  assert cache.central_crop(np.zeros((1, 65_000, 3), np.uint8), 224).shape == (224, 224, 3)
+  assert image.central_crop(np.zeros((1, 65_000, 3), np.uint8), 224).shape == (224, 224, 3)
 
 
 def test_prepared_data_set_is_read_by_processes(tmp_path):
@@ -109,7 +109,7 @@ def test_prepared_data_set_is_read_by_processes(tmp_path):
   np.testing.assert_array_equal(copy.image(5), split.image(5))
   assert copy.fingerprint == split.fingerprint and "imagenet2012" in split.fingerprint
   found = load(split, tmp_path / "cache", rows=[4, 2])
-  np.testing.assert_array_equal(found.images[1], cache.squeeze(split.image(2), 37))
+  np.testing.assert_array_equal(found.images[1], image.squeeze(split.image(2), 37))
 
 
 @pytest.mark.parametrize("file", ["images.npy", "sizes.npy", "sums.npy"])
@@ -225,7 +225,7 @@ def test_kill_in_the_middle_leaves_no_entry_and_is_cleaned_up(files, tmp_path):
   assert left.endswith(".partial")
   split = folders.FilesSplit(files)
   found = load(split, tmp_path)
-  np.testing.assert_array_equal(found.images[0], cache.squeeze(split.image(47), 37))
+  np.testing.assert_array_equal(found.images[0], image.squeeze(split.image(47), 37))
   assert [name.endswith(".partial") for name in entries(tmp_path)] == [False]
 
 

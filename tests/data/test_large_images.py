@@ -80,7 +80,7 @@ def test_folders_named_from_here_are_found_from_elsewhere(run, tmp_path, monkeyp
   write_start(tmp_path, begun)
   monkeypatch.chdir(tmp_path)
   saved = read_config(tmp_path)
-  assert saved.cache_dir == str(data.parent / "cache of pictures")
+  assert saved["cache_dir"] == str(data.parent / "cache of pictures")
   assert experiment.load(saved).scenario.digest == begun.scenario.digest
   # As it was given, where a config is compared or used again.
   assert config.data_dir == data.name

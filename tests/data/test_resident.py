@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr_jax import scenario
-from gr_jax.data import cache, resident
+from gr_jax.data import image, resident
 from gr_jax.data.sources import catalogue, digits, tfds_source
 from gr_jax.errors import UserError
 
@@ -99,7 +99,7 @@ def test_test_pictures_of_mixed_sizes_are_cropped_already(prepared):
   assert data.images.shape == (200, 56, 56, 3)
   np.testing.assert_array_equal(data.labels, np.repeat(np.arange(100), 2))
   row = np.flatnonzero(source.test.labels == drawn.class_order[0])[0]
-  np.testing.assert_array_equal(data.images[0], cache.central_crop(source.test.image(row), 56))
+  np.testing.assert_array_equal(data.images[0], image.central_crop(source.test.image(row), 56))
 
 
 def test_cifar_pictures_are_kept_to_the_bit(prepared):
@@ -120,7 +120,7 @@ def test_central_crop_is_short_side_then_centre(height, width, side):
   # Grey level = place along the long side: the crop's middle is the picture's middle.
   ramp = np.linspace(0, 255, max(height, width)).astype(np.uint8)
   grey = np.broadcast_to(ramp if width >= height else ramp[:, None], (height, width))
-  found = cache.central_crop(np.stack([grey] * 3, axis=2), side)
+  found = image.central_crop(np.stack([grey] * 3, axis=2), side)
   assert found.shape == (side, side, 3) and found.dtype == np.uint8
   # Half a pixel where the margin is odd: half of 255 / 37 levels at most, and rounding.
   np.testing.assert_allclose(found.mean(), grey.mean(), atol=5)
@@ -138,13 +138,13 @@ def test_central_crop_resizes_to_whole_pixels_as_usual(height, width, size):
     picture = np.asarray(PIL.Image.fromarray(builders.photograph()).resize((width, height)))
   resized = PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR)
   left, top = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
-  np.testing.assert_array_equal(cache.central_crop(picture, 224),
+  np.testing.assert_array_equal(image.central_crop(picture, 224),
                                 np.asarray(resized)[top:top + 224, left:left + 224])
 
 
 def test_squeeze_keeps_the_whole_picture():
   picture = builders.photograph()[:300, :480]
-  small = cache.squeeze(picture, 64)
+  small = image.squeeze(picture, 64)
   assert small.shape == (64, 64, 3)
   # Each corner of the small picture is the mean of its corner of the large one.
   for rows, columns, y, x in ((slice(0, 75), slice(0, 120), slice(0, 16), slice(0, 16)),

@@ -13,7 +13,7 @@ import pytest
 import runs
 
 from gr_jax import seeding
-from gr_jax.data import augment, cache, stream
+from gr_jax.data import augment, image, stream
 from gr_jax.data.arrays import Data
 from gr_jax.data.sources import folder
 from gr_jax.errors import UserError
@@ -84,7 +84,7 @@ def test_central_crops_for_the_features(files):
   blocks = list(stream.central(found, rows, side=SIDE, block=2, timeout=60))
   assert [len(block.labels) for block in blocks] == [2, 2, 1]
   np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]),
-                                [cache.central_crop(found.split.image(row), SIDE) for row in rows])
+                                [image.central_crop(found.split.image(row), SIDE) for row in rows])
 
 
 @pytest.mark.parametrize("faults, words", [
@@ -128,7 +128,7 @@ def test_two_paths_on_photographs():
   differences = []
   for name in ("china.jpg", "flower.jpg"):
     picture = builders.photograph(name)
-    kept = cache.squeeze(picture, 320)
+    kept = image.squeeze(picture, 320)
     keys = jax.random.split(jax.random.key(1), 20)
     tile = lambda image: np.tile(image, (20, 1, 1, 1))
     sizes = np.tile(np.asarray(picture.shape[:2], np.int32), (20, 1))

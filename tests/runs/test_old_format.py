@@ -63,6 +63,6 @@ def test_its_config_is_read_under_the_new_names(workdir):
   assert saved["temperature"] == 2.0 and "method_options" not in saved
   config = workdirs.read_config(workdir)
   assert "temperature" not in config
-  assert config.method_options.to_dict() == {
+  assert config["method_options"] == {
       name: saved[name] for name in ("reweighting", "prior", "distillation", "task_ratio", "distillation_weight",
                                      "attenuation_gamma", "temperature")}

@@ -14,16 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.ExifTags
-import PIL.Image
 
 from gr_jax import files
+from gr_jax.data import image
 from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.errors import UserError
 from gr_jax.scenario import Facts
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_FORMATS = ("JPEG", "PNG", "WEBP")
 
 # File in the folder of the pictures that lists those known to be decodable.
 _LOOKED_AT = ".gr_jax-pictures.json"
@@ -85,83 +83,26 @@ class FolderSplit:
 
   def size(self, row: int) -> tuple[int, int]:
     """Height and width; see base.Split."""
-    return self._read(row, upright_size)
+    return self._read(row, image.upright_size)
 
   def image(self, row: int) -> np.ndarray:
     """The decoded picture, [height, width, 3] uint8."""
-    return self._read(row, decode)
+    return self._read(row, image.decode)
 
   def _read(self, row: int, how: Callable[[pathlib.Path], Any]) -> Any:
     path = self.root / self.ids[row]
     try:
       return how(path)
-    except (FileNotFoundError, BadPicture) as error:
+    except (FileNotFoundError, image.BadPicture) as error:
       raise UserError(f"picture {path} cannot be read ({error}); replace it, or skip such pictures with "
                       f"--config.folder.on_bad_image=skip") from error
     except OSError as error:
       raise UserError(_out_of_reach(path, error)) from error
 
 
-class BadPicture(Exception):
-  """The file can be read, but is not a picture or is damaged."""
-
-
 def _out_of_reach(path: pathlib.Path, error: OSError) -> str:
   return (f"picture {path} cannot be read ({error.strerror}); fix the disk, network folder or permissions, then rerun "
           f"the command")
-
-
-def _opened(path: pathlib.Path, how: Callable[[PIL.Image.Image], Any]) -> Any:
-  try:
-    with PIL.Image.open(path, formats=_FORMATS) as picture:
-      return how(picture)
-  except MemoryError:
-    raise
-  # On damaged files Pillow can raise nearly anything; struct.error, KeyError and TypeError have been seen.
-  except Exception as error:
-    if isinstance(error, OSError) and error.errno is not None:
-      raise
-    raise BadPicture(str(error) or type(error).__name__) from error
-
-
-def decode(path: pathlib.Path) -> np.ndarray:
-  """Decodes a picture to upright RGB, [height, width, 3] uint8.
-
-  Takes the first frame and applies the EXIF orientation. Grey is repeated over the channels, 16-bit values keep their
-  upper byte, and the alpha channel is dropped, so transparent pixels show their colour.
-
-  Raises:
-    BadPicture: it cannot be decoded.
-    OSError: the file cannot be read.
-  """
-  def pixels(picture: PIL.Image.Image) -> np.ndarray:
-    turn = _TURNS.get(_orientation(picture))
-    # Not Pillow's exif_transpose, which also rewrites the EXIF data and fails on odd entries.
-    turned = picture.transpose(turn) if turn is not None else picture
-    if turned.mode.startswith("I"):
-      # Pillow would clip values above 255.
-      return np.repeat((np.asarray(turned).astype(np.uint32) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    whole = turned.convert("RGBA") if turned.mode == "P" and "transparency" in turned.info else turned
-    return np.asarray(whole.convert("RGB"))
-
-  return _opened(path, pixels)
-
-
-def upright_size(path: pathlib.Path) -> tuple[int, int]:
-  """Height and width of the result of `decode`, from the header (except for PNG, where EXIF may come last); raises as
-  `decode`."""
-  return _opened(path, lambda picture: picture.size if _orientation(picture) in _ON_ITS_SIDE else picture.size[::-1])
-
-
-def _orientation(picture: PIL.Image.Image) -> Any:
-  return picture.getexif().get(PIL.ExifTags.Base.Orientation)
-
-
-# EXIF orientation -> the transposition that makes the picture upright.
-_TURNS = {2: PIL.Image.Transpose.FLIP_LEFT_RIGHT, 3: PIL.Image.Transpose.ROTATE_180,
-          4: PIL.Image.Transpose.FLIP_TOP_BOTTOM, 5: PIL.Image.Transpose.TRANSPOSE,
-          6: PIL.Image.Transpose.ROTATE_270, 7: PIL.Image.Transpose.TRANSVERSE, 8: PIL.Image.Transpose.ROTATE_90}
-_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def load(root: str | None, *, train_list: str | None, test_list: str | None, test_fraction: float, test_seed: int,
@@ -364,8 +305,8 @@ def _bad_ones(base: pathlib.Path, paths: Sequence[str], progress: Callable) -> t
       status = (base / path).stat()
       found = [status.st_size, status.st_mtime_ns]
       if known.get(path) != found:
-        decode(base / path)
-    except (FileNotFoundError, BadPicture):
+        image.decode(base / path)
+    except (FileNotFoundError, image.BadPicture):
       return path, None
     except OSError as error:
       raise UserError(_out_of_reach(base / path, error)) from error

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
-from gr_jax.data import cache
+from gr_jax.data import cache, image
 from gr_jax.data.sources import label_index
 from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.data.sources.label_index import Index
@@ -182,12 +181,10 @@ class TfdsSplit:
     """The decoded picture, [height, width, 3] uint8; see `base.Split`."""
     return self._open(row, lambda picture: np.asarray(picture.convert("RGB")))
 
-  def _open(self, row: int, how: Callable[[PIL.Image.Image], Any]) -> Any:
+  def _open(self, row: int, how: Callable[[Any], Any]) -> Any:
     try:
-      with PIL.Image.open(io.BytesIO(self.encoded(row))) as picture:
-        return how(picture)
-    # A damaged header that claims a giant picture raises the last one.
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+      return image.opened(io.BytesIO(self.encoded(row)), how)
+    except image.BadPicture as error:
       name = self._chosen[1].ids[row].decode()
       raise UserError(f"image {name!r} cannot be decoded ({error}) because its record is damaged; remove the folder "
                       f"of the data set and prepare it again") from error

@@ -12,6 +12,7 @@ import pytest
 import runs
 
 from gr_jax import config as configuration
+from gr_jax.data import image
 from gr_jax.data.sources import folder
 from gr_jax.errors import UserError
 
@@ -206,7 +207,7 @@ def palette(transparency=False):
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_every_mode_becomes_rgb(tmp_path, image, options, expected):
   image.save(tmp_path / "x.png", **options)
-  found = folder.decode(tmp_path / "x.png")
+  found = image.decode(tmp_path / "x.png")
   assert found.dtype == np.uint8 and found.shape == (6, 8, 3)
   np.testing.assert_allclose(found, np.repeat(np.asarray(expected, np.int32)[..., None], 3, axis=2), atol=4)
 
@@ -214,11 +215,11 @@ def test_every_mode_becomes_rgb(tmp_path, image, options, expected):
 def test_cmyk_and_animations(tmp_path):
   colour = PIL.Image.fromarray(builders.crop(np.random.default_rng(0), 32, 32))
   colour.convert("CMYK").save(tmp_path / "x.jpg", quality=95)
-  assert np.abs(folder.decode(tmp_path / "x.jpg").astype(int) - np.asarray(colour)).mean() < 6
+  assert np.abs(image.decode(tmp_path / "x.jpg").astype(int) - np.asarray(colour)).mean() < 6
   second = PIL.Image.new("RGB", (32, 32), (255, 0, 0))
   for name in ("x.webp", "x.png"):
     colour.save(tmp_path / name, save_all=True, append_images=[second], lossless=True)
-    np.testing.assert_array_equal(folder.decode(tmp_path / name), np.asarray(colour))
+    np.testing.assert_array_equal(image.decode(tmp_path / name), np.asarray(colour))
 
 
 @pytest.mark.parametrize("orientation, turn", [
@@ -229,11 +230,11 @@ def test_exif_orientation_is_carried_out(tmp_path, orientation, turn):
   exif = PIL.Image.Exif()
   exif[0x0112] = orientation
   PIL.Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
-  np.testing.assert_array_equal(folder.decode(tmp_path / "x.png"), turn(pixels))
+  np.testing.assert_array_equal(image.decode(tmp_path / "x.png"), turn(pixels))
   for name in ("x.png", "x.jpg", "x.webp"):
     PIL.Image.fromarray(pixels).save(tmp_path / name, exif=exif)
     # From the header alone, but as the picture is seen.
-    assert folder.upright_size(tmp_path / name) == turn(pixels).shape[:2]
+    assert image.upright_size(tmp_path / name) == turn(pixels).shape[:2]
 
 
 def test_damaged_exif_is_a_bad_picture_or_none(tmp_path):
@@ -247,8 +248,8 @@ def test_damaged_exif_is_a_bad_picture_or_none(tmp_path):
       content[place] = rng.integers(256)
     (tmp_path / "x.jpg").write_bytes(content)
     try:
-      assert folder.decode(tmp_path / "x.jpg").shape[:2] == folder.upright_size(tmp_path / "x.jpg")
-    except folder.BadPicture as error:
+      assert image.decode(tmp_path / "x.jpg").shape[:2] == image.upright_size(tmp_path / "x.jpg")
+    except image.BadPicture as error:
       bad += bool(str(error))
   assert 0 < bad < 1500
 
@@ -289,7 +290,7 @@ def test_bad_pictures_can_be_left_out(root):
 
 
 def test_a_fault_that_may_pass_leaves_nothing_out(root, monkeypatch):
-  decode = folder.decode
+  decode = image.decode
 
   def failing(path):
     if path.name == "0.jpg":
@@ -350,4 +351,4 @@ def test_folder_keys_are_of_folders_alone():
   assert done.returncode == 2 and "error: the config file has no keys folder.*" in done.stderr, done.stderr
   config = runs.get_config("folder_lt", dataset="digits")
   with pytest.raises(UserError, match="'folder.on_bad_image' belongs to .* 'folder', but dataset is 'digits'"):
-    configuration.validate(config)
+    configuration.check(config)
