@@ -249,9 +249,8 @@ def _build(flat: dict[str, Any], options: Mapping[str, Any]) -> Config:
   for key, value in flat.items():
     group, _, name = key.rpartition(".")
     groups.setdefault(group, {})[name] = value if value is None else KEYS[key].type(value)
-  own = groups.pop("")
-  return Config(**own, method_options=options, **{
-      name: kind(**groups[name]) if name in groups else None for name, kind in _GROUPS.items()})
+  parts: dict[str, Any] = {name: kind(**groups[name]) if name in groups else None for name, kind in _GROUPS.items()}
+  return Config(**groups[""], **parts, method_options=options)
 
 
 def _check_together(config: Config) -> None:

@@ -63,6 +63,8 @@ def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
   # The second run counts: the first access to a mapped file costs more than copying.
   copying = [_seconds(lambda: feed.rows_of(pictures, chosen))[0] for _ in range(2)][1]
   count = len(pictures.labels) + len(tests.labels)
+  # empty_cache has set it.
+  assert found.config.cache_dir is not None
   files = pathlib.Path(found.config.cache_dir).rglob("*.npy")
   return ({"cold_seconds": cold, "warm_seconds": warm, "decoded": count,
            "decoded_per_core": count / cold / workers.count(), "pillow_per_core": len(sample) / alone,

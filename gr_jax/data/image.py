@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class BadPicture(Exception):
 
 
 def opened(file: pathlib.Path | io.BytesIO, how: Callable[[PIL.Image.Image], Any],
-           formats: Sequence[str] | None = None) -> Any:
+           formats: tuple[str, ...] | None = None) -> Any:
   """What `how` makes of the picture in a file.
 
   Args:

@@ -195,7 +195,7 @@ def palette(transparency=False):
   return image
 
 
-@pytest.mark.parametrize("image, options, expected", [
+@pytest.mark.parametrize("picture, options, expected", [
     (PIL.Image.fromarray(GREY), {"format": "PNG"}, GREY),
     (PIL.Image.fromarray(GREY.astype(np.uint16) * 256 + 77), {"format": "PNG"}, GREY),
     (PIL.Image.fromarray(np.stack([GREY, GREY * 2], axis=-1), "LA"), {"format": "PNG"}, GREY),
@@ -205,8 +205,8 @@ def palette(transparency=False):
     (palette(transparency=True), {"format": "PNG"}, GREY * 5),
 ], ids=["grey", "16 bit", "grey with alpha", "alpha", "one bit", "palette", "transparent palette"])
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-def test_every_mode_becomes_rgb(tmp_path, image, options, expected):
-  image.save(tmp_path / "x.png", **options)
+def test_every_mode_becomes_rgb(tmp_path, picture, options, expected):
+  picture.save(tmp_path / "x.png", **options)
   found = image.decode(tmp_path / "x.png")
   assert found.dtype == np.uint8 and found.shape == (6, 8, 3)
   np.testing.assert_allclose(found, np.repeat(np.asarray(expected, np.int32)[..., None], 3, axis=2), atol=4)
@@ -298,7 +298,7 @@ def test_a_fault_that_may_pass_leaves_nothing_out(root, monkeypatch):
     return decode(path)
 
   with monkeypatch.context() as broken:
-    broken.setattr(folder, "decode", failing)
+    broken.setattr(image, "decode", failing)
     with pytest.raises(UserError, match=r"0.jpg cannot be read \(Input/output error\); fix the disk"):
       load(root, on_bad_image="skip")
     split = load(root).train
