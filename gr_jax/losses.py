@@ -1,11 +1,13 @@
 """The losses of docs/method.md section 4: arrays in, scalars out.
 
 Every function masks before any arithmetic: whatever a masked column contains, even -inf or NaN, the value is finite
-and the gradient there is zero. All arithmetic is float32.
+and the gradient there is zero. All arithmetic is float32. Shapes that do not fit raise an AssertionError while tracing:
+broadcasting would give a wrong loss.
 """
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,15 @@ _LOST_OFFSET = 1e-3
 
 # A vector with a squared norm below this counts as zero.
 _SMALLEST_SQUARE = 1e-24
+
+
+def _check_shapes(logits: jax.Array, *others: jax.Array, labels: AnyArray | None = None, classes: AnyArray) -> None:
+  """Logits and `others` [batch, classes], labels [batch], classes [classes]."""
+  chex.assert_rank(logits, 2)
+  chex.assert_equal_shape([logits, *others])
+  chex.assert_shape(classes, logits.shape[1:])
+  if labels is not None:
+    chex.assert_shape(labels, logits.shape[:1])
 
 
 def _masked_log_softmax(logits: jax.Array, mask: AnyArray) -> jax.Array:
@@ -46,6 +57,7 @@ def prior_regularized_cross_entropy(
     float32 scalar.
   """
   counts, labels = jnp.asarray(class_counts, jnp.float32), jnp.asarray(labels)
+  _check_shapes(logits, labels=labels, classes=counts)
   seen = counts > 0
   log_prior = jnp.log(jnp.where(seen, counts, 1.0) / jnp.sum(jnp.where(seen, counts, 0.0)))
   adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + jnp.where(seen, log_prior, 0.0)
@@ -66,6 +78,7 @@ def distillation(
   Returns:
     float32 scalar, without w_kd and T^2.
   """
+  _check_shapes(student, teacher, classes=old)
   targets = _teacher_probabilities(teacher, old, temperature)
   return _soft_cross_entropy(targets, student.astype(jnp.float32) / temperature, old)
 
@@ -89,6 +102,8 @@ def distribution_aware_distillation(
     float32 scalar, without w_kd and T^2.
   """
   lost, old = jnp.asarray(lost), jnp.asarray(old)
+  _check_shapes(student, teacher, classes=old)
+  chex.assert_equal_shape([lost, old])
   weights = lost_weights(lost, old)
   evenness = lost_evenness(lost, old)
   student = jnp.where(old, student.astype(jnp.float32), 0.0)
@@ -146,6 +161,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArra
     targets: [batch, classes] in [0, 1].
     classes: [classes] bool, the classes to sum over.
   """
+  _check_shapes(logits, targets, classes=classes)
   logits = jnp.where(classes, logits.astype(jnp.float32), 0.0)
   each = jax.nn.softplus(logits) - jnp.where(classes, targets, 0.0) * logits
   return jnp.mean(jnp.sum(jnp.where(classes, each, 0.0), axis=-1))
@@ -153,6 +169,8 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArra
 
 def less_forget(student: jax.Array, teacher: jax.Array) -> jax.Array:
   """LUCIR: mean over the batch of 1 - cos(f, f_teacher); features [batch, features]."""
+  chex.assert_rank(student, 2)
+  chex.assert_equal_shape([student, teacher])
   student, teacher = (unit(values.astype(jnp.float32), axis=-1) for values in (student, teacher))
   return jnp.mean(1.0 - jnp.sum(student * jax.lax.stop_gradient(teacher), axis=-1))
 
@@ -170,6 +188,8 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: Any
     old, new: [classes] bool, may be traced.
     margin, hardest: as above.
   """
+  _check_shapes(scores, labels=labels, classes=old)
+  chex.assert_equal_shape([old, new])
   scores = scores.astype(jnp.float32)
   own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
   # A finite floor: -inf would make the gradient NaN.

@@ -464,3 +464,20 @@ def test_numpy_arrays_and_lists_under_jit():
     np.testing.assert_allclose(ce, losses.prior_regularized_cross_entropy(z, y, jnp.asarray(counts)), rtol=1e-6)
     kd = jax.jit(lambda z, kind=kind: losses.distribution_aware_distillation(z, z + 1, kind(lost), kind(old)))(z)
     assert np.isfinite(kd)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+  logits, labels, counts = jnp.zeros((BATCH, CLASSES)), jnp.zeros(BATCH, int), jnp.ones(CLASSES)
+  short, old = jnp.ones(CLASSES - 1), jnp.ones(CLASSES, bool)
+  # Broadcasting would take each of them.
+  for call in (lambda: losses.prior_regularized_cross_entropy(logits, labels[:, None], counts),
+               lambda: losses.prior_regularized_cross_entropy(logits, labels, counts[:1]),
+               lambda: losses.prior_regularized_cross_entropy(logits[0], labels, counts),
+               lambda: losses.distillation(logits, logits[:1], old),
+               lambda: losses.distribution_aware_distillation(logits, logits, counts[:1], old),
+               lambda: losses.distribution_aware_distillation(logits, logits, short, old[:1]),
+               lambda: losses.binary_cross_entropy(logits, logits[:1], old),
+               lambda: losses.less_forget(logits, logits[:1]),
+               lambda: losses.margin_ranking(logits, labels[:1], old, old)):
+    with pytest.raises(AssertionError):
+      call()
