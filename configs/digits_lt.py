@@ -8,7 +8,7 @@ from configs import base
 def get_config() -> ml_collections.ConfigDict:
   """python -m gr_jax.main --config=configs/digits_lt.py
 
-  Half a minute on two CPU cores; average incremental accuracy 94.2 %, last 89.4 % (seed 0).
+  Half a minute on two CPU cores; average incremental accuracy 93.96 %, last 86.80 % (seed 0, jax 0.10.2).
   """
   config = base.get_config()
   config.dataset = "digits"
