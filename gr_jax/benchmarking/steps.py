@@ -259,12 +259,13 @@ def measure(config: Config, *, calls: int, steps: int, replicas: int, long: bool
   found = dataclasses.replace(found, config=dataclasses.replace(config, learning_rate=_LEARNING_RATE))
   if not found.source.uniform:
     with throughput.empty_cache(found.config) as changed:
-      return _measure(dataclasses.replace(found, config=changed), config, started, calls, steps, replicas, long)
-  return _measure(found, config, started, calls, steps, replicas, long)
+      return _measure(dataclasses.replace(found, config=changed), config, started=started, calls=calls, steps=steps,
+                      replicas=replicas, long=long)
+  return _measure(found, config, started=started, calls=calls, steps=steps, replicas=replicas, long=long)
 
 
-def _measure(found: Experiment, config: Config, started: float, calls: int, steps: int,
-             replicas: int, long: bool) -> dict[str, Any]:
+def _measure(found: Experiment, config: Config, *, started: float, calls: int, steps: int, replicas: int, long: bool
+             ) -> dict[str, Any]:
   """`found` has an empty cache if its pictures differ in size; `config` is the user's."""
   way, decoding = None, 0.0
   if found.source.uniform:

@@ -111,7 +111,7 @@ def load(split: Split, rows: Sequence[int], view: View, *, name: str, channels: 
   with locked(place / f"{entry}.lock", say):
     # Another job may have built it during the wait.
     if not (place / entry).is_dir():
-      _build(split, rows, view, shape, place / entry, progress, say, timeout)
+      _build(split, rows, view, folder=place / entry, shape=shape, progress=progress, say=say, timeout=timeout)
   return _open(place / entry, shape)
 
 
@@ -143,7 +143,7 @@ def locked(path: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
     yield
 
 
-def _build(split: Split, rows: Sequence[int], view: View, shape: tuple[int, ...], folder: pathlib.Path,
+def _build(split: Split, rows: Sequence[int], view: View, *, folder: pathlib.Path, shape: tuple[int, ...],
            progress: Callable, say: Callable[[str], None], timeout: float) -> None:
   partial = folder.with_name(f"{folder.name}.partial")
   # Left over from a killed job; we hold the lock, so nobody is using it.

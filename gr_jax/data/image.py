@@ -89,6 +89,13 @@ def _orientation(picture: PIL.Image.Image) -> Any:
   return picture.getexif().get(PIL.ExifTags.Base.Orientation)
 
 
+def png(picture: np.ndarray) -> bytes:
+  """A picture [height, width, 1 or 3] uint8 as a PNG file."""
+  file = io.BytesIO()
+  PIL.Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG")
+  return file.getvalue()
+
+
 def squeeze(picture: np.ndarray, side: int) -> np.ndarray:
   """Resizes the whole picture [height, width, channels], antialiased bilinear, to [side, side, channels] uint8."""
   return np.asarray(PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.BILINEAR))

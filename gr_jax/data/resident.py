@@ -46,7 +46,7 @@ def load_train(source: Source, scenario: Scenario, image_size: int, *, stored_si
   """
   rows_of_class = scenario.holdout if holdout else scenario.train
   view = View("squeezed", kept_side(image_size, stored_size))
-  return _load(source, source.train, rows_of_class, view, image_size, progress, decode)
+  return _load(source, source.train, rows_of_class, view, image_size=image_size, progress=progress, decode=decode)
 
 
 def load_test(source: Source, scenario: Scenario, image_size: int, progress: Callable = lambda it, **_: it,
@@ -57,7 +57,8 @@ def load_test(source: Source, scenario: Scenario, image_size: int, progress: Cal
   if missing:
     raise UserError(f"{len(missing)} classes have no test image ({', '.join(missing[:5])}); prepare the complete "
                     f"test split")
-  return _load(source, source.test, rows_of_class, View("crop", image_size), image_size, progress, decode)
+  return _load(source, source.test, rows_of_class, View("crop", image_size), image_size=image_size, progress=progress,
+               decode=decode)
 
 
 def flat_rows(rows_of_class: Sequence) -> tuple[list[int], np.ndarray]:
@@ -66,7 +67,7 @@ def flat_rows(rows_of_class: Sequence) -> tuple[list[int], np.ndarray]:
   return [int(row) for rows in rows_of_class for row in rows], labels.astype(np.int32)
 
 
-def _load(source: Source, split: Split, rows_of_class: Sequence, view: View, image_size: int, progress: Callable,
+def _load(source: Source, split: Split, rows_of_class: Sequence, view: View, *, image_size: int, progress: Callable,
           decode: Decode | None) -> Data:
   rows, labels = flat_rows(rows_of_class)
   if not rows:

@@ -42,7 +42,7 @@ class Split(Protocol):
     ...
 
   def encoded(self, row: int) -> bytes:
-    """The picture's file. Data sets whose pictures have one size need not have this and `size`.
+    """The content of the picture's file.
 
     Raises:
       UserError: it cannot be read; the message names it.

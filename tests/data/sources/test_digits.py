@@ -1,8 +1,10 @@
 """The embedded digits: which rows, which test set, which ids, which grey levels."""
 
 import hashlib
+import io
 
 import numpy as np
+import PIL.Image
 from sklearn import datasets
 
 from gr_jax import scenario
@@ -61,3 +63,10 @@ def test_loading_twice_gives_the_same_bytes():
     source = digits.load()
     return hashlib.sha256(b"".join(source.train.image(row).tobytes() for row in range(1297))).hexdigest()
   assert fingerprint() == fingerprint()
+
+
+def test_the_pictures_as_files():
+  split = digits.load().test
+  with PIL.Image.open(io.BytesIO(split.encoded(3))) as picture:
+    assert picture.format == "PNG" and picture.size == split.size(3)[::-1]
+    np.testing.assert_array_equal(np.asarray(picture)[..., None], split.image(3))
