@@ -59,11 +59,17 @@ def prior_regularized_cross_entropy(
   counts, labels = jnp.asarray(class_counts, jnp.float32), jnp.asarray(labels)
   _check_shapes(logits, labels=labels, classes=counts)
   seen = counts > 0
-  log_prior = jnp.log(jnp.where(seen, counts, 1.0) / jnp.sum(jnp.where(seen, counts, 0.0)))
-  adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + jnp.where(seen, log_prior, 0.0)
+  adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + log_prior(counts)
   log_probabilities = _masked_log_softmax(adjusted, seen)
   picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
   return jnp.mean(jnp.where(seen[labels], -picked, jnp.inf))
+
+
+def log_prior(class_counts: AnyArray) -> jax.Array:
+  """log pi_j with pi_j = n'_j / sum_k n'_k; [classes] float32, 0 for a class without images."""
+  counts = jnp.asarray(class_counts, jnp.float32)
+  seen = counts > 0
+  return jnp.where(seen, jnp.log(jnp.where(seen, counts, 1.0) / jnp.sum(jnp.where(seen, counts, 0.0))), 0.0)
 
 
 def distillation(

@@ -9,6 +9,7 @@ import runs
 
 from gr_jax import config as configuration
 from gr_jax import methods, scenario, train
+from gr_jax.methods import combining
 from gr_jax.runs import console
 from gr_jax.scenario import plan
 from gr_jax.training import experiment
@@ -22,9 +23,12 @@ CONFIG_PAGE = PAGES["gr_jax/docs/config.md"]
 OPTIONS = {f"method_options.{key}" for _, options in methods.METHODS.values() for key in options}
 
 
+PARTS = {f"method_options.{key}" for key in combining.OPTIONS}
+
+
 def known_keys():
-  """Every config key, options of methods among them."""
-  return OPTIONS | set(configuration.KEYS)
+  """Every config key, options of methods and of parts among them."""
+  return OPTIONS | PARTS | set(configuration.KEYS)
 
 
 def code_block(page, word):
@@ -171,14 +175,15 @@ def test_the_page_of_keys_names_every_key():
   assert set(key_rows()) == set(configuration.KEYS)
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
-def test_the_page_of_keys_has_every_option(name):
+@pytest.mark.parametrize("title, options", [
+    *((f"`{name}`", options) for name, (_, options) in methods.METHODS.items()),
+    ("Parts that combine", combining.OPTIONS)])
+def test_the_page_of_keys_has_every_option(title, options):
   """A row: `method_options.KEY`, type, default, choices, meaning; a table for each method that has options."""
   part = CONFIG_PAGE[CONFIG_PAGE.index("## Options of the methods"):CONFIG_PAGE.index("## Old and new names")]
-  section = re.search(rf"^### `{name}`\n(.*?)(?=^### |\Z)", part, re.DOTALL | re.MULTILINE)[1]
+  section = re.search(rf"^### {title}\n(.*?)(?=^### |\Z)", part, re.DOTALL | re.MULTILINE)[1]
   rows = {row.split("`")[1]: [cell.strip() for cell in row.strip("|").split(" | ")]
           for row in section.splitlines() if row.startswith("| `")}
-  options = methods.METHODS[name][1]
   assert set(rows) == {f"method_options.{key}" for key in options}
   for key, option in options.items():
     _, kind, value, allowed, _ = rows[f"method_options.{key}"]

@@ -66,10 +66,13 @@ class Loss(NamedTuple):
     value: (student, teacher or None, labels [batch], context) -> float32 scalar, local mean, weights included. It gets
       None where `teacher` is False.
     teacher: whether it compares with the previous model; such terms are left out of the first task.
+    kind: what parts that combine (methods.combining) may change: "cross_entropy": of a softmax of `student.logits`;
+      "distillation": compares `student.logits` with `teacher.logits` and reads no other output; "other".
   """
   value: (Callable[[Outputs, None, jax.Array, Context], jax.Array]
           | Callable[[Outputs, Outputs, jax.Array, Context], jax.Array])
   teacher: bool = False
+  kind: str = "other"
 
 
 class Stage(NamedTuple):

@@ -26,4 +26,5 @@ def plain_stage(further: dict[str, Loss], memory: int) -> Stage:
   def new_columns(head: HeadParams, context: Context) -> HeadMask:
     return {"kernel": context.new, "bias": context.new}
 
-  return Stage("train", {"cross_entropy": Loss(cross_entropy), **further}, trainable=None if memory else new_columns)
+  terms = {"cross_entropy": Loss(cross_entropy, kind="cross_entropy"), **further}
+  return Stage("train", terms, trainable=None if memory else new_columns)

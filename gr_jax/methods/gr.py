@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from gr_jax import losses
 from gr_jax import reweighting as rules
 from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, logits
+from gr_jax.methods.combining import report, summary
 from gr_jax.models import heads
 
 
@@ -37,17 +38,9 @@ def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, d
     n_old, n_new = (jnp.sum(jnp.where(group, context.original, 0.0)) for group in (context.old, context.new))
     return losses.distillation_weight(n_old, n_new, distillation_weight) * temperature**2 * loss
 
-  def report(state: rules.RuleState) -> dict[str, jax.Array]:
-    ratios = state.ratios
-    return {"alpha": ratios.alpha, "r_old": ratios.r_old, "r_new": ratios.r_new, "beta": ratios.beta}
-
-  def summary(state: rules.RuleState, steps: int) -> dict[str, jax.Array]:
-    # Phi is the sum of the column norms over the task's steps, so it also gives their mean.
-    return {"gradient_norms": state.phi / steps, "phi": state.phi, "column": state.ratios.column}
-
-  terms = {"cross_entropy": Loss(cross_entropy)}
+  terms = {"cross_entropy": Loss(cross_entropy, kind="cross_entropy")}
   if distillation != "none":
-    terms["distillation"] = Loss(distil, teacher=True)
+    terms["distillation"] = Loss(distil, teacher=True, kind="distillation")
   rule = rules.gradient_reweighting(kind=reweighting, task_ratio=task_ratio, gamma=attenuation_gamma)
   stage = Stage("train", terms, rule=rule, report=report, summary=summary)
   return Method("gr", (stage,), heads.linear(), {"logits": logits})

@@ -36,6 +36,8 @@ def make(*, loss: str, weight: float) -> Method:
   def nearest(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
     return nearest_mean.scores(outputs.features, carry["exemplar_means"], carry["has_mean"])
 
-  stage = Stage("train", {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True)})
+  terms = {"cross_entropy": Loss(cross_entropy, kind="other" if loss == "paper" else "cross_entropy"),
+           "distillation": Loss(distil, teacher=True, kind="distillation")}
+  stage = Stage("train", terms)
   return Method("icarl", (stage,), heads.linear(), {"nearest_mean": nearest, "logits": logits},
                 exemplar_means=True, min_memory=1)

@@ -20,5 +20,5 @@ def make(*, prior: bool) -> Method:
     counts = context.counts if prior else context.seen.astype(jnp.float32)
     return losses.prior_regularized_cross_entropy(student.logits, labels, counts)
 
-  stage = Stage("train", {"cross_entropy": Loss(cross_entropy)}, rows="all")
+  stage = Stage("train", {"cross_entropy": Loss(cross_entropy, kind="cross_entropy")}, rows="all")
   return Method("joint", (stage,), heads.linear(), {"logits": logits})

@@ -34,7 +34,7 @@ def make(*, distillation_weight: float, ranking_weight: float, margin: float, ha
     return {"kernel": context.new}
 
   # The ranking uses no teacher, but needs old classes: teacher=True leaves it out in the first task.
-  terms = {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True),
+  terms = {"cross_entropy": Loss(cross_entropy, kind="cross_entropy"), "distillation": Loss(distil, teacher=True),
            "ranking": Loss(rank, teacher=True)}
   return Method("lucir", (Stage("train", terms, trainable=new_columns),), heads.cosine(), {"logits": logits},
                 signed_features=True, min_memory=1)

@@ -22,5 +22,5 @@ def make(*, memory: int, weight: float, temperature: float) -> Method:
   def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
     return weight * losses.distillation(student.logits, teacher.logits, context.old, temperature)
 
-  stage = plain_stage({"distillation": Loss(distil, teacher=True)}, memory)
+  stage = plain_stage({"distillation": Loss(distil, teacher=True, kind="distillation")}, memory)
   return Method("lwf", (stage,), heads.linear(), {"logits": logits})

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from gr_jax import reweighting
 from gr_jax.errors import UserError
-from gr_jax.methods import bic, finetune, gr, icarl, joint, lucir, lwf, wa
+from gr_jax.methods import bic, combining, finetune, gr, icarl, joint, lucir, lwf, wa
 from gr_jax.methods.base import Method
-
-
-class Option(NamedTuple):
-  """A hyper-parameter: its default, which also sets the type, and its allowed values or range."""
-  default: Any
-  allowed: tuple[str, ...] | None = None
-  low: float | None = None
-  above: float | None = None
-
-
-def _weight(default: float) -> Option:
-  return Option(default, low=0.0)
-
+from gr_jax.methods.options import Option, Options, checked, nearest, parsed
+from gr_jax.methods.options import weight as _weight
 
 _TEMPERATURE = Option(2.0, above=0.0)
 
@@ -65,31 +52,24 @@ def register(name: str, factory: Callable[..., Method], options: Mapping[str, Op
 def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   """All options of a method: checks the given ones and fills in the defaults.
 
+  Parts that combine (methods.combining) appear only if they are switched on.
+
   Raises:
     UserError: unknown method or option, an option of another method, wrong type, value out of range.
   """
-  _known(name)
-  options = METHODS[name][1]
-  for key in given:
-    if key not in options:
-      raise UserError(_unknown_option(name, key))
-  return {key: _checked(key, option, given.get(key, option.default)) for key, option in options.items()}
+  accepted = _options_of(name)
+  _check_known(name, given, accepted)
+  found = {key: checked(key, accepted[key], value) for key, value in given.items()}
+  own = METHODS[name][1]
+  complete = {key: found.get(key, checked(key, option, option.default)) for key, option in own.items()}
+  return {**complete, **combining.resolve({key: value for key, value in found.items() if key not in own})}
 
 
 def parse(name: str, given: Mapping[str, str]) -> dict[str, Any]:
   """Parses options from the command line; raises as `resolve`."""
-  _known(name)
-  found = {}
-  for key, text in given.items():
-    if key not in METHODS[name][1]:
-      raise UserError(_unknown_option(name, key))
-    kind = type(METHODS[name][1][key].default)
-    try:
-      value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-      value = text
-    found[key] = _checked(key, METHODS[name][1][key], value)
-  return found
+  accepted = _options_of(name)
+  _check_known(name, given, accepted)
+  return {key: parsed(key, accepted[key], text) for key, text in given.items()}
 
 
 def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
@@ -101,47 +81,37 @@ def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
     memory: exemplars per class.
 
   Raises:
-    UserError: see `resolve`; or fewer exemplars than the method needs.
+    UserError: see `resolve`; parts that do not combine with the method; or fewer exemplars than it needs.
   """
   found = resolve(name, options)
-  factory = METHODS[name][0]
+  factory, own = METHODS[name]
+  arguments = {key: found.pop(key) for key in own}
   if "memory" in inspect.signature(factory).parameters:
-    found["memory"] = memory
-  method = factory(**found)
+    arguments["memory"] = memory
+  method = combining.combine(factory(**arguments), **found)
   if memory < method.min_memory:
     raise UserError(f"memory.per_class is {memory}, but {name} needs {method.min_memory} or more exemplars per class; "
                     f"set for example --config.memory.per_class=20")
   return method
 
 
-def _known(name: str) -> None:
+def _options_of(name: str) -> Options:
+  """Options by name: of the parts that combine, and of the method."""
   if name not in METHODS:
-    near = difflib.get_close_matches(name, METHODS, n=1)
-    raise UserError(f"method is {name!r}; it can be {', '.join(map(repr, METHODS))}"
-                    + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise UserError(f"method is {name!r}; it can be {', '.join(map(repr, METHODS))}" + nearest(name, METHODS))
+  # Gradient Reweighting has all parts as its own options.
+  return METHODS[name][1] if name == "gr" else {**combining.OPTIONS, **METHODS[name][1]}
 
 
-def _unknown_option(name: str, key: str) -> str:
-  owners = [other for other, (_, options) in METHODS.items() if key in options]
+def _check_known(name: str, given: Mapping[str, Any], accepted: Options) -> None:
   own = METHODS[name][1]
-  near = difflib.get_close_matches(key, own, n=1)
-  return (f"method_options.{key} is not an option of method {name!r}"
+  for key in given:
+    if key not in accepted:
+      owners = [other for other, (_, options) in METHODS.items() if key in options]
+      parts = [part for part in accepted if part not in own]
+      raise UserError(
+          f"method_options.{key} is not an option of method {name!r}"
           + (f" (it belongs to {', '.join(map(repr, owners))})" if owners else "")
-          + (f"; did you mean method_options.{near[0]}?" if near else "")
-          + (f"; {name!r} has {', '.join(own)}" if own else f"; {name!r} has none"))
-
-
-def _checked(key: str, option: Option, value: Any) -> Any:
-  kind = type(option.default)
-  if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and isinstance(value, bool)):
-    names = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
-    raise UserError(f"method_options.{key} is {value!r} ({type(value).__name__}); it takes {names[kind]}")
-  if option.allowed is not None and value not in option.allowed:
-    near = difflib.get_close_matches(value, option.allowed, n=1)
-    raise UserError(f"method_options.{key} is {value!r}; it can be {', '.join(map(repr, option.allowed))}"
-                    + (f"; did you mean {near[0]!r}?" if near else ""))
-  if option.low is not None and not (math.isfinite(value) and value >= option.low):
-    raise UserError(f"method_options.{key} is {value}; it must be {option.low:g} or more")
-  if option.above is not None and not (math.isfinite(value) and value > option.above):
-    raise UserError(f"method_options.{key} is {value}; it must be above {option.above:g}")
-  return kind(value)
+          + nearest(key, accepted, "method_options.")
+          + (f"; {name!r} has {', '.join(own)}" if own else f"; {name!r} has none")
+          + (f"; parts that combine: {', '.join(parts)}" if parts else ""))

@@ -37,4 +37,5 @@ def shared_losses(temperature: float) -> dict[str, Loss]:
   def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
     return share(context) * losses.distillation(student.logits, teacher.logits, context.old, temperature)
 
-  return {"cross_entropy": Loss(cross_entropy), "distillation": Loss(distil, teacher=True)}
+  return {"cross_entropy": Loss(cross_entropy, kind="cross_entropy"),
+          "distillation": Loss(distil, teacher=True, kind="distillation")}

@@ -25,10 +25,12 @@ class Head(NamedTuple):
     renew: (key, params, new [classes] bool) -> parameters with freshly drawn new columns.
     apply: (params, features [batch, features], context) -> (logits, scores), each [batch, classes] float32. `context`
       is a methods.base.Context.
+    kind: "linear": W^T f + b; "cosine": eta cos(f, w_j); "other". Parts and add-ons read it.
   """
   init: Callable[[int, int, int], dict[str, jax.Array]]
   renew: Callable[[jax.Array, dict, AnyArray], dict[str, jax.Array]]
   apply: Callable[[dict, jax.Array, Any], tuple[jax.Array, jax.Array]]
+  kind: str = "other"
 
 
 def init(features: int, num_classes: int) -> dict[str, jax.Array]:
@@ -69,7 +71,7 @@ def linear() -> Head:
   def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
     found = logits(mask(params, context.old | context.new), features)
     return found, found
-  return Head(lambda features, classes, tasks: init(features, classes), draw_columns, apply)
+  return Head(lambda features, classes, tasks: init(features, classes), draw_columns, apply, kind="linear")
 
 
 def cosine() -> Head:
@@ -84,7 +86,7 @@ def cosine() -> Head:
                      precision=jax.lax.Precision.HIGHEST)
     return params["scale"] * scores, scores
 
-  return Head(start, draw_columns, apply)
+  return Head(start, draw_columns, apply, kind="cosine")
 
 
 def bias_corrected() -> Head:

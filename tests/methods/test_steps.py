@@ -57,7 +57,8 @@ class Case:
     params = {"backbone": {"shift": jnp.zeros_like(self.x)}, "classifier": jax.tree.map(jnp.asarray, self.head)}
     tx = optimizer.sgd((1.0,), momentum=0.0, weight_decay=0.0)
     step = steps.make_train_step(model=Shift(), method=method, stage=self.stage, tx=tx)
-    state = TrainState(jnp.int32(0), params, {}, tx.init(steps.trained_params(params, self.stage)), ())
+    rule = () if self.stage.rule is None else self.stage.rule.init(params["classifier"])
+    state = TrainState(jnp.int32(0), params, {}, tx.init(steps.trained_params(params, self.stage)), rule)
     # The teacher's features are others than the student's.
     old = {"params": {"backbone": {"shift": self.before - self.x}, "classifier": self.old_head}, "batch_stats": {}}
     data = Data(jnp.asarray(self.x), jnp.ones((BATCH, 2), jnp.int32), jnp.asarray(self.labels))
