@@ -1,0 +1,153 @@
+"""Rebuilds the tables of README.md and gr_jax/docs that show the runs in gr_jax/docs/results.
+
+  python tests/tables.py                        # says which tables disagree with the files; exit code 1 if one does
+  python tests/tables.py --write                # writes them anew
+  python tests/tables.py --collect=FOLDER=NAME  # first copies the finished runs under FOLDER to results/NAME/
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A run that has not been done is "not run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "gr_jax" / "docs" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "gr_jax" / "docs").glob("*.md")))
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# Config keys that are folders of one machine.
+_PLACES = ("data_dir", "cache_dir")
+_METHODS = ("finetune_without_memory", "finetune", "lwf", "icarl", "bic", "wa", "lucir", "gr", "joint",
+            "joint_with_prior")
+NOT_RUN = "not run"
+
+
+def collect(runs: pathlib.Path, target: pathlib.Path) -> list[str]:
+  """Copies config, results and metrics of every finished run under `runs`, without folders of this machine.
+
+  Returns:
+    The names of the runs that were copied.
+  """
+  copied = []
+  for results in sorted(runs.glob("*/results.json")):
+    source, folder = results.parent, target / results.parent.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.loads((source / "config.json").read_text())
+    config |= {key: None for key in _PLACES if config.get(key) not in (None, "off")}
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    for name in ("results.json", "metrics.jsonl"):
+      (folder / name).write_text((source / name).read_text())
+    copied.append(source.name)
+  return copied
+
+
+def read(name: str) -> dict[str, Any] | None:
+  """results.json of a run under RESULTS; None if it is not there."""
+  path = RESULTS / name / "results.json"
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def stage_seconds(name: str) -> dict[str, float]:
+  """Seconds of each stage of a run, by its name, summed over the tasks; the last entry is what lies between them."""
+  rows = [json.loads(line) for line in (RESULTS / name / "metrics.jsonl").read_text().splitlines()]
+  spent: dict[str, float] = {}
+  before, further = 0.0, 0.0
+  for row in rows:
+    if row["kind"] == "epoch":
+      spent[row["stage"]] = spent.get(row["stage"], 0.0) + row["seconds"] - before
+    else:
+      further += row["seconds"] - before
+    before = row["seconds"]
+  return {**spent, "evaluation, exemplars": further}
+
+
+def percent(value: float) -> str:
+  """A share in per cent, two digits."""
+  return f"{100 * value:.2f}"
+
+
+def precision() -> list[str]:
+  """float32 beside bfloat16: one row a seed, then mean and standard deviation, then the difference."""
+  kinds, lines, pairs = ("float32", "bfloat16"), ["| average / last | float32 | bfloat16 |", "|---|---|---|"], []
+  found = {(kind, seed): read(f"precision/{kind}-s{seed}") for kind in kinds for seed in range(5)}
+  for seed in range(5):
+    both = [found[kind, seed] for kind in kinds]
+    lines.append(f"| seed {seed} | " + " | ".join(
+        NOT_RUN if run is None else " / ".join(map(percent, _averages(run))) for run in both) + " |")
+    if None not in both:
+      pairs.append([_averages(run) for run in both])
+  if len(pairs) > 1:
+    columns = [[pair[side] for pair in pairs] for side in range(2)]
+    lines.append("| mean ± standard deviation | " + " | ".join(
+        " / ".join(_spread([run[place] for run in column]) for place in range(2)) for column in columns) + " |")
+    gaps = [[lossy[place] - exact[place] for exact, lossy in pairs] for place in range(2)]
+    lines.append(f"| bfloat16 − float32, mean ± standard error, {len(pairs)} seeds | | " + " / ".join(
+        _spread(gap, math.sqrt(len(gap))) for gap in gaps) + " |")
+  return lines
+
+
+def methods() -> list[str]:
+  """Every method on CIFAR-100-LT at 10 epochs a task."""
+  lines = ["| method | average | last | forgetting | many / medium / few | seconds by stage |",
+           "|---|---|---|---|---|---|"]
+  for name in _METHODS:
+    run = read(f"methods/{name}-s0")
+    shown = name.replace("_", " ")
+    if run is None:
+      lines.append(f"| {shown} | {NOT_RUN} | | | | |")
+      continue
+    groups = " / ".join(percent(run["many_medium_few"][group]["accuracy"]) for group in ("many", "medium", "few"))
+    seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in stage_seconds(f"methods/{name}-s0").items())
+    lines.append(f"| {shown} | {' | '.join(map(percent, (*_averages(run), run['forgetting'][-1])))} | {groups} | "
+                 f"{seconds} |")
+  return lines
+
+
+def _averages(run: dict[str, Any]) -> tuple[float, float]:
+  return run["average_incremental_accuracy"], run["last_accuracy"]
+
+
+def _spread(values: Sequence[float], over: float = 1.0) -> str:
+  # Adding 0 turns -0.00 into 0.00.
+  return f"{round(100 * statistics.mean(values), 2) + 0:.2f} ± {100 * statistics.stdev(values) / over:.2f}"
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"precision": precision, "methods": methods}
+
+
+def rebuilt(page: str) -> str:
+  """A page with its tables made anew.
+
+  Raises:
+    KeyError: a table of that name is not known.
+  """
+  return _TABLE.sub(lambda match: match[1] + "\n".join(TABLES[match[2]]()) + "\n" + match[3], page)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--write", action="store_true")
+  parser.add_argument("--collect", action="append", default=[], metavar="FOLDER=NAME")
+  options = parser.parse_args(arguments)
+  for item in options.collect:
+    folder, _, name = item.rpartition("=")
+    print(f"{name}: {', '.join(collect(pathlib.Path(folder), RESULTS / name)) or 'no finished run'}")
+  stale = [page for page in PAGES if rebuilt(page.read_text()) != page.read_text()]
+  for page in stale:
+    if options.write:
+      page.write_text(rebuilt(page.read_text()))
+    print(f"{page.relative_to(ROOT)}: {'written' if options.write else 'tables disagree with the files'}")
+  return 1 if stale and not options.write else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
