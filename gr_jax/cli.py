@@ -21,7 +21,7 @@ _CACHE = flags.DEFINE_string(
 
 
 def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None, *,
-        arguments: int = 0, example: str = "") -> None:
+        arguments: int = 0, more: bool = False, devices: bool = True, example: str = "") -> None:
   """Parses flags and calls `main`.
 
   Errors that the user can fix print one message and exit with code 2, a non-finite loss with code 3, and a run that
@@ -31,22 +31,27 @@ def run(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str
     main: takes the positional arguments.
     parse: replaces absl's flag parser.
     arguments: number of positional arguments that the command takes.
+    more: whether it takes more of them, too; flags may then stand among them.
+    devices: whether it uses JAX.
     example: of the command, for the message when they are missing.
   """
   def checked(argv: list[str]) -> None:
-    if len(argv) > 1 + arguments:
+    if len(argv) > 1 + arguments and not more:
       raise UserError(f"unexpected arguments: {' '.join(argv[1 + arguments:])}; flags begin with --")
     if len(argv) < 1 + arguments:
       raise UserError(f"{arguments} argument(s) expected, such as: {example}")
     if not flags.FLAGS["verbosity"].present:
       # Orbax logs every file it moves and warns about intended settings; --verbosity=0 shows everything.
       logging.set_verbosity(logging.ERROR)
-    # Imported here so that a bad flag is reported immediately.
-    from gr_jax.devices import convolution_library
-    convolution_library.enable()
-    compilation_cache.enable(_CACHE.value)
+    if devices:
+      # Imported here so that a bad flag is reported immediately.
+      from gr_jax.devices import convolution_library
+      convolution_library.enable()
+      compilation_cache.enable(_CACHE.value)
     main(argv)
 
+  if more:
+    flags.FLAGS.set_gnu_getopt()
   try:
     app.run(checked, flags_parser=parse or app.parse_flags_with_usage)
   except UserError as error:

@@ -33,43 +33,20 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
     UserError: no run, no such task, other data, an unreadable checkpoint.
   """
   # Imported here so that a bad flag is reported immediately.
-  import jax
-
-  from gr_jax import config as configuration
   from gr_jax.devices import parallel
-  from gr_jax.runs import checkpoints as checkpointing
-  from gr_jax.runs import console, replicas
+  from gr_jax.runs import console, restored
   from gr_jax.runs import results as measured
   from gr_jax.runs import workdir as workdirs
-  from gr_jax.runs.stage import items
   from gr_jax.training import experiment as experiments
   from gr_jax.training import pictures, programs
   workdir = workdirs.locate(workdir)
-  if not (workdir / "config.json").is_file():
-    raise UserError(f"{workdir} holds no run (no config.json); set --workdir to the folder of a run")
-  config = configuration.check({
-      **workdirs.read_config(workdir), **({} if data_dir is None else {"data_dir": data_dir})})
-  if config.replicas > 1:
-    folders = [replicas.member_folder(workdir, config, number) for number in range(config.replicas)]
-    raise UserError(f"{workdir} holds {config.replicas} replicas; evaluate one of them: --workdir={folders[0]}, ..., "
-                    f"{folders[-1].name}")
+  config = restored.read_config(workdir, **({} if data_dir is None else {"data_dir": data_dir}))
   experiment = experiments.load(config, training=False, progress=console.decoding, say=console.say)
   workdirs.check_scenario(workdir, experiment)
-  with checkpointing.Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-    ends = {plan.stop_step: plan.number + 1 for plan in experiment.plans}
-    done = {ends[step]: step for step in checkpoints.steps() if step in ends}
-    if not done:
-      raise UserError(f"{workdir} has no checkpoint of a finished task yet; rerun the training command to resume")
-    task = max(done) if task is None else task
-    if task not in done:
-      raise UserError(f"--task is {task}; {workdir} has checkpoints after task "
-                      f"{', '.join(map(str, sorted(done)))}")
-    record = checkpoints.record(done[task])
-    network = checkpoints.restore(done[task], {"model": items(experiment.abstract_state(), jax.eval_shape(
-        experiment.init_carry))["model"]})["model"]
-  network = parallel.replicate({"carry": {}, **network}, experiment.devices)
+  task, record, network = restored.after_task(workdir, experiment, task)
   images = pictures.load(experiment, split, console.decoding, console.say)
-  counts = programs.make_evaluator(experiment, images, split=split)(network, task)
+  counts = programs.make_evaluator(experiment, images, split=split)(
+      parallel.replicate(network, experiment.devices), task)
   if split == "holdout":
     return _holdout_numbers(experiment, counts[0], task)
   recorded = measured.Progress.from_record(record)

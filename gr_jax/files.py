@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 
-def replace(path: pathlib.Path, text: str) -> None:
+def replace(path: pathlib.Path, content: str | bytes) -> None:
   """Replaces a file atomically, safe against a power cut.
 
   Raises:
@@ -18,8 +18,8 @@ def replace(path: pathlib.Path, text: str) -> None:
   # The process id keeps processes that write the same file apart.
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
   try:
-    with temporary.open("w") as file:
-      file.write(text)
+    with temporary.open("wb") as file:
+      file.write(content.encode() if isinstance(content, str) else content)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -11,9 +11,9 @@ LAYERS = (
     ("errors", "files", "typing"),
     ("losses", "reweighting", "memory", "metrics", "optimizer", "seeding"),
     ("alignment", "nearest_mean"),
-    ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"), ("training",), ("runs",),
-    ("train", "cli"), ("benchmarking",),
-    ("main", "evaluate", "prepare", "sweep", "benchmark"))
+    ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
+    ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking",),
+    ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "benchmark"))
 # Files of a folder at most; methods, commands and front rooms are lists of equals.
 LARGEST = 14
 EQUALS = ("", "methods")

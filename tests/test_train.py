@@ -378,7 +378,7 @@ def test_holdout_of_a_run_without_one(tmp_path):
 
 def test_replicas_are_evaluated_one_by_one(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(runs.short(replicas=2, seed=3).to_dict()))
-  with pytest.raises(UserError, match="holds 2 replicas; evaluate one of them: .*seed-3"):
+  with pytest.raises(UserError, match="holds 2 replicas; choose one of them: .*seed-3"):
     evaluate.evaluate(tmp_path)
 
 

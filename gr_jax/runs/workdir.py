@@ -195,7 +195,9 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
       "profile": None if drawn.profile is None else list(drawn.profile),
       "capped": {drawn.class_names[j]: pair for j, pair in drawn.capped.items()},
       "tasks": [{"classes": list(plan.task.classes), "new_images": int(drawn.counts[plan.task.classes].sum()),
-                 "images_present": plan.size, "steps_per_epoch": plan.steps_per_epoch}
+                 "images_present": plan.size, "steps_per_epoch": plan.steps_per_epoch,
+                 "stages": [{"name": stage.name, "epochs": stage.epochs, "steps_per_epoch": stage.steps_per_epoch}
+                            for stage in plan.stages]}
                 for plan in experiment.plans],
       "train_ids": [[source.train.ids[row] for row in rows] for rows in drawn.train],
       "holdout_ids": [[source.train.ids[row] for row in rows] for rows in drawn.holdout]})

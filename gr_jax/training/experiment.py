@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -171,9 +171,7 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
     near = -(-config.batch_size // len(devices)) * len(devices)
     raise UserError(f"batch_size is {config.batch_size}, which is not divisible by the {len(devices)} devices; "
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
-  method = methods.make(config.method, config.method_options, memory=config.memory.per_class)
-  model = models.make_backbone(config.model, platform=devices[0].platform, precision=config.precision,
-                               axis_name=parallel.AXIS, signed=method.signed_features)
+  method, model = _method_and_model(config, devices[0].platform)
   before_data()
   source = catalogue.load(config.dataset, config.data_dir, cache_dir=config.cache_dir, progress=progress, say=say,
                           **({} if config.folder is None else dataclasses.asdict(config.folder)))
@@ -199,9 +197,51 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
       raise UserError(f"image_size is {config.image_size}, but the pictures of {source.name} are {side}x{side} "
                       f"pixels; set --config.image_size={side}")
   _check_held_out(method, drawn)
-  plans = plan.make_plans(drawn.counts, drawn.tasks, method, epochs=config.epochs, batch_size=config.batch_size,
-                          per_class=config.memory.per_class)
-  return Experiment(config, devices, source, drawn, plans, model, method)
+  return Experiment(config, devices, source, drawn, _plans(config, drawn, method), model, method)
+
+
+def recorded(config: AnyConfig, record: Mapping[str, Any]) -> Experiment:
+  """The experiment of a run from its files alone, without its data set: enough to restore and to apply its network.
+
+  Its splits hold no picture, and the scenario's rows are only as many as the drawn ones.
+
+  Args:
+    config: of the run.
+    record: content of its scenario.json.
+
+  Raises:
+    UserError: see config.check; or a record that does not belong to the config.
+  """
+  config = configuration.check(config)
+  if config.precision == "tf32":
+    # On a GPU the same; elsewhere such a network is applied in float32.
+    config = dataclasses.replace(config, precision="auto")
+  devices = tuple(jax.devices())
+  method, model = _method_and_model(config, devices[0].platform)
+  order, counts = record["class_order"], record["counts"]
+  if sorted(order) != list(range(len(counts))) or len(record["class_names"]) != len(counts):
+    raise UserError(f"the run's scenario.json has {len(order)} classes in order, {len(record['class_names'])} names "
+                    f"and {len(counts)} counts; restore the file")
+  rows = lambda sizes: tuple(tuple(range(size)) for size in sizes)
+  drawn = scenario.Scenario(
+      class_order=tuple(order), class_names=tuple(record["class_names"]),
+      tasks=tuple(scenario.Task(task["classes"][0], task["classes"][-1] + 1) for task in record["tasks"]),
+      train=rows(counts), holdout=rows(record["holdout_counts"]),
+      profile=None if record["profile"] is None else tuple(record["profile"]), digest=record["digest"])
+  names = [drawn.class_names[place] for place in np.argsort(order)]
+  source = catalogue.without_pictures(config.dataset, names)
+  return Experiment(config, devices, source, drawn, _plans(config, drawn, method), model, method)
+
+
+def _method_and_model(config: Config, platform: str) -> tuple[Method, Any]:
+  method = methods.make(config.method, config.method_options, memory=config.memory.per_class)
+  return method, models.make_backbone(config.model, platform=platform, precision=config.precision,
+                                      axis_name=parallel.AXIS, signed=method.signed_features)
+
+
+def _plans(config: Config, drawn: scenario.Scenario, method: Method) -> tuple[plan.TaskPlan, ...]:
+  return plan.make_plans(drawn.counts, drawn.tasks, method, epochs=config.epochs, batch_size=config.batch_size,
+                         per_class=config.memory.per_class)
 
 
 def _check_held_out(method: Method, drawn: scenario.Scenario) -> None:

@@ -1,4 +1,4 @@
-"""The two read-only programs: evaluation, and features for selecting exemplars.
+"""What is read from a network: scores of pictures; and two programs, evaluation and features for selecting exemplars.
 
 Both process blocks of a fixed number of rows, block i on device i mod devices. The blocks do not depend on the number
 of devices, so counts and features do not either.
@@ -20,6 +20,28 @@ from gr_jax.typing import AnyInteger
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def fold(network: dict) -> dict:
+  """A network {"params", "batch_stats", "carry"} with batch norm folded, as `score` takes it."""
+  return {**network, **folding.fold_teacher(network)}
+
+
+def score(model: Backbone, method: Method, network: dict, x: jax.Array, context: Context) -> tuple[jax.Array, ...]:
+  """The scores of a batch of model inputs, for each score of the method: float32 [batch, classes].
+
+  A class's score is -inf if it has not been seen; the class with the largest score is the prediction.
+
+  Args:
+    model, method, context: see `make_evaluate`.
+    network: see `fold`.
+    x: [batch, height, width, channels] float32.
+  """
+  features, maps = model.apply(
+      {"params": network["params"]["backbone"], "batch_stats": network["batch_stats"]}, x, train=False)
+  outputs = Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
+  return tuple(jnp.where(context.seen, of(outputs, network["carry"], context), -jnp.inf)
+               for of in method.scores.values())
+
+
 def make_evaluate(
     *, model: Backbone, method: Method, prepare: Prepare, num_classes: int, block: int,
     devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
@@ -39,18 +61,15 @@ def make_evaluate(
     the classes of the image's task, and images evaluated. Rows 0..stop-1 of `data` are evaluated, each once.
   """
   def evaluate(network: dict, data: Data, context: Context, stop: jax.Array) -> jax.Array:
-    variables = folding.fold(network["params"]["backbone"], network["batch_stats"])
+    network = fold(network)
 
     def add(i, counts):
       rows, valid, inside = _block_of(i, block, stop)
       x = prepare(data.images[inside], data.sizes[inside])
-      features, maps = model.apply(variables, x, train=False)
-      outputs = Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
       labels = data.labels[inside]
       own_task = context.task_of_class[labels][:, None] == context.task_of_class[None, :]
       tallied = []
-      for score in method.scores.values():
-        scores = jnp.where(context.seen, score(outputs, network["carry"], context), -jnp.inf)
+      for scores in score(model, method, network, x, context):
         correct = jnp.argmax(scores, axis=-1) == labels
         aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == labels
         tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gr_jax.data.sources import digits, folder, tfds_source
-from gr_jax.data.sources.base import Source
+from gr_jax.data.sources.absent import AbsentSplit
+from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.errors import UserError
+from gr_jax.scenario import Facts
 
 NAMES = ("digits", "folder", *tfds_source.CATALOGUE)
 
@@ -43,3 +45,25 @@ def load(name: str, data_dir: str | None, *, cache_dir: str | None = "off",
     return folder.load(data_dir, progress=progress, **options)
   return digits.load() if name == "digits" else tfds_source.load(
       name, tfds_source.data_folder(data_dir), cache_dir=cache_dir, progress=progress, say=say)
+
+
+def without_pictures(name: str, class_names: Sequence[str]) -> Source:
+  """The data set called `name` with empty splits; reads no file.
+
+  Args:
+    name: one of NAMES.
+    class_names: in the order of the data set.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  check(name)
+  facts, mean, std, uniform = Facts(), IMAGENET_MEAN, IMAGENET_STD, False
+  if name == "digits":
+    mean, std, uniform = digits.MEAN, digits.STD, True
+  elif name in tfds_source.CATALOGUE:
+    entry = tfds_source.CATALOGUE[name]
+    facts, mean, std, uniform = entry.facts, entry.mean, entry.std, entry.uniform
+  nothing = AbsentSplit(name)
+  return Source(name=name, class_names=tuple(class_names), train=nothing, test=nothing, facts=facts, mean=mean,
+                std=std, uniform=uniform)

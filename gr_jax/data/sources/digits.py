@@ -15,6 +15,9 @@ from gr_jax.scenario import Facts
 _TEST_PER_CLASS = 50
 _MAX_COUNT = 120
 
+# Of the only channel, for pixels in [0, 1].
+MEAN, STD = (0.3,), (0.38,)
+
 
 @dataclasses.dataclass(frozen=True)
 class _ArraySplit:
@@ -58,4 +61,4 @@ def load() -> Source:
       name="digits", class_names=tuple(str(label) for label in range(10)), train=split(~in_test),
       test=split(in_test), facts=Facts(fixed_order=tuple(range(10)), max_count=_MAX_COUNT,
                                     total=1297),
-      mean=(0.3,), std=(0.38,), uniform=True)
+      mean=MEAN, std=STD, uniform=True)

@@ -21,7 +21,7 @@ from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.errors import UserError
 from gr_jax.scenario import Facts
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 # File in the folder of the pictures that lists those known to be decodable.
 _LOOKED_AT = ".gr_jax-pictures.json"
@@ -175,10 +175,10 @@ def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
         file.as_posix().encode()
       except UnicodeEncodeError as error:
         raise UserError(f"the file name {file.as_posix()!r} is not valid UTF-8; rename the file") from error
-    found = [file for file in inside if file.suffix.lower() in _SUFFIXES]
-    others += [file for file in inside if file.suffix.lower() not in _SUFFIXES]
+    found = [file for file in inside if file.suffix.lower() in SUFFIXES]
+    others += [file for file in inside if file.suffix.lower() not in SUFFIXES]
     if not found:
-      raise UserError(f"class {path.name!r} has no picture ({', '.join(_SUFFIXES)}) in {path}; add some, or remove "
+      raise UserError(f"class {path.name!r} has no picture ({', '.join(SUFFIXES)}) in {path}; add some, or remove "
                       f"the folder")
     rows += [(file.relative_to(base).as_posix(), path.name) for file in found]
   if others:

@@ -1,0 +1,1 @@
+"""Where runs stand, read from their files without JAX and without a lock."""

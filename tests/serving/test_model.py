@@ -1,0 +1,184 @@
+"""Predicting: a run's network on its own test pictures, on files and arrays of any kind, and on none."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import PIL.Image
+import pytest
+import runs
+
+import gr_jax
+from gr_jax import train
+from gr_jax.data.sources import catalogue, digits
+from gr_jax.errors import UserError
+from gr_jax.serving import prediction, views
+
+OLD_RUN = runs.ROOT / "tests" / "fixtures" / "run_of_format_2.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A finished run of three tasks on the digits, in the fixtures."""
+  folder = tmp_path_factory.mktemp("old")
+  with tarfile.open(OLD_RUN) as archive:
+    archive.extractall(folder / "run", filter="data")
+  return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+  """The digits' test pictures as files: paths, and the labels."""
+  folder, test = tmp_path_factory.mktemp("digits"), digits.load().test
+  paths = [folder / f"{row:03d}.png" for row in range(len(test.labels))]
+  for row, path in enumerate(paths):
+    PIL.Image.fromarray(test.image(row)[..., 0]).save(path)
+  return paths, test.labels
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+  return gr_jax.load(workdir)
+
+
+def accuracy_of(model, paths, labels):
+  """Of files classified one by one, among the test pictures of the seen classes."""
+  own = [(path, str(label)) for path, label in zip(paths, labels) if str(label) in model.classes]
+  return np.mean([model(path).names == [name] for path, name in own])
+
+
+@pytest.mark.parametrize("task", [None, 1, 2])
+def test_test_pictures_one_by_one_give_the_runs_accuracy(workdir, pictures, task, monkeypatch):
+  # Neither the data set nor the folder of the pictures is needed.
+  monkeypatch.setattr(catalogue, "load", None)
+  recorded, model = runs.results(workdir), gr_jax.load(workdir, task)
+  number = (task or 3) - 1
+  assert (model.task, model.num_tasks, len(model.classes)) == (number + 1, 3, (4, 7, 10)[number])
+  assert accuracy_of(model, *pictures) == pytest.approx(recorded["task_accuracies"][number])
+
+
+def test_nearest_mean_decides_where_the_method_says_so(tmp_path, pictures):
+  recorded = train.train(runs.short(epochs=1, milestones=(), method="icarl", batch_size=100, **{
+      "scenario.num_tasks": 2, "stop_after_task": 1}), tmp_path)
+  model = gr_jax.load(tmp_path)
+  assert model.score == "nearest_mean" and "score nearest mean" in model.description
+  assert accuracy_of(model, *pictures) == pytest.approx(recorded["scores"]["nearest_mean"]["task_accuracies"][0])
+  probabilities = model(pictures[0][:3]).probabilities
+  np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_probabilities_do_not_depend_on_the_batch(model, pictures):
+  paths, _ = pictures
+  # More than a block, and no power of two.
+  together = model(paths[:67])
+  assert together.probabilities.shape == (67, 10) and together.probabilities.dtype == np.float32
+  np.testing.assert_allclose(together.probabilities.sum(axis=1), 1, rtol=1e-5)
+  alone = np.concatenate([model(path).probabilities for path in paths[60:67]])
+  np.testing.assert_allclose(together.probabilities[60:], alone, atol=1e-5)
+  assert model([]).probabilities.shape == (0, 10)
+  for found, row in zip(together.top(3), together.probabilities):
+    assert [share for _, share in found] == sorted(row.tolist(), reverse=True)[:3]
+    assert [row[model.classes.index(name)] for name, _ in found] == [share for _, share in found]
+
+
+def test_arrays_are_pictures_too(model, pictures):
+  paths, _ = pictures
+  arrays = [np.asarray(PIL.Image.open(path)) for path in paths[:2]]
+  expected = model(paths[:2]).probabilities
+  for given in (arrays, np.stack(arrays)[..., None], [np.stack([array] * 3, axis=-1) for array in arrays]):
+    np.testing.assert_array_equal(model(given).probabilities, expected)
+  np.testing.assert_array_equal(model(arrays[0]).probabilities, model(paths[0]).probabilities)
+  for wrong, words in ((np.zeros((8, 8, 2), np.uint8), r"\[8, 8, 2\] of uint8"), (np.zeros((8, 8)), "of float64")):
+    with pytest.raises(UserError, match=f"a picture is an array .*{words}; it must be"):
+      model(wrong)
+
+
+def test_modes_of_files(model, pictures, tmp_path):
+  """The same digit in colour, with alpha and with 16 bits is the same view."""
+  path = pictures[0][0]
+  grey = PIL.Image.open(path)
+  wide = PIL.Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
+  for name, picture in (("rgb", grey.convert("RGB")), ("rgba", grey.convert("RGBA")), ("sixteen", wide)):
+    picture.save(tmp_path / f"{name}.png")
+    np.testing.assert_array_equal(model.view(tmp_path / f"{name}.png"), model.view(path), err_msg=name)
+
+
+def test_another_size_is_cut_to_the_central_square(model, pictures, tmp_path):
+  digit = np.asarray(PIL.Image.open(pictures[0][0]))
+  # Every pixel as 4 x 4, and dark margins left and right.
+  large = np.pad(np.kron(digit, np.ones((4, 4), np.uint8)), ((0, 0), (11, 10)))
+  view = views.of_array(large, model.form)
+  assert view.shape == (8, 8, 1)
+  assert np.abs(view.astype(int) - digit[..., None]).mean() < 12
+
+
+@pytest.mark.parametrize("task", [0, 4])
+def test_a_task_that_is_not_done(workdir, task):
+  with pytest.raises(UserError, match=f"--task is {task}; .* after task 1, 2, 3"):
+    gr_jax.load(workdir, task)
+
+
+def test_folders_without_a_usable_run(workdir, tmp_path):
+  with pytest.raises(UserError, match="holds no run"):
+    gr_jax.load(tmp_path)
+  shutil.copytree(workdir, tmp_path / "begun", ignore=lambda folder, names: [
+      name for name in names if name.isdecimal() or name in ("results.json", "metrics.jsonl")])
+  with pytest.raises(UserError, match="no checkpoint of a finished task yet"):
+    gr_jax.load(tmp_path / "begun")
+  shutil.rmtree(tmp_path / "begun" / "checkpoints")
+  with pytest.raises(UserError, match="no checkpoint of a finished task yet"):
+    gr_jax.load(tmp_path / "begun")
+  (tmp_path / "begun" / "scenario.json").unlink()
+  with pytest.raises(UserError, match="no scenario.json"):
+    gr_jax.load(tmp_path / "begun")
+
+
+def test_files_are_found(tmp_path):
+  for name in ("b/two.png", "b/one.JPG", "b/deep/three.webp", "b/notes.txt", "b/.hidden/four.png", "c/readme.md", "d"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+  found = views.find([tmp_path / "d", tmp_path / "b", tmp_path / "c", tmp_path / "e"])
+  assert found.files == [tmp_path / name for name in ("d", "b/deep/three.webp", "b/one.JPG", "b/two.png")]
+  assert [path.name for path, _ in found.unusable] == ["c", "e"]
+  assert "has no picture" in found.unusable[0][1] and "no such file" in found.unusable[1][1]
+
+
+def test_a_file_that_is_no_picture_is_named_and_the_rest_still_done(model, pictures, tmp_path):
+  (tmp_path / "text.png").write_text("no picture")
+  cut = pathlib.Path(shutil.copy(pictures[0][0], tmp_path / "cut.png"))
+  cut.write_bytes(cut.read_bytes()[:60])
+  files = [pictures[0][0], tmp_path / "text.png", cut, pictures[0][1]]
+  found = list(prediction.predict(model, files, top=2))
+  assert [item.file for item in found] == files and [len(item.top) for item in found] == [2, 0, 0, 2]
+  for item in found[1:3]:
+    assert str(item.file) in item.error and "no picture, or damaged" in item.error
+  assert list(prediction.predict(model, [cut], top=1))[0].top == []
+  text, line = prediction.text_line(found[0]), json.loads(prediction.json_line(model)(found[0]))
+  assert text.startswith(f"{files[0]}: {found[0].top[0][0]} ") and text.count(" %") == 2
+  assert line["file"] == str(files[0]) and line["calibrated"] is False and line["task"] == 3
+  assert [(item["class"], item["probability"]) for item in line["predictions"]] == found[0].top
+
+
+def test_the_command(workdir, pictures, tmp_path):
+  """Flags among the arguments; problems in one message and exit code 2, with everything else done."""
+  shutil.copy(pictures[0][0], tmp_path / "a.png")
+  (tmp_path / "b.png").write_text("no picture")
+  (tmp_path / "empty").mkdir()
+  done = runs.run("predict", f"--workdir={workdir}", str(tmp_path), str(tmp_path / "empty"), "--top=2", "--json")
+  assert done.returncode == 2 and "Traceback" not in done.stderr
+  assert "10 classes, score logits, probabilities not calibrated" in done.stderr
+  assert f"error: 2 of 3 could not be classified:\n  {tmp_path / 'empty'}: the folder has no picture" in done.stderr
+  empty, good, bad = map(json.loads, done.stdout.splitlines())
+  assert good["file"] == str(tmp_path / "a.png") and len(good["predictions"]) == 2
+  assert "no picture, or damaged" in bad["error"] and "has no picture" in empty["error"]
+
+
+def test_importing_the_package_is_light():
+  done = subprocess.run([sys.executable, "-c", "import sys, gr_jax; gr_jax.load, gr_jax.load_results; "
+                         "print([name for name in ('jax', 'numpy', 'flax') if name in sys.modules])"],
+                        env=runs.environment(), capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]"
