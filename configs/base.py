@@ -54,5 +54,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluation_block = 250
   config.checkpoint_every_epochs = 10
   config.steps_per_call = 100
+  config.tensorboard = False
   config.stop_after_task = config_dict.placeholder(int)
   return config.lock()

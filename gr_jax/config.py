@@ -111,6 +111,7 @@ class Config:
   validation_fraction: float = _share()
   checkpoint_every_epochs: int = _at_least(1)
   steps_per_call: int = _at_least(1)
+  tensorboard: bool = _key()
   stop_after_task: int | None = _at_least(1)
   scenario: ScenarioConfig
   memory: MemoryConfig
@@ -132,7 +133,7 @@ MOVED = {key: f"{OPTIONS}.{key}" for key in (
 
 # Keys that may change between two starts of a run: locations, and how often things are saved or shown.
 FREE_KEYS = ("data_dir", "distributed", "cache_dir", "worker_timeout", "checkpoint_every_epochs", "steps_per_call",
-             "stop_after_task")
+             "tensorboard", "stop_after_task")
 
 # Keys that may differ between the processes of a run.
 PLACE_KEYS = ("data_dir", "distributed", "cache_dir")

@@ -11,7 +11,7 @@ import jax
 
 from gr_jax import config as configuration
 from gr_jax.devices import convolution_library, processes
-from gr_jax.runs import console, replicas, signals
+from gr_jax.runs import console, events, replicas, signals
 from gr_jax.runs import workdir as workdirs
 from gr_jax.runs.loop import learn
 from gr_jax.training import experiment as experiments
@@ -35,6 +35,8 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
     Interrupted: SIGTERM or Ctrl-C came during training; the progress is saved.
   """
   folder, config = workdirs.locate(workdir), configuration.check(config)
+  if config.tensorboard:
+    events.check()
   convolution_library.enable()
   processes.agree({**configuration.shared(config), "code": processes.code_version(), "jax": jax.__version__})
   experiment = processes.together(lambda: experiments.load(

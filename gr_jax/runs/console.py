@@ -11,7 +11,6 @@ import jax
 import tqdm
 
 from gr_jax.devices import convolution_library, processes
-from gr_jax.scenario.plan import StagePlan
 from gr_jax.training.experiment import Experiment
 
 
@@ -26,29 +25,6 @@ def decoding(items: Iterable, *, total: int) -> Iterable:
   """A progress bar over pictures being decoded; not shown for fewer than 5000."""
   return tqdm.tqdm(items, total=total, desc="reading pictures", unit="img", unit_scale=True, leave=False,
                    disable=total < 5000 or not sys.stderr.isatty() or not processes.primary(), dynamic_ncols=True)
-
-
-def stage_bar(plan: StagePlan, num_tasks: int, done: int, batch_size: int) -> tqdm.tqdm:
-  """The progress bar of a stage, in images; starts after `done` steps."""
-  images = plan.steps_per_epoch * batch_size
-  # In a file, such as a batch system's log, a line every half minute is enough.
-  interval = 0.1 if sys.stderr.isatty() else 30.0
-  return tqdm.tqdm(
-      total=plan.epochs * images, initial=done * batch_size, unit="img", unit_scale=True, leave=False,
-      dynamic_ncols=True, disable=not processes.primary(), mininterval=interval,
-      desc=_where(plan, num_tasks, done // plan.steps_per_epoch))
-
-
-def move_bar(bar: tqdm.tqdm, plan: StagePlan, num_tasks: int, epoch: int, *, images: int, loss: float) -> None:
-  """Advances a stage's bar by the images of one call; `loss` is the epoch's mean so far."""
-  bar.set_description(_where(plan, num_tasks, epoch), refresh=False)
-  bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-  bar.update(images)
-
-
-def _where(plan: StagePlan, num_tasks: int, epoch: int) -> str:
-  stage = "" if plan.index == 0 else f" {plan.name.replace('_', ' ')}"
-  return f"task {plan.number + 1}/{num_tasks}{stage} epoch {epoch + 1}/{plan.epochs}"
 
 
 def percent(value: float | None) -> str:

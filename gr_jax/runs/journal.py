@@ -10,6 +10,7 @@ from typing import Any
 from gr_jax import files
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
+from gr_jax.runs.events import Events
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -46,11 +47,17 @@ class Metrics:
   Only process 0 writes; other processes discard rows.
   """
 
-  def __init__(self, path: pathlib.Path, *, step: int):
+  def __init__(self, path: pathlib.Path, *, step: int, events: pathlib.Path | None = None):
     """Opens the file for appending and drops the rows after `step`, which a killed start wrote.
 
     Their epochs are repeated from the checkpoint of that step and write their rows again.
+
+    Args:
+      path: of the file.
+      step: global step of the checkpoint that the run resumes from.
+      events: folder for event files with the same rows; None for none.
     """
+    self._events = None
     if not processes.primary():
       self._file = None
       return
@@ -65,14 +72,18 @@ class Metrics:
                           f"command to resume") from error
     # Numbers the starts of the run: after a kill, the rows show which epochs were repeated.
     self._start = 1 + max((row["start"] for row in rows), default=0)
-    kept = [json.dumps(row) for row in rows if row["global_step"] <= step]
-    files.replace(path, "".join(line + "\n" for line in kept))
+    kept = [row for row in rows if row["global_step"] <= step]
+    files.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a")
+    if events is not None:
+      self._events = Events(events, kept)
 
   def write(self, **row: Any) -> None:
     if self._file is not None:
       self._file.write(json.dumps({**row, "start": self._start}) + "\n")
       self._file.flush()
+    if self._events is not None:
+      self._events.write(row)
 
   def sync(self) -> None:
     """Flushes the rows to disk; called before a checkpoint is saved."""
@@ -85,3 +96,5 @@ class Metrics:
   def __exit__(self, *exc_info: object) -> None:
     if self._file is not None:
       self._file.close()
+    if self._events is not None:
+      self._events.close()

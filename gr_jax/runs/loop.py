@@ -16,7 +16,7 @@ import numpy as np
 from gr_jax import memory, nearest_mean
 from gr_jax.devices import parallel, processes
 from gr_jax.runs import checkpoints as checkpointing
-from gr_jax.runs import console, journal, results
+from gr_jax.runs import console, events, journal, results
 from gr_jax.runs.results import Progress
 from gr_jax.runs.signals import Interrupted
 from gr_jax.runs.stage import Saving, Standing, items, run_stage
@@ -45,7 +45,9 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
     checkpoints = stack.enter_context(checkpointing.Checkpoints(folder / "checkpoints", keep=ends, alone=alone))
     progress, state, carry, teacher = _resume(experiment, programs, checkpoints)
     started -= progress.seconds
-    log = stack.enter_context(journal.Metrics(folder / "metrics.jsonl", step=int(state.step)))
+    log = stack.enter_context(journal.Metrics(
+        folder / "metrics.jsonl", step=int(state.step),
+        events=folder / events.FOLDER if experiment.config.tensorboard else None))
     saving = Saving(checkpoints, log, started, asked)
     for plan in experiment.plans[progress.task:experiment.stop_after_task]:
       if asked():

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr_jax.runs import console, journal
+from gr_jax.runs import bar, journal
 from gr_jax.scenario.plan import Chunk, StagePlan
 from gr_jax.training.step import StepMetrics
 
@@ -26,20 +26,20 @@ class Meter:
   `settle` reads the rest.
   """
 
-  def __init__(self, plan: StagePlan, *, num_tasks: int, rates: Sequence[float], done: int, sums: dict[str, Any] | None,
-               batch_size: int, log: journal.Metrics, started: float):
+  def __init__(self, plan: StagePlan, *, outlook: bar.Outlook, rates: Sequence[float], done: int,
+               sums: dict[str, Any] | None, batch_size: int, log: journal.Metrics, started: float):
     """Args:
       plan: of the stage.
-      num_tasks, batch_size: of the run.
+      outlook: on the run, for the progress bar.
       rates: learning rate of each epoch.
       done: steps of the stage done by earlier starts of the run.
+      batch_size: global.
       sums: metrics of the interrupted epoch from an earlier start; see results.Progress.
       log: receives the rows.
       started: time.monotonic() at the start of the run, shifted back by the time of earlier starts.
     """
-    self._plan, self._num_tasks, self._rates = plan, num_tasks, rates
-    self._batch_size, self._log, self._started = batch_size, log, started
-    self._bar = console.stage_bar(plan, num_tasks, done, batch_size)
+    self._plan, self._rates, self._log, self._started = plan, rates, log, started
+    self._bar = bar.StageBar(plan, outlook, done=done, batch_size=batch_size)
     self._sums = None if sums is None else StepMetrics(
         **jax.tree.map(lambda part: np.asarray(part, np.float32), sums, is_leaf=lambda part: isinstance(part, tuple)))
     self._waiting: tuple[Chunk, StepMetrics] | None = None
@@ -81,8 +81,7 @@ class Meter:
           f"the loss is not finite in task {self._plan.number + 1}, epoch {chunk.epoch + 1}, step {step} (sums over "
           f"the device call: {losses}; learning rate {self._rates[chunk.epoch]:g})")
     self._sums = part if self._sums is None else jax.tree.map(np.add, self._sums, part)
-    console.move_bar(self._bar, self._plan, self._num_tasks, chunk.epoch, images=int(part.steps) * self._batch_size,
-                     loss=float(self._sums.loss / self._sums.steps))
+    self._bar.move(chunk.epoch, steps=int(part.steps), loss=float(self._sums.loss / self._sums.steps))
     if chunk.stop == self._plan.steps_per_epoch:
       self._finish_epoch(chunk.epoch, self._sums)
 

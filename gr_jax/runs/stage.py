@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gr_jax.devices import parallel
-from gr_jax.runs import journal, meter
+from gr_jax.runs import bar, journal, meter, results
 from gr_jax.runs.checkpoints import Checkpoints
 from gr_jax.runs.results import Progress
 from gr_jax.runs.signals import Interrupted
@@ -81,7 +81,7 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   kept = teacher if plan.number and experiment.method.uses_teacher else None
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
-  with meter.Meter(plan, num_tasks=len(experiment.plans), rates=experiment.learning_rates(stage), done=done,
+  with meter.Meter(plan, outlook=_outlook(experiment, progress), rates=experiment.learning_rates(stage), done=done,
                    sums=progress.sums, batch_size=config.batch_size, log=saving.log,
                    started=saving.started) as measured, _blaming(lambda: state), \
        contextlib.closing(programs.feed(plan, among, experiment.root, chunks(
@@ -108,6 +108,11 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   if plan.stop_step < experiment.plans[plan.number].stop_step:
     _save(saving, plan.stop_step, items(state, carry, kept), progress, saving.asked())
   return state, progress
+
+
+def _outlook(experiment: Experiment, progress: Progress) -> bar.Outlook:
+  average = results.summarize(experiment, progress)["average_incremental_accuracy"] if progress.task else None
+  return bar.Outlook(len(experiment.plans), experiment.plans[experiment.stop_after_task - 1].stop_step, average)
 
 
 def _save(saving: Saving, step: int, content: dict[str, Any], progress: Progress, leaving: bool) -> None:

@@ -92,9 +92,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
-  """A saved config with keys of earlier versions moved to their current place."""
+  """A saved config with keys of earlier versions moved to their current place, and later keys as the run had them."""
   moved = {key: config.pop(key) for key in configuration.MOVED if key in config}
-  return {**config, configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved}}
+  return {"tensorboard": False, **config, configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved}}
 
 
 def _saved_precision(folder: pathlib.Path, precision: str) -> str:

@@ -1,0 +1,80 @@
+"""Event files for TensorBoard, from the rows of metrics.jsonl; written without TensorFlow.
+
+The files hold what metrics.jsonl holds: every start of a run replaces those of earlier starts by one with the rows that
+remain. So no step has two points, and the key `tensorboard` may change between two starts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gr_jax.errors import UserError
+
+# In the folder of a run.
+FOLDER = "tensorboard"
+
+# Keys of an epoch's row that are no measurements.
+_PLACES = ("kind", "task", "epoch", "stage", "global_step", "start", "seconds")
+# Keys of a task's row that are plotted, and their names.
+_OF_A_TASK = {"task_accuracies": "accuracy", "average_incremental_accuracy": "average_incremental_accuracy",
+              "task_mean_accuracies": "mean_of_tasks", "forgetting": "forgetting",
+              "backward_transfer": "backward_transfer"}
+
+
+def check() -> None:
+  """Raises UserError if the writer is not installed."""
+  if importlib.util.find_spec("tensorboardX") is None:
+    raise UserError("tensorboard is True, but tensorboardX is not installed; run: pip install tensorboardX, "
+                    "or set --config.tensorboard=False")
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+  """The points of a row by tag: STAGE/KEY for an epoch, after_task/KEY and so on for a task."""
+  if row["kind"] == "epoch":
+    return {f"{row['stage']}/{key}": float(value) for key, value in row.items()
+            if key not in _PLACES and isinstance(value, (int, float))}
+  found = {f"after_task/{name}": row.get(key) for key, name in _OF_A_TASK.items()}
+  found |= {f"accuracy_of_task/{number}": value for number, value in enumerate(row.get("accuracy_matrix", ()), start=1)}
+  found |= {f"many_medium_few/{name}": group and group["accuracy"]
+            for name, group in row.get("many_medium_few", {}).items()}
+  return {tag: float(value) for tag, value in found.items() if value is not None}
+
+
+class Events:
+  """The event file of a start."""
+
+  def __init__(self, folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]):
+    """Replaces the event files in a folder by one with these rows.
+
+    Args:
+      folder: for event files; created if missing.
+      rows: of metrics.jsonl, in order.
+    """
+    # Imported here because it is optional.
+    import tensorboardX
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("events.out.tfevents.*"):
+      path.unlink()
+    # The purge makes a TensorBoard that is open forget the points of the files that are gone.
+    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=0)
+    # Points are placed in time by the seconds of training, pauses between starts left out.
+    self._began = time.time() - (rows[-1]["seconds"] if rows else 0.0)
+    for row in rows:
+      self._add(row)
+    self._writer.flush()
+
+  def write(self, row: Mapping[str, Any]) -> None:
+    """Adds a row, which TensorBoard can see at once."""
+    self._add(row)
+    self._writer.flush()
+
+  def _add(self, row: Mapping[str, Any]) -> None:
+    for tag, value in scalars(row).items():
+      self._writer.add_scalar(tag, value, row["global_step"], walltime=self._began + row["seconds"])
+
+  def close(self) -> None:
+    self._writer.close()
