@@ -64,7 +64,7 @@ def description(model: Model, name: str) -> dict[str, Any]:
       "output": f"float32 [batch, {len(model.classes)}]: probabilities, in the order of `classes`",
       "preprocessing": _preprocessing(form), "platforms": list(PLATFORMS),
       "score": model.score, "calibrated": model.temperature is not None, "temperature": model.temperature,
-      "task": model.task, "tasks": model.num_tasks, "jax": jax.__version__,
+      "task": model.task, "tasks": model.num_tasks, "jax": jax.__version__, "needs": ["jax", "flatbuffers"],
       "use": f"jax.export.deserialize(bytearray(open({name!r}, 'rb').read())).call(views)"}
 
 
