@@ -30,7 +30,9 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_of_one_file_alone():
   """Programs take memory, and mappings of which a process has 65,530 at most: past that XLA dies of a signal."""
-  yield
+  import runs
+  with runs.sharing_programs():
+    yield
   import jax
   jax.clear_caches()
   gc.collect()

@@ -1,5 +1,7 @@
 """Short digits runs for tests: configs, subprocesses, and what two runs must share to the bit."""
 
+import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,6 +43,42 @@ def short(**changes):
                                     "checkpoint_every_epochs": 1, "evaluation_block": 50, **changes})
 
 
+# What programs take as an argument, and what they do not depend on.
+_NOT_OF_THE_PROGRAMS = ("seed", "stop_after_task", "checkpoint_every_epochs")
+
+
+@contextlib.contextmanager
+def sharing_programs():
+  """Inside, runs in this process with the same config and pictures share their programs, as replicas do.
+
+  Pictures that travel to the device are left out: their programs belong to open files and processes.
+  """
+  from gr_jax import config as configuration
+  from gr_jax.data.arrays import Data
+  from gr_jax.training import programs
+  made = {}
+
+  def shared(make):
+    def made_once(experiment, pictures, **options):
+      if not isinstance(pictures, Data) or experiment.path[0] != "resident":
+        return make(experiment, pictures, **options)
+      flat = configuration.flatten(experiment.config)
+      content = hashlib.sha256()
+      for array in pictures:
+        content.update(array.tobytes())
+      key = (make, tuple(options.items()), experiment.devices, experiment.precision, content.digest(),
+             *((name, str(flat[name])) for name in sorted(flat) if name not in _NOT_OF_THE_PROGRAMS))
+      if key not in made:
+        made[key] = make(experiment, pictures, **options)
+      return made[key]
+    return made_once
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("make_programs", "make_evaluator"):
+      patch.setattr(programs, name, shared(getattr(programs, name)))
+    yield
+
+
 def command(module, *flags):
   return [sys.executable, "-m", f"gr_jax.{module}", *flags]
 
@@ -48,10 +87,24 @@ def environment(**changes):
   return {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT), **changes}
 
 
+def start(module, *flags, **environment_changes):
+  """Starts a command of the package in a process of its own."""
+  return forked.Process(module, flags, environment=environment(**environment_changes), folder=ROOT)
+
+
 def run(module, *flags, timeout=300, **environment_changes):
   """Runs a command of the package to its end; returns the finished process with its output as text."""
+  process = start(module, *flags, **environment_changes)
+  try:
+    return subprocess.CompletedProcess(flags, process.wait(timeout), *process.communicate())
+  finally:
+    process.kill()
+
+
+def run_python(module, *flags, **environment_changes):
+  """As `run`, by a start of Python, which takes seconds."""
   return subprocess.run(command(module, *flags), env=environment(**environment_changes), cwd=ROOT, text=True,
-                        capture_output=True, timeout=timeout, check=False)
+                        capture_output=True, timeout=300, check=False)
 
 
 def place(port, count, index):
@@ -66,17 +119,22 @@ def free_port():
 
 
 def start_several(flags_of_each, *, devices=2, environments=None):
-  """Starts gr_jax.main once for each list of flags, as processes of one run; returns them, outputs piped together.
+  """Starts gr_jax.main once for each list of flags, as processes of one run; returns them, outputs in one.
 
   A process has `devices` CPU devices, and a host thread for each of their collectives: with fewer, they can wait for
-  each other for ever.
+  each other for ever. With `environments`, Python is started: another PYTHONPATH is another package.
   """
   port, count = free_port(), len(flags_of_each)
-  return [subprocess.Popen(
-      command("main", *flags, place(port, count, index)), cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, env=environment(JAX_NUM_CPU_DEVICES=str(devices), NPROC=str(4 * devices),
-                                                **(environments or [{}] * count)[index]))
-          for index, flags in enumerate(flags_of_each)]
+
+  def begin(index):
+    flags = *flags_of_each[index], place(port, count, index)
+    shared = {"JAX_NUM_CPU_DEVICES": str(devices), "NPROC": str(4 * devices)}
+    if environments is None:
+      return forked.Process("main", flags, environment=environment(**shared), folder=ROOT, merged=True)
+    return subprocess.Popen(command("main", *flags), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, env=environment(**shared, **environments[index]))
+
+  return [begin(index) for index in range(count)]
 
 
 def end_several(processes, timeout=240):

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import subprocess
 import time
 
 import pytest
@@ -84,9 +83,7 @@ def test_the_command_completes_skips_and_reports(tmp_path):
 
 
 def test_a_list_that_is_ended_takes_its_runs_along(tmp_path):
-  process = subprocess.Popen(
-      runs.command("sweep", "--sweep=configs/sweeps/digits_parts.py", "--only=full", f"--root={tmp_path}"),
-      env=runs.environment(), cwd=runs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  process = runs.start("sweep", "--sweep=configs/sweeps/digits_parts.py", "--only=full", f"--root={tmp_path}")
   rows, deadline = tmp_path / "full-s0" / "metrics.jsonl", time.monotonic() + 120
   while not (rows.exists() and rows.stat().st_size) and time.monotonic() < deadline:
     time.sleep(0.05)

@@ -179,9 +179,7 @@ def test_killed_inside_a_task_with_a_teacher(tmp_path):
   unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
   done = runs.run("main", *flags, f"--workdir={unbroken}")
   assert done.returncode == 0, done.stderr
-  process = subprocess.Popen(
-      runs.command("main", *flags, f"--workdir={broken}"), env=runs.environment(), cwd=runs.ROOT,
-      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  process = runs.start("main", *flags, f"--workdir={broken}")
   deadline = time.monotonic() + 120
   while time.monotonic() < deadline and process.poll() is None:
     lines = (broken / "metrics.jsonl").read_text().splitlines() if (broken / "metrics.jsonl").exists() else []

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
 import time
 
 import jax
@@ -80,8 +79,7 @@ def test_killed_in_every_stage_and_between(tmp_path, name):
   epochs = [(row["task"], row["stage"], row["epoch"]) for row in runs.rows(whole, "epoch")]
   places = [place for place in epochs if place[2] in (3, 6)]
   for place in places:
-    process = subprocess.Popen(runs.command("main", *flags, f"--workdir={cut}"), env=runs.environment(), cwd=runs.ROOT,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = runs.start("main", *flags, f"--workdir={cut}")
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
       seen = [(row["task"], row["stage"], row["epoch"]) for row in runs.rows(cut, "epoch")] if (

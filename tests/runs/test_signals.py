@@ -41,8 +41,7 @@ def unbroken(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, number):
   broken = tmp_path / "broken"
-  process = subprocess.Popen(runs.command("main", *_FLAGS, f"--workdir={broken}"), env=runs.environment(),
-                             cwd=runs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  process = runs.start("main", *_FLAGS, f"--workdir={broken}")
   wait_for(lambda: has_row(broken, '"task": 2, "epoch": 6,'), process)
   process.send_signal(number)
   _, said = process.communicate(timeout=60)
@@ -129,8 +128,7 @@ def test_handlers_are_put_back_and_other_threads_left_alone():
 def test_replicas_are_interrupted_together(tmp_path):
   flags = ("--config=configs/digits_lt.py", "--config.epochs=200", "--config.milestones=()", "--config.replicas=2",
            "--config.scenario.num_tasks=2", f"--workdir={tmp_path / 'run'}", "--config.checkpoint_every_epochs=200")
-  process = subprocess.Popen(runs.command("main", *flags), env=runs.environment(), cwd=runs.ROOT,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  process = runs.start("main", *flags)
   folders = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 1)]
   wait_for(lambda: all(has_row(folder, '"epoch": 2,') for folder in folders), process)
   process.terminate()
@@ -155,8 +153,7 @@ def test_a_resnet32_run_again_and_killed_is_bit_equal(tmp_path, precision):
            "--config.scenario.num_tasks=10", "--config.scenario.first_task_classes=None",
            f"--config.precision={precision}")
   folders = [tmp_path / name for name in ("unbroken", "again", "killed")]
-  process = subprocess.Popen(runs.command("main", *flags, f"--workdir={folders[2]}"), env=runs.environment(),
-                             cwd=runs.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  process = runs.start("main", *flags, f"--workdir={folders[2]}")
   wait_for(lambda: has_row(folders[2], '"task": 2, "epoch": 2,'), process)
   process.kill()
   assert process.wait() == -signal.SIGKILL and not (folders[2] / "results.json").exists()
