@@ -54,27 +54,34 @@ class Events:
       folder: for event files; created if missing.
       rows: of metrics.jsonl, in order.
     """
-    # Imported here because it is optional.
-    import tensorboardX
+    # Imported here because it is optional. Not its SummaryWriter: that writes later, through a queue for processes.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import SessionLog
     folder.mkdir(exist_ok=True)
     for path in folder.glob("events.out.tfevents.*"):
       path.unlink()
-    # The purge makes a TensorBoard that is open forget the points of the files that are gone.
-    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=0)
+    self._writer = EventsWriter(str(folder / "events"))
     # Points are placed in time by the seconds of training, pauses between starts left out.
     self._began = time.time() - (rows[-1]["seconds"] if rows else 0.0)
+    # A TensorBoard that is open forgets the points of the files that are gone.
+    self._add(0.0, step=0, session_log=SessionLog(status=SessionLog.START))
     for row in rows:
-      self._add(row)
+      self._add_row(row)
     self._writer.flush()
 
   def write(self, row: Mapping[str, Any]) -> None:
-    """Adds a row, which TensorBoard can see at once."""
-    self._add(row)
+    """Adds a row and flushes it to disk."""
+    self._add_row(row)
     self._writer.flush()
 
-  def _add(self, row: Mapping[str, Any]) -> None:
-    for tag, value in scalars(row).items():
-      self._writer.add_scalar(tag, value, row["global_step"], walltime=self._began + row["seconds"])
+  def _add_row(self, row: Mapping[str, Any]) -> None:
+    from tensorboardX.proto.summary_pb2 import Summary
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(row).items()]
+    self._add(row["seconds"], step=row["global_step"], summary=Summary(value=values))
+
+  def _add(self, seconds: float, **content: Any) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    self._writer.write_event(Event(wall_time=self._began + seconds, **content))
 
   def close(self) -> None:
     self._writer.close()

@@ -88,7 +88,7 @@ class Model:
     Raises:
       UserError: a file cannot be read, an array of another form.
     """
-    given = [images] if _is_one(images) else list(images)
+    given = _each(images)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       found = [self.probabilities(np.stack(list(pool.map(self.view, given[first:first + BLOCK]))))
                for first in range(0, len(given), BLOCK)]
@@ -119,8 +119,10 @@ def _call(classify: Callable[[Any, jax.Array], jax.Array], network: Any, batch: 
   return classify(network, batch)
 
 
-def _is_one(images: Picture | Sequence[Picture]) -> bool:
-  return isinstance(images, (str, os.PathLike)) or isinstance(images, np.ndarray) and images.ndim < 4
+def _each(images: Picture | Sequence[Picture]) -> list[Picture]:
+  if isinstance(images, (str, os.PathLike)) or isinstance(images, np.ndarray) and images.ndim < 4:
+    return [images]
+  return list(images)
 
 
 def load(workdir: str | os.PathLike, task: int | None = None) -> Model:

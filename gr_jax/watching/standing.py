@@ -182,13 +182,19 @@ def _seconds_of_a_step(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[S
 
 
 def _left(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[Stage]], seconds: float) -> float:
-  """Seconds after the last row: its steps, and what lies between tasks, as long as it took before."""
+  """Seconds after the last row: of its steps, and what the quickest finished task took besides its steps.
+
+  Not the mean, since programs are compiled in the first tasks.
+  """
   total = sum(stage.epochs * stage.steps for stages in plan for stage in stages)
-  between = []
-  for before, row in zip(rows, rows[1:]):
-    if before["kind"] == "task" and row["kind"] == "epoch":
-      # A task's row is written after its exemplars are chosen, before the next epoch of the first stage.
-      between.append(row["seconds"] - before["seconds"] - _stage_of(row, plan).steps * seconds)
-  tasks = len(plan) - rows[-1]["task"]
-  pauses = max(0.0, statistics.mean(between)) * tasks if between else 0.0
-  return max(0, total - rows[-1]["global_step"]) * seconds + pauses
+  after, before = [], []
+  for earlier, row in zip(rows, rows[1:]):
+    passed = row["seconds"] - earlier["seconds"]
+    if (earlier["kind"], row["kind"]) == ("epoch", "task"):
+      after.append(passed)
+    elif (earlier["kind"], row["kind"]) == ("task", "epoch"):
+      before.append(max(0.0, passed - _stage_of(row, plan).steps * seconds))
+  tasks = len(plan) - sum(row["kind"] == "task" for row in rows)
+  # The first task with a teacher compiles its program.
+  besides = min(after, default=0.0) + min(before[1:], default=0.0)
+  return max(0, total - rows[-1]["global_step"]) * seconds + max(0, tasks) * besides

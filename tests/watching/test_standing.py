@@ -27,7 +27,7 @@ def done(task, step, seconds):
           "average_incremental_accuracy": 0.8, "start": 1}
 
 
-# Task 1: a second an epoch. Then 5.0 - 4.5 - 0.6 for exemplars; evaluation; then 0.4 seconds an epoch.
+# Task 1: a second an epoch, and half a second for exemplars; then evaluation and compiling; then 0.4 s an epoch.
 ROWS = [*(epoch(1, number, 3 * number, 1.0 * number) for number in range(1, 5)), done(1, 12, 4.5),
         epoch(2, 1, 14, 6.9), epoch(2, 2, 16, 7.3)]
 
@@ -64,8 +64,8 @@ def test_a_run_on_its_way(tmp_path):
   assert (found.accuracy, found.average, found.checkpoint) == (0.9, 0.8, 12)
   # The median of 1/3 s a step three times, and of 0.2 s once; 32 images a step.
   assert found.rate == pytest.approx(32 * 3)
-  # Of 12 + 10 + 10 steps 16 are done; between tasks 2.4 s less an epoch; a second has passed since the last row.
-  assert found.left == pytest.approx(16 / 3 + (2.4 - 2 / 3) - 1) and found.age == pytest.approx(1)
+  # Of 12 + 10 + 10 steps 16 are done; 0.5 s after each of two tasks; a second has passed since the last row.
+  assert found.left == pytest.approx(16 / 3 + 2 * 0.5 - 1) and found.age == pytest.approx(1)
   assert text.splitlines()[:3] == [f"{folder}: running, process {os.getpid()}",
                                    "  task 2 of 3, 2 of 4 epochs done (train)",
                                    "  accuracy so far 90.00 %, average 80.00 %"]
