@@ -34,7 +34,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Options that are not set have their defaults (gr_jax/docs/methods.md).
   config.method_options = ml_collections.ConfigDict()
   config.memory = ml_collections.ConfigDict()
+  # One of the two sizes is None.
+  config.memory.per_class = config_dict.placeholder(int)
   config.memory.per_class = 20
+  config.memory.total = config_dict.placeholder(int)
   config.memory.selection = "herding"
 
   config.model = "resnet32"

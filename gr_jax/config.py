@@ -61,9 +61,14 @@ class ScenarioConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-  """The exemplar memory; see memory.select."""
-  per_class: int = _at_least(0)
+  """The exemplar memory; see memory.select. One of the two sizes is None."""
+  per_class: int | None = _at_least(0)
+  total: int | None = _at_least(1)
   selection: str = _key(allowed=memory.SELECTIONS)
+
+  def quota(self, seen: int) -> int:
+    """m, exemplars of each class once `seen` classes have been learned."""
+    return memory.quota(seen, per_class=self.per_class, total=self.total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,10 +274,21 @@ def _check_together(config: Config) -> None:
   if first is not None and tasks < 2:
     raise UserError(f"scenario.num_tasks is {tasks} with scenario.first_task_classes = {first}; a base task needs "
                     f"scenario.num_tasks of 2 or more, or set --config.scenario.first_task_classes=None")
-  methods.make(config.method, config.method_options, memory=config.memory.per_class)
+  _check_memory(config.memory)
+  # Of a total, the data set's number of classes decides; training.experiment checks it.
+  methods.make(config.method, config.method_options, memory=config.memory.quota(1))
   stop = config.stop_after_task
   if stop is not None and stop > tasks:
     raise UserError(f"stop_after_task is {stop}, but scenario.num_tasks is {tasks}; choose {tasks} or fewer")
+
+
+def _check_memory(config: MemoryConfig) -> None:
+  if config.per_class is not None and config.total is not None:
+    raise UserError(f"memory.per_class is {config.per_class} and memory.total is {config.total}, but a memory has one "
+                    f"size; unset one of them: --config.memory.per_class=None or --config.memory.total=None")
+  if config.per_class is None and config.total is None:
+    raise UserError("memory.per_class and memory.total are both None; set one of them, such as "
+                    "--config.memory.per_class=20, or 0 for no memory")
 
 
 def _check(name: str, key: _Key, value: Any) -> None:

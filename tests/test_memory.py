@@ -1,4 +1,4 @@
-"""Herding against the oracle, by hand, and its properties."""
+"""Herding against the oracle, by hand, and its properties; the other rules against their references."""
 
 import hypothesis
 import numpy as np
@@ -6,6 +6,7 @@ import oracle
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from references import exemplars
 
 from gr_jax import memory
 
@@ -168,3 +169,84 @@ def test_features_that_are_not_finite_are_refused(value, m):
   features[3, 1] = value
   with pytest.raises(ValueError):
     memory.herd(features, m)
+
+
+def picks_of(found, n, m):
+  """As a list, after checking what kind of answer it is."""
+  assert found.dtype == np.int32 and found.shape == (min(m, n),)
+  return found.tolist()
+
+
+@pytest.mark.parametrize("m", [0, 1, 5, 12, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_entropy_and_distance_agree_with_their_references(seed, m):
+  logits = 3 * _random(seed, 12, 6)
+  values = [-value for value in exemplars.entropy(logits.astype(float).tolist())]
+  assert exemplars.gap(values) > 1e-6, "an unlucky seed: this case hangs on rounding"
+  assert picks_of(memory.highest_entropy(logits, m), 12, m) == exemplars.smallest(values, m)
+  own = logits[:, 2].tolist()
+  assert picks_of(memory.lowest_logit(logits, 2, m), 12, m) == exemplars.smallest(own, m)
+
+
+@pytest.mark.parametrize("m", [0, 1, 5, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_closest_to_the_mean_agrees_with_its_reference(seed, m):
+  features = np.maximum(_random(seed, 11, 7), 0.0)
+  values = exemplars.distance_to_mean(features.astype(float).tolist())
+  assert exemplars.gap(values) > 1e-6, "an unlucky seed: this case hangs on rounding"
+  assert picks_of(memory.closest_to_mean(features, m), 11, m) == exemplars.smallest(values, m)
+
+
+def test_entropy_by_hand():
+  """Undecided between two classes, between three, certain; logits whose powers float64 cannot hold."""
+  logits = np.array([[1000.0, 1000.0, -1000.0], [7.0, 7.0, 7.0], [900.0, 0.0, 0.0]])
+  assert memory.highest_entropy(logits, 3).tolist() == [1, 0, 2]
+  assert memory.highest_entropy(logits[[2, 2, 2]], 2).tolist() == [0, 1]
+
+
+def test_the_closest_row_is_the_first_pick_of_herding_and_copies_are_picked_together():
+  features = np.array([[1.0, 0.9], [1.0, 0.9], [1.0, 0.0], [0.0, 1.0]])
+  assert memory.closest_to_mean(features, 4).tolist()[:2] == [0, 1]
+  for seed in range(3):
+    assert memory.closest_to_mean(_random(seed), 1) == memory.herd(_random(seed), 1)
+  # Herding balances a pick on one side by one on the other.
+  lopsided = np.array([[1.0, 0.1], [1.0, 0.12], [1.0, -0.13], [0.9, 0.5], [0.9, -0.47]])
+  assert memory.herd(lopsided, 3).tolist() != memory.closest_to_mean(lopsided, 3).tolist()
+
+
+@pytest.mark.parametrize("rule", [memory.closest_to_mean, memory.highest_entropy,
+                                  lambda values, m: memory.lowest_logit(values, 0, m)])
+def test_every_rule_refuses_what_it_cannot_use(rule):
+  with pytest.raises(ValueError, match="-1"):
+    rule(_random(14), -1)
+  with pytest.raises(ValueError, match="not finite .first: row 2"):
+    rule(np.where(np.arange(12)[:, None] == 2, np.nan, _random(14)), 3)
+  with pytest.raises(ValueError, match="shape"):
+    rule(np.zeros(3), 1)
+  assert rule(np.zeros((0, 4)), 3).tolist() == []
+
+
+def test_quota():
+  assert [memory.quota(seen, per_class=None, total=20) for seen in (0, 1, 3, 10, 20)] == [20, 20, 6, 2, 1]
+  assert [memory.quota(seen, per_class=7, total=None) for seen in (0, 1, 30)] == [7, 7, 7]
+  for both in ({"per_class": 2, "total": 20}, {"per_class": None, "total": None}):
+    with pytest.raises(ValueError, match="exactly one"):
+      memory.quota(3, **both)
+
+
+@pytest.mark.parametrize("selection", memory.SELECTIONS)
+def test_select_looks_at_each_class_by_itself(selection):
+  """Rows of two classes out of a table of features; logits are a fixed product of them."""
+  table, kernel = _random(15, 30, 5), _random(16, 5, 2)
+  present = [np.array([4, 9, 2, 7]), np.array([21, 20, 29])]
+  found = memory.select(present, 3, selection, features=lambda rows: table[rows], logits=lambda part: part @ kernel,
+                        seed=1, task=2)
+  rules = {
+      "herding": lambda rows, j: memory.herd(table[rows], 3),
+      "closest_to_mean": lambda rows, j: memory.closest_to_mean(table[rows], 3),
+      "entropy": lambda rows, j: memory.highest_entropy(table[rows] @ kernel, 3),
+      "distance": lambda rows, j: memory.lowest_logit(table[rows] @ kernel, j, 3)}
+  for j, (rows, kept) in enumerate(zip(present, found)):
+    assert kept.dtype == np.int32 and len(kept) == 3 and set(kept.tolist()) <= set(rows.tolist())
+    if selection != "random":
+      assert kept.tolist() == rows[rules[selection](rows, j)].tolist()

@@ -75,7 +75,7 @@ class Bench:
     """New arguments of a program; `teacher` False: as in a first task."""
     found, config = self.experiment, self.experiment.config
     counts, held_out = found.scenario.counts, found.method.held_out
-    exemplars = [np.arange(stop - count, stop)[held_out:config.memory.per_class]
+    exemplars = [np.arange(stop - count, stop)[held_out:found.exemplars_per_class(self.plan.task.first)]
                  for stop, count in zip(np.cumsum(counts), counts)]
     rows = np.concatenate(rows_of(self.stage, self.plan, counts, exemplars, held_out))
     root = jax.random.key(config.seed)
@@ -166,7 +166,8 @@ def variants(bench: Bench) -> dict[str, dict[str, Any]]:
     options = dict(config.method_options)
     distillation = "kd" if stage.uses_teacher else "none"
     for name, others in (("reweighting", {}), (_BASELINE, {"prior": False, "distillation": distillation})):
-      method = methods.make("gr", {**options, "reweighting": "none", **others}, memory=config.memory.per_class)
+      method = methods.make("gr", {**options, "reweighting": "none", **others},
+                            memory=found.exemplars_per_class(found.num_classes))
       changes[name] = {"method": method, "stage": method.stages[bench.plan.index]}
   # Updates are not replaced by zeros: XLA would then remove the backward pass too.
   changes["weight decay and momentum"] = {"tx": optimizer.scale_by_epoch(found.learning_rates(stage))}
@@ -355,7 +356,8 @@ def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict
   extraction = repeat(
       lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among)), calls)
   features = np.random.default_rng(0).normal(size=(500, found.model.num_features))
-  herding = repeat(lambda: memory.herd(features, max(1, config.memory.per_class)), calls)
+  m = max(1, found.exemplars_per_class(found.plans[0].task.stop))
+  herding = repeat(lambda: memory.herd(features, m), calls)
   return {"evaluation_images_per_second": evaluated / evaluation.median,
           "feature_images_per_second": len(rows) / extraction.median,
           "herding_images_per_second": len(features) / herding.median}

@@ -15,7 +15,8 @@ from gr_jax.methods.options import weight as _weight
 
 _TEMPERATURE = Option(2.0, above=0.0)
 
-# name -> (factory, options). A factory's argument `memory` is config.memory.per_class.
+# name -> (factory, options). A factory's argument `memory` is the number of exemplars of each class; with
+# config.memory.total, that after the last task.
 METHODS: dict[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
     "gr": (gr.make, {
         "reweighting": Option("dgr", reweighting.KINDS), "prior": Option(True),

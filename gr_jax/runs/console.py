@@ -68,7 +68,7 @@ def dry_run_lines(experiment: Experiment) -> str:
   steps = experiment.plans[-1].stop_step
   teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
   programs = [*stage_programs(experiment), "evaluate",
-              *(["features"] if config.memory.selection == "herding" and config.memory.per_class else [])]
+              *(["features"] if config.memory.selection != "random" and experiment.exemplars_per_class(1) else [])]
   return "\n".join([
       scenario_lines(experiment),
       f"steps: {steps} ({', '.join(str(p.stop_step - p.first_step) for p in experiment.plans)}) of "

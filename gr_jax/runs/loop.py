@@ -85,8 +85,9 @@ def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan
   features = functools.partial(programs.features, state)
   replays = any(stage.rows == "present" for stage in method.stages)
   exemplars = memory.select(
-      _rows(experiment, plan.stages[0], progress), config.memory.per_class - method.held_out if replays else 0,
-      config.memory.selection, seed=config.seed, task=plan.number, features=features)
+      _rows(experiment, plan.stages[0], progress),
+      experiment.exemplars_per_class(plan.task.stop) - method.held_out if replays else 0, config.memory.selection,
+      features=features, logits=functools.partial(programs.logits, state, plan), seed=config.seed, task=plan.number)
   if method.exemplar_means:
     means, has_mean = nearest_mean.means(
         features(np.concatenate(exemplars)), [len(kept) for kept in exemplars], experiment.num_classes)

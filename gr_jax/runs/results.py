@@ -11,6 +11,7 @@ import numpy as np
 
 from gr_jax import metrics
 from gr_jax.devices import convolution_library
+from gr_jax.runs.footprint import footprint
 from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.state import TrainState
@@ -98,7 +99,8 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
       "precision": experiment.precision, **top,
       "last_accuracy": top["task_accuracies"][progress.task - 1],
       "many_medium_few": metrics.many_medium_few(np.asarray(progress.correct)[-1][seen], total[seen],
-                                                 drawn.counts[seen])}
+                                                 drawn.counts[seen]),
+      "memory": footprint(experiment, progress.task, progress.exemplars)}
   if progress.further:
     names = list(experiment.method.scores)
     rows = [(progress.correct, progress.correct_aware), *(tuple(zip(*score)) for score in progress.further)]

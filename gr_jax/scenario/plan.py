@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gr_jax import memory
 from gr_jax.methods.base import Context, Method, Stage
 from gr_jax.scenario.draw import Task
 
@@ -124,16 +125,19 @@ def make_context(counts: np.ndarray, task: Task, number: int, *, per_class: int,
 
 
 def make_plans(counts: np.ndarray, tasks: Sequence[Task], method: Method, *, epochs: int, batch_size: int,
-               per_class: int) -> tuple[TaskPlan, ...]:
-  """The plan of every task; arguments as for `make_context` and in the config."""
+               per_class: int | None, total: int | None = None) -> tuple[TaskPlan, ...]:
+  """The plan of every task; arguments as for `make_context` and in the config.
+
+  With `total`, a task's exemplars are those chosen after the task before: floor(total / old classes) of each.
+  """
   task_of_class = np.repeat(np.arange(len(tasks)), [task.stop - task.first for task in tasks])
   plans, step = [], 0
   for number, task in enumerate(tasks):
-    stages = []
+    m, stages = memory.quota(task.first, per_class=per_class, total=total), []
     for index, stage in enumerate(method.stages):
       if not stage.takes_part(number):
         continue
-      context = make_context(counts, task, number, per_class=per_class, rows=stage.rows, held_out=method.held_out,
+      context = make_context(counts, task, number, per_class=m, rows=stage.rows, held_out=method.held_out,
                              task_of_class=task_of_class)
       size, length = int(context.counts.sum()), stage.epochs(epochs)
       steps_per_epoch = -(-size // batch_size)

@@ -97,6 +97,10 @@ class Experiment:
   def num_classes(self) -> int:
     return self.scenario.num_classes
 
+  def exemplars_per_class(self, seen: int) -> int:
+    """m, exemplars of each class once `seen` classes have been learned; held-out images of the method included."""
+    return self.config.memory.quota(seen)
+
   @property
   def stop_after_task(self) -> int:
     """After how many tasks this start of the run stops."""
@@ -188,6 +192,7 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
   num_classes, wanted = len(source.class_names), config.scenario
   scenario.split_tasks(num_classes, wanted.num_tasks, wanted.first_task_classes)
   scenario.class_order(wanted.order, wanted.kind, num_classes, wanted.seed, source.facts)
+  method = _with_memory_of_all(method, config, num_classes)
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names,
       validation_fraction=config.validation_fraction, facts=source.facts, **dataclasses.asdict(wanted))
@@ -229,19 +234,37 @@ def recorded(config: AnyConfig, record: Mapping[str, Any]) -> Experiment:
       train=rows(counts), holdout=rows(record["holdout_counts"]),
       profile=None if record["profile"] is None else tuple(record["profile"]), digest=record["digest"])
   names = [drawn.class_names[place] for place in np.argsort(order)]
+  method = _with_memory_of_all(method, config, len(counts))
   source = catalogue.without_pictures(config.dataset, names)
   return Experiment(config, devices, source, drawn, _plans(config, drawn, method), model, method)
 
 
 def _method_and_model(config: Config, platform: str) -> tuple[Method, Any]:
-  method = methods.make(config.method, config.method_options, memory=config.memory.per_class)
+  method = methods.make(config.method, config.method_options, memory=config.memory.quota(1))
   return method, models.make_backbone(config.model, platform=platform, precision=config.precision,
                                       axis_name=parallel.AXIS, signed=method.signed_features)
 
 
 def _plans(config: Config, drawn: scenario.Scenario, method: Method) -> tuple[plan.TaskPlan, ...]:
   return plan.make_plans(drawn.counts, drawn.tasks, method, epochs=config.epochs, batch_size=config.batch_size,
-                         per_class=config.memory.per_class)
+                         per_class=config.memory.per_class, total=config.memory.total)
+
+
+def _with_memory_of_all(method: Method, config: Config, num_classes: int) -> Method:
+  """The method for the exemplars that each class has at the end, when a fixed total is shared by all classes.
+
+  Raises:
+    UserError: the total is less than an exemplar of each class, or than the method needs.
+  """
+  total = config.memory.total
+  if total is None:
+    return method
+  least = max(1, method.min_memory) * num_classes
+  if total < least:
+    needs = f"; method {config.method!r} needs {method.min_memory} of each class" if method.min_memory > 1 else ""
+    raise UserError(f"memory.total is {total}, too small for the {num_classes} classes of the data set{needs}; set "
+                    f"--config.memory.total={least} or more, or use memory.per_class")
+  return methods.make(config.method, config.method_options, memory=total // num_classes)
 
 
 def _check_held_out(method: Method, drawn: scenario.Scenario) -> None:

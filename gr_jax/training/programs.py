@@ -19,7 +19,7 @@ from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context, HeadParams
 from gr_jax.models import folding
-from gr_jax.scenario.plan import StagePlan
+from gr_jax.scenario.plan import StagePlan, TaskPlan
 from gr_jax.training import passes, program
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.state import TrainState
@@ -54,6 +54,7 @@ class Programs:
     fold_teacher: teacher -> the same network with batch norm folded, as the stages' programs take it.
     stages: in the method's order.
     features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
+    logits: (state, plan of a task, features [rows, features]) -> [rows, seen classes] NumPy float32.
   """
   data: Data | None
   feed: Feed
@@ -63,6 +64,7 @@ class Programs:
   fold_teacher: Callable[[Any], Any]
   stages: tuple[StagePrograms, ...]
   features: Callable[[TrainState, np.ndarray], np.ndarray]
+  logits: Callable[[TrainState, TaskPlan, np.ndarray], np.ndarray]
 
 
 def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> Programs:
@@ -94,7 +96,7 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
           params, batch_stats, parallel.replicate(context, devices), root),
       fold_teacher=jax.jit(folding.fold_teacher, out_shardings=everywhere),
       stages=tuple(_stage(experiment, index, streamed, order) for index in range(len(experiment.method.stages))),
-      features=_features(experiment, pictures, data))
+      features=_features(experiment, pictures, data), logits=_logits(experiment))
 
 
 def _stage(experiment: Experiment, index: int, streamed: bool, order: program.Order | None) -> StagePrograms:
@@ -151,6 +153,21 @@ def _features(experiment: Experiment, pictures: Data | stream.Originals, data: D
     return np.concatenate(found)
 
   return features
+
+
+def _logits(experiment: Experiment) -> Callable[[TrainState, TaskPlan, np.ndarray], np.ndarray]:
+  """Programs.logits; rows are filled up to the capacity, so that no task compiles anew."""
+  apply = jax.jit(lambda head, features, context: experiment.method.head.apply(head, features, context)[0],
+                  out_shardings=experiment.root.sharding)
+
+  def logits(state: TrainState, plan: TaskPlan, features: np.ndarray) -> np.ndarray:
+    filled = np.zeros((experiment.capacity, features.shape[1]), np.float32)
+    filled[:len(features)] = features
+    here, context = parallel.replicate((filled, plan.stages[0].context), experiment.devices)
+    found = np.asarray(apply(state.params["classifier"], here, context))
+    return found[:len(features), :plan.task.stop]
+
+  return logits
 
 
 def _looked_at_together(experiment: Experiment) -> int:

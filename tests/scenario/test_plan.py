@@ -56,6 +56,18 @@ def test_no_memory_leaves_old_classes_out_of_the_prior():
   np.testing.assert_array_equal(context.original, COUNTS)
 
 
+def test_a_fixed_total_leaves_less_of_each_class_with_every_task():
+  """13 exemplars: 6 of each of two old classes, then 3 of each of four; lost images and n' follow."""
+  first, second, third = plans(per_class=None, total=13)
+  np.testing.assert_array_equal(first.stages[0].context.counts, [30, 3, 0, 0, 0])
+  np.testing.assert_array_equal(second.stages[0].context.counts, [6, 3, 50, 8, 0])
+  np.testing.assert_array_equal(second.stages[0].context.lost, [24, 0, 0, 0, 0])
+  np.testing.assert_array_equal(third.stages[0].context.counts, [3, 3, 3, 3, 20])
+  np.testing.assert_array_equal(third.stages[0].context.lost, [27, 0, 47, 5, 0])
+  np.testing.assert_array_equal(third.stages[0].context.original, COUNTS)
+  assert [task.size for task in (first, second, third)] == [33, 67, 32]
+
+
 def test_a_method_of_all_images_sees_all_of_them():
   for context, seen in zip(contexts("joint"), (2, 4, 5)):
     np.testing.assert_array_equal(context.counts, np.where(np.arange(5) < seen, COUNTS, 0))

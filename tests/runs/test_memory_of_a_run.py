@@ -1,0 +1,84 @@
+"""The exemplars that a run keeps, by each rule and size, and what results.json says of its memory."""
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from gr_jax import memory, train
+from gr_jax.errors import UserError
+from gr_jax.runs.footprint import footprint
+from gr_jax.training import experiment
+
+TOTAL = {"memory.per_class": None, "memory.total": 23}
+
+
+def test_a_fixed_total_and_logits(tmp_path, monkeypatch):
+  """Exemplars a class after each task: floor(total / seen classes); the one with the lowest own logits stay."""
+  calls = []
+
+  def watched(present, m, selection, *, features, logits, **others):
+    found = memory_select(present, m, selection, features=features, logits=logits, **others)
+    calls.append((present, m, logits(features(np.concatenate(present))), found))
+    return found
+
+  memory_select = memory.select
+  monkeypatch.setattr(memory, "select", watched)
+  config = runs.short(epochs=1, milestones=(), **TOTAL, **{"memory.selection": "distance"})
+  results = train.train(config, tmp_path / "run")
+  assert [row["exemplars"] for row in runs.rows(tmp_path / "run", "task")] == [
+      [min(23 // seen, count) for count in counts] for seen, counts in zip((4, 7, 10), _counts_of_seen(config))]
+  assert [m for _, m, _, _ in calls] == [5, 3, 2]
+  for (present, m, logits, kept), seen in zip(calls, (4, 7, 10)):
+    assert logits.shape == (sum(map(len, present)), seen) and np.isfinite(logits).all()
+    of_class = np.split(logits, np.cumsum([len(rows) for rows in present])[:-1])
+    for j, (rows, own) in enumerate(zip(present, of_class)):
+      assert set(kept[j].tolist()) == set(rows[np.argsort(own[:, j], kind="stable")[:m]].tolist())
+  # They are logits of the network: it knows most of its training images.
+  present, _, logits, _ = calls[0]
+  labels = np.repeat(np.arange(4), [len(rows) for rows in present])
+  assert np.mean(logits.argmax(axis=1) == labels) > 0.5
+  assert results["memory"]["exemplars"] == sum(runs.rows(tmp_path / "run", "task")[-1]["exemplars"])
+
+
+def _counts_of_seen(config):
+  counts = experiment.load(config).scenario.counts
+  return [counts[:seen].tolist() for seen in (4, 7, 10)]
+
+
+def test_what_the_memory_of_a_run_holds():
+  """8x8 grey digits and a ResNet-8: bytes of pictures and parameters by hand."""
+  found = experiment.load(runs.short())
+  kept = [list(range(5))] * 9 + [list(range(3))]
+  size = footprint(found, 3, kept)
+  state = found.abstract_state()
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  assert size["exemplars"] == 48 and size["image_megabytes"] == pytest.approx(48 * 64 / 1e6)
+  assert size["parameters"] == parameters == size["teacher_parameters"]
+  assert size["extra_parameters"] == 0 and size["megabytes"] == size["image_megabytes"]
+
+
+def test_means_of_exemplars_held_out_images_and_all_images_count():
+  icarl = experiment.load(runs.short(method="icarl"))
+  size = footprint(icarl, 3, [[0]] * 10)
+  # A mean of 64 features for each of ten classes, and whether it is known.
+  assert size["extra_parameters"] == 10 * icarl.model.num_features + 10
+  assert size["megabytes"] == pytest.approx((10 * 64 + 4 * size["extra_parameters"]) / 1e6)
+  bic = experiment.load(runs.short(method="bic"))
+  assert bic.method.held_out == 1 and footprint(bic, 1, [[0, 1, 2, 3]] * 4)["exemplars"] == 4 * 4 + 4
+  joint = experiment.load(runs.short(method="joint"))
+  assert footprint(joint, 2, [[]] * 7)["exemplars"] == joint.scenario.counts[:7].sum()
+  assert footprint(joint, 2, [[]] * 7)["teacher_parameters"] == 0
+
+
+def test_a_total_must_reach_every_class():
+  def load(method, total):
+    return experiment.load(runs.short(method=method, **{"memory.per_class": None, "memory.total": total}))
+
+  with pytest.raises(UserError, match="memory.total is 9, too small for the 10 classes .*memory.total=10 or more"):
+    load("gr", 9)
+  with pytest.raises(UserError, match="memory.total is 29, .*'bic' needs 3 of each class; .*memory.total=30"):
+    load("bic", 29)
+  # A tenth of what a class has in the end, although it has more before.
+  found = load("bic", 110)
+  assert found.method.held_out == 2 and [found.exemplars_per_class(seen) for seen in (4, 10)] == [27, 11]
