@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.worker_timeout = 300.0
   config.augmentation = "pad_resized_crop_flip"
   config.validation_fraction = 0.1
+  config.evaluate_on = "test"
 
   config.scenario = ml_collections.ConfigDict()
   config.scenario.kind = "lt"

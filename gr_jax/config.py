@@ -114,6 +114,7 @@ class Config:
   evaluation_block: int = _at_least(1)
   augmentation: str = _key(allowed=augment.KINDS)
   validation_fraction: float = _share()
+  evaluate_on: str = _key(allowed=("test", "holdout"))
   checkpoint_every_epochs: int = _at_least(1)
   steps_per_call: int = _at_least(1)
   tensorboard: bool = _key()

@@ -41,6 +41,9 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
   from gr_jax.training import pictures, programs
   workdir = workdirs.locate(workdir)
   config = restored.read_config(workdir, **({} if data_dir is None else {"data_dir": data_dir}))
+  if config.evaluate_on == "holdout" and split == "test":
+    raise UserError(f"{workdir} was evaluated on its held-out images, to choose settings; set --split=holdout, or "
+                    f"train with --config.evaluate_on=test to see test accuracies")
   experiment = experiments.load(config, training=False, progress=console.decoding, say=console.say)
   workdirs.check_scenario(workdir, experiment)
   task, record, network = restored.after_task(workdir, experiment, task)

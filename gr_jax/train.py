@@ -54,7 +54,8 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
     console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}\n{console.computation_line(experiment)}")
     images, tests = processes.together(lambda: (
         pictures.load(experiment, "train", console.decoding, console.say),
-        pictures.load(experiment, "test", console.decoding, console.say)))
+        pictures.load(experiment, "holdout" if config.evaluate_on == "holdout" else "test", console.decoding,
+                      console.say)))
     workdirs.write_start(folder, experiment)
     # Before this point a signal exits immediately: there is no progress to lose.
     with signals.listening() as asked_here:

@@ -89,7 +89,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   If a method has several scores, the top level has the accuracies of the first one, and "scores" those of all.
   """
   config, drawn = experiment.config, experiment.scenario
-  total = np.asarray([(experiment.source.test.labels == label).sum() for label in drawn.class_order])
+  total = experiment.evaluated
   top = _accuracies(experiment, progress.correct, progress.correct_aware, total)
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
   found = {

@@ -94,7 +94,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
   """A saved config with keys of earlier versions moved to their current place, and later keys as the run had them."""
   moved = {key: config.pop(key) for key in configuration.MOVED if key in config}
-  return {"tensorboard": False, **config, configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved},
+  return {"tensorboard": False, "evaluate_on": "test", **config,
+          configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved},
           "memory": {"total": None, **config["memory"]}}
 
 
@@ -210,6 +211,10 @@ def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | N
   if not path.exists():
     return None
   found = journal.read_json(path, "tasks_done")
+  first, count = experiment.config.seed, experiment.config.replicas
+  if count > 1 and found.get("seeds") != list(range(first, first + count)):
+    # Of other replicas in this folder.
+    return None
   return found if found["tasks_done"] >= experiment.stop_after_task else None
 
 

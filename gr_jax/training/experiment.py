@@ -97,6 +97,13 @@ class Experiment:
   def num_classes(self) -> int:
     return self.scenario.num_classes
 
+  @property
+  def evaluated(self) -> np.ndarray:
+    """[classes] int: images of each class that a run evaluates: test images, or held-out ones (evaluate_on)."""
+    if self.config.evaluate_on == "holdout":
+      return np.asarray([len(rows) for rows in self.scenario.holdout])
+    return np.asarray([(self.source.test.labels == label).sum() for label in self.scenario.class_order])
+
   def exemplars_per_class(self, seen: int) -> int:
     """m, exemplars of each class once `seen` classes have been learned; held-out images of the method included."""
     return self.config.memory.quota(seen)
@@ -151,13 +158,14 @@ class Experiment:
 
 
 def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
-         training: bool = True, progress: Progress = lambda items, **_: items,
+         source: Source | None = None, training: bool = True, progress: Progress = lambda items, **_: items,
          say: Callable[[str], None] = lambda line: None) -> Experiment:
   """Checks a config, finds the data set and draws the scenario.
 
   Args:
     config: see configs/.
     before_data: called after the config is checked and before any file of the data set is read.
+    source: the config's data set if it is loaded already.
     training: whether batch_size must be divisible by the number of devices; evaluation does not need that.
     progress: wraps the iteration over pictures that are checked before the draw.
     say: receives log lines.
@@ -177,8 +185,9 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
   method, model = _method_and_model(config, devices[0].platform)
   before_data()
-  source = catalogue.load(config.dataset, config.data_dir, cache_dir=config.cache_dir, progress=progress, say=say,
-                          **({} if config.folder is None else dataclasses.asdict(config.folder)))
+  if source is None:
+    source = catalogue.load(config.dataset, config.data_dir, cache_dir=config.cache_dir, progress=progress, say=say,
+                            **({} if config.folder is None else dataclasses.asdict(config.folder)))
   if not source.uniform and config.augmentation != "resized_crop_flip":
     raise UserError(f"augmentation is {config.augmentation!r}, but the pictures of {source.name} differ in size; "
                     f"set --config.augmentation=resized_crop_flip")
@@ -202,6 +211,9 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
       raise UserError(f"image_size is {config.image_size}, but the pictures of {source.name} are {side}x{side} "
                       f"pixels; set --config.image_size={side}")
   _check_held_out(method, drawn)
+  if config.evaluate_on == "holdout" and not any(drawn.holdout):
+    raise UserError(f"evaluate_on is 'holdout', but no image is held out (validation_fraction is "
+                    f"{config.validation_fraction}); set for example --config.validation_fraction=0.1")
   return Experiment(config, devices, source, drawn, _plans(config, drawn, method), model, method)
 
 

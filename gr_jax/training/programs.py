@@ -175,16 +175,17 @@ def _looked_at_together(experiment: Experiment) -> int:
   return experiment.config.evaluation_block * len(experiment.devices)
 
 
-def make_evaluator(experiment: Experiment, pictures: Data, *, split: str = "test"
+def make_evaluator(experiment: Experiment, pictures: Data, *, split: str | None = None
                    ) -> Callable[[dict, int], np.ndarray]:
   """Puts a split on the devices; returns count(network, tasks done) -> int [scores, 3, classes].
 
   `network` is {"params", "batch_stats", "carry"}; `split` is the one given to pictures.load (test pictures are already
-  cropped). Rows of the counts: correct among all seen classes, correct among the classes of the image's task, images.
+  cropped), by default that on which the run is evaluated. Rows of the counts: correct among all seen classes, correct
+  among the classes of the image's task, images.
   """
   config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
                                     experiment.scenario)
-  resides = experiment.path[0] == "resident"
+  split, resides = split or config.evaluate_on, experiment.path[0] == "resident"
   data = parallel.replicate(pictures, devices) if resides else None
   evaluate = passes.make_evaluate(
       model=experiment.model, method=experiment.method, num_classes=drawn.num_classes,
