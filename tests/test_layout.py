@@ -12,8 +12,8 @@ LAYERS = (
     ("losses", "reweighting", "memory", "metrics", "optimizer", "seeding"),
     ("alignment", "nearest_mean"),
     ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
-    ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking",),
-    ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "benchmark"))
+    ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing"),
+    ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "compare", "benchmark"))
 # Files of a folder at most; methods, commands and front rooms are lists of equals.
 LARGEST = 14
 EQUALS = ("", "methods")

@@ -58,7 +58,7 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: unknown method or option, an option of another method, wrong type, value out of range.
   """
-  accepted = _options_of(name)
+  accepted = options_of(name)
   _check_known(name, given, accepted)
   found = {key: checked(key, accepted[key], value) for key, value in given.items()}
   own = METHODS[name][1]
@@ -68,7 +68,7 @@ def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(name: str, given: Mapping[str, str]) -> dict[str, Any]:
   """Parses options from the command line; raises as `resolve`."""
-  accepted = _options_of(name)
+  accepted = options_of(name)
   _check_known(name, given, accepted)
   return {key: parsed(key, accepted[key], text) for key, text in given.items()}
 
@@ -96,8 +96,8 @@ def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
   return method
 
 
-def _options_of(name: str) -> Options:
-  """Options by name: of the parts that combine, and of the method."""
+def options_of(name: str) -> Options:
+  """Options by name: of the parts that combine, and of the method; raises UserError for an unknown method."""
   if name not in METHODS:
     raise UserError(f"method is {name!r}; it can be {', '.join(map(repr, METHODS))}" + nearest(name, METHODS))
   # Gradient Reweighting has all parts as its own options.

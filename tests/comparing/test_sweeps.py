@@ -8,53 +8,54 @@ import pytest
 import runs
 
 from gr_jax import config as configuration
-from gr_jax import evaluate, methods, sweep
+from gr_jax import evaluate, methods
+from gr_jax.comparing import sweeps
 from gr_jax.errors import UserError
 from gr_jax.runs import workdir
 
-SWEEP = sweep.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"method_options.prior": False}})
+SWEEP = sweeps.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"method_options.prior": False}})
 
 
 def test_every_row_with_every_seed(tmp_path):
-  made = sweep.make_runs(SWEEP, tmp_path, [], ["epochs=2"])
+  made = sweeps.make_runs(SWEEP, tmp_path, [], ["epochs=2"])
   assert [(run.row, run.seed) for run in made] == [("full", 0), ("no_prior", 0), ("full", 1), ("no_prior", 1)]
   assert made[1].workdir == tmp_path / "no_prior-s0"
-  assert list(made[3].command[3:]) == [
+  assert list(made[3].flags) == [
       "--config=configs/digits_lt.py", f"--workdir={tmp_path / 'no_prior-s1'}", "--config.method_options.prior=False",
       "--config.epochs=2", "--config.seed=1"]
 
 
 def test_bad_requests(tmp_path):
   with pytest.raises(UserError, match="--only has unknown rows: half; rows are full, no_prior"):
-    sweep.make_runs(SWEEP, tmp_path, ["half"], [])
+    sweeps.make_runs(SWEEP, tmp_path, ["half"], [])
   with pytest.raises(UserError, match="--set is 'epochs'"):
-    sweep.make_runs(SWEEP, tmp_path, [], ["epochs"])
+    sweeps.make_runs(SWEEP, tmp_path, [], ["epochs"])
   with pytest.raises(UserError, match="no such file"):
-    sweep.load(str(tmp_path / "none.py"))
+    sweeps.load(str(tmp_path / "none.py"))
 
 
 def test_table_of_known_results(tmp_path):
-  made = sweep.make_runs(SWEEP, tmp_path, [], [])
+  made = sweeps.make_runs(SWEEP, tmp_path, [], [])
   for run, average in zip(made, (0.5, 0.4, 0.6, None)):
     if average is not None:
       run.workdir.mkdir()
       (run.workdir / "results.json").write_text(json.dumps({
           "average_incremental_accuracy": average, "last_accuracy": average - 0.1,
           "forgetting": [None, 0.25], "seconds": 90.0}))
-  lines = sweep.table(made).splitlines()
+  lines = sweeps.table(made).splitlines()
   assert lines[2] == "| full | 2 | 55.00 ± 7.07 | 45.00 ± 7.07 | 25.00 ± 0.00 | 1.5 |"
   assert lines[3] == "| no_prior | 1 of 2 | 40.00 | 30.00 | 25.00 | 1.5 |"
 
 
 def test_held_out_images_have_columns_of_their_own(tmp_path):
-  made = sweep.make_runs(SWEEP, tmp_path, [], [])
+  made = sweeps.make_runs(SWEEP, tmp_path, [], [])
   for run, accuracies in zip(made[:3], ([0.5, 0.3], None, [0.7, 0.5])):
     run.workdir.mkdir()
     (run.workdir / "results.json").write_text(json.dumps({
         "average_incremental_accuracy": 0.5, "last_accuracy": 0.5, "forgetting": [None, 0.25], "seconds": 90.0}))
     if accuracies:
       (run.workdir / "holdout.json").write_text(json.dumps({"holdout_accuracies": accuracies}))
-  lines = sweep.table(made).splitlines()
+  lines = sweeps.table(made).splitlines()
   assert lines[0].endswith("| held out: average | held out: last |") and lines[1].count("---") == 8
   assert lines[2].endswith("| 50.00 ± 14.14 | 40.00 ± 14.14 |")
   assert lines[3].endswith("| - | - |")
@@ -96,7 +97,7 @@ def test_a_list_that_is_ended_takes_its_runs_along(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((runs.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda p: p.stem)
 def test_sweep_files_set_known_keys(path):
-  found = sweep.load(str(path))
+  found = sweeps.load(str(path))
   assert (runs.ROOT / found.config).is_file()
   for changes in found.rows.values():
     prefix = f"{configuration.OPTIONS}."

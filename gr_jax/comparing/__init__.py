@@ -1,0 +1,1 @@
+"""Lists of runs: sweeps of settings, and comparisons of methods."""

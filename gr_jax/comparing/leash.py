@@ -1,0 +1,26 @@
+"""Runs a command and ends it when its parent dies: python -m gr_jax.comparing.leash FD MODULE FLAGS...
+
+FD is the reading end of a pipe whose other end only the parent holds. When the parent is gone, even by SIGKILL, the
+command gets SIGTERM: it saves and exits, and frees its folder for the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import threading
+
+
+def _watch(reader: int) -> None:
+  # Nothing is ever written: the read returns when the last writer is gone.
+  os.read(reader, 1)
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+  threading.Thread(target=_watch, args=(int(sys.argv[1]),), daemon=True).start()
+  module = sys.argv[2]
+  del sys.argv[1:3]
+  runpy.run_module(module, run_name="__main__", alter_sys=True)

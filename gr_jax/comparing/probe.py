@@ -1,0 +1,78 @@
+"""Checks configs against their data set and this machine: python -m gr_jax.comparing.probe < configs.json
+
+A process of its own, because the comparison itself must not occupy a GPU. Reads {name: flat config} of one data set;
+prints {"gpus": ..., "steps": {name: ...}, "resident": ...}, or {"name": ..., "error": ...}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from gr_jax import config as configuration
+from gr_jax.config import Config
+from gr_jax.errors import UserError
+from gr_jax.training import experiment
+
+
+class Found(NamedTuple):
+  """What the process found.
+
+  Attributes:
+    gpus: that it sees.
+    steps: label of a run -> its number of steps.
+    resident: whether all pictures stay on the device.
+  """
+  gpus: int
+  steps: Mapping[str, int]
+  resident: bool
+
+
+def probe(configs: Mapping[str, Config]) -> Found:
+  """Loads every config in a separate process.
+
+  Raises:
+    UserError: a config that cannot be run; the message names it.
+  """
+  done = subprocess.run(
+      [sys.executable, "-m", "gr_jax.comparing.probe"], text=True, capture_output=True, check=False,
+      input=json.dumps({name: configuration.flatten(config) for name, config in configs.items()}))
+  if done.returncode:
+    raise RuntimeError(f"the check of the configs failed:\n{done.stderr}")
+  found = json.loads(done.stdout.splitlines()[-1])
+  if "error" in found:
+    raise UserError(f"{found['name']}: {found['error']}")
+  return Found(found["gpus"], found["steps"], found["resident"])
+
+
+def _look(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """The content of the answer."""
+  source, steps, resident = None, {}, True
+  for name, flat in configs.items():
+    try:
+      loaded = experiment.load(configuration.check(_with_tuples(flat)), source=source)
+      resident = resident and loaded.path[0] == "resident"
+    except UserError as error:
+      return {"name": name, "error": str(error)}
+    source = loaded.source
+    steps[name] = loaded.plans[loaded.stop_after_task - 1].stop_step
+  platforms: Sequence[str] = [device.platform for device in jax.local_devices()]
+  return {"gpus": platforms.count("gpu"), "steps": steps, "resident": resident}
+
+
+def _with_tuples(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """JSON has no tuples."""
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()}
+
+
+if __name__ == "__main__":
+  # Standard output is the answer.
+  with contextlib.redirect_stdout(sys.stderr):
+    answer = _look(json.load(sys.stdin))
+  print(json.dumps(answer))

@@ -1,0 +1,101 @@
+"""The progress line of a comparison: runs done, runs running, time spent and left."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+from gr_jax.comparing.plan import Run
+
+# Seconds between two lines.
+_INTERVAL = 30.0
+# The last row of metrics.jsonl is within so many bytes of its end.
+_TAIL = 2**16
+
+
+class Line:
+  """Prints the line from time to time."""
+
+  def __init__(self, runs: Sequence[Run], steps: Mapping[str, int]):
+    """Args:
+      runs: of the comparison, finished ones included.
+      steps: of each unfinished run, by label.
+    """
+    self._runs, self._steps, self._started = runs, steps, time.monotonic()
+    self._at_start, self._next = self._shares(), 0.0
+
+  def look(self) -> None:
+    """Prints the line if the last one is long enough ago."""
+    now = time.monotonic()
+    if now >= self._next:
+      self._next = now + _INTERVAL
+      print(self.text(now - self._started), flush=True)
+
+  def text(self, elapsed: float) -> str:
+    """The line after so many seconds."""
+    shares = self._shares()
+    running = [f"{run.label}: {100 * share:.0f} %" for run, share in zip(self._runs, shares) if 0 < share < 1]
+    costs = relative_costs([run.entry for run in self._runs], [
+        None if (found := run.results) is None else found["seconds"] for run in self._runs])
+    left = time_left(self._at_start, shares, costs, elapsed)
+    return (f"comparison: {shares.count(1.0)} of {len(shares)} runs done"
+            + (f", {len(running)} running ({', '.join(running)})" if running else "")
+            + f"; {_clock(elapsed)} spent, " + ("time left not known yet" if left is None else
+                                                f"about {_clock(left)} left"))
+
+  def _shares(self) -> list[float]:
+    return [1.0 if run.results is not None else min(_last_step(run.folder) / self._steps[run.label], 0.999)
+            if run.label in self._steps else 0.0 for run in self._runs]
+
+
+def relative_costs(entries: Sequence[str], seconds: Sequence[float | None]) -> list[float]:
+  """What a run costs compared with others: the mean seconds of the finished runs of its entry.
+
+  Args:
+    entries: of each run.
+    seconds: of each finished run, else None. An entry without a finished run costs the mean of all finished ones.
+  """
+  known: dict[str, list[float]] = {}
+  for entry, one in zip(entries, seconds):
+    if one is not None:
+      known.setdefault(entry, []).append(one)
+  usual = [one for found in known.values() for one in found] or [1.0]
+  return [sum(found) / len(found) for found in (known.get(entry, usual) for entry in entries)]
+
+
+def time_left(before: Sequence[float], now: Sequence[float], costs: Sequence[float], elapsed: float) -> float | None:
+  """Seconds until all runs are done, at the speed since the start; None if nothing has been done yet.
+
+  Args:
+    before, now: share of each run that was done at the start of this command and is done now.
+    costs: of each whole run, in any unit.
+    elapsed: seconds since the start.
+  """
+  done = sum(cost * (after - first) for first, after, cost in zip(before, now, costs))
+  left = sum(cost * (1.0 - after) for after, cost in zip(now, costs))
+  if not left:
+    return 0.0
+  return elapsed * left / done if done > 0 else None
+
+
+def _last_step(folder: pathlib.Path) -> int:
+  """The global step of the last row of metrics.jsonl; 0 if there is none."""
+  path = folder / "metrics.jsonl"
+  if not path.exists():
+    return 0
+  with path.open("rb") as file:
+    file.seek(max(0, path.stat().st_size - _TAIL))
+    for line in reversed(file.read().splitlines()):
+      try:
+        return int(json.loads(line)["global_step"])
+      # The first line may begin, and the last one end, in the middle.
+      except (ValueError, KeyError, TypeError):
+        continue
+  return 0
+
+
+def _clock(seconds: float) -> str:
+  return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,146 @@
+"""Runs a list of commands, one process at a time on each device."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gr_jax import files
+from gr_jax.runs import signals
+
+# Seconds between two looks at a process.
+_INTERVAL = 0.2
+
+_ENDS = {0: "done", signals.EXIT_CODE: "interrupted, and saved"}
+
+
+class Job(NamedTuple):
+  """One process of a list.
+
+  Attributes:
+    label: for messages, such as "wa, seed 0".
+    folder: of the run; output goes to FOLDER.log.
+    module, flags: python -m MODULE FLAGS.
+    locks: folders that the run locks. It starts when they are free: runs of a killed list may still be saving.
+  """
+  label: str
+  folder: pathlib.Path
+  module: str
+  flags: tuple[str, ...]
+  locks: tuple[pathlib.Path, ...] = ()
+
+  @property
+  def log(self) -> pathlib.Path:
+    return self.folder.with_name(f"{self.folder.name}.log")
+
+
+def run_all(jobs: Sequence[Job], devices: Sequence[str | None], look: Callable[[], None] = lambda: None
+            ) -> dict[str, int]:
+  """Runs a list; returns the exit code of each job that failed, by label.
+
+  If this process is interrupted, or killed, its jobs save and exit.
+
+  Args:
+    jobs: in starting order; labels are unique.
+    devices: CUDA_VISIBLE_DEVICES of each worker; None leaves the environment as it is.
+    look: called several times a second while jobs are running.
+  """
+  waiting, failed, stopping = queue.SimpleQueue(), {}, threading.Event()
+  for job in jobs:
+    waiting.put(job)
+
+  def work(device: str | None) -> None:
+    environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+    while not stopping.is_set():
+      try:
+        job = waiting.get_nowait()
+      except queue.Empty:
+        return
+      code = _finish(job, environment, stopping)
+      if code is None:
+        return
+      failure = "stopped" if stopping.is_set() else f"FAILED with code {code}, see {job.log}"
+      print(f"{job.label}: {_ENDS.get(code, failure)}", flush=True)
+      if code:
+        failed[job.label] = code
+
+  workers = [threading.Thread(target=work, args=(device,)) for device in devices]
+  try:
+    for worker in workers:
+      worker.start()
+    # Not join(): a signal that interrupts it makes Python 3.11 take the thread for finished.
+    while any(worker.is_alive() for worker in workers):
+      look()
+      time.sleep(_INTERVAL)
+  finally:
+    stopping.set()
+    for worker in workers:
+      worker.join()
+  return failed
+
+
+def _finish(job: Job, environment: Mapping[str, str], stopping: threading.Event) -> int | None:
+  """Runs a job to its end; returns its exit code, or None if it was not started any more."""
+  job.folder.parent.mkdir(parents=True, exist_ok=True)
+  told = False
+  while any(files.is_locked(folder / ".lock") for folder in job.locks):
+    if not told:
+      print(f"{job.label}: waiting, because another process is using {job.folder}", flush=True)
+      told = True
+    if stopping.wait(_INTERVAL):
+      return None
+  reader, writer = os.pipe()
+  try:
+    with (open(job.log, "a") as log,
+          # A new session, so that Ctrl-C reaches the run only through this process and not also from the terminal.
+          subprocess.Popen(
+              [sys.executable, "-m", "gr_jax.comparing.leash", str(reader), job.module, *job.flags], env=environment,
+              stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[reader]) as process):
+      while process.poll() is None:
+        # When the list ends, so do its runs: the next start needs their folders unlocked.
+        if stopping.wait(_INTERVAL):
+          process.terminate()
+          process.wait()
+      return process.returncode
+  finally:
+    os.close(reader)
+    os.close(writer)
+
+
+def devices(jobs_per_device: int, gpus: int) -> list[str | None]:
+  """CUDA_VISIBLE_DEVICES of each worker: one for each job on each GPU; [None] without a GPU.
+
+  Args:
+    jobs_per_device: processes at a time on each GPU.
+    gpus: that a process of this environment sees.
+  """
+  given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+  names = given.split(",") if given else [str(i) for i in range(gpus)]
+  return [name for name in names[:gpus] for _ in range(jobs_per_device)] or [None]
+
+
+def count_gpus() -> int:
+  """GPUs that JAX sees. Counted in a separate process: this one must not occupy a GPU."""
+  code = "import jax; print([d.platform for d in jax.local_devices()].count('gpu'))"
+  return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                            check=True).stdout.split()[-1])
+
+
+def leave_on_signals() -> None:
+  """From now on SIGTERM and Ctrl-C end this process with exit code 75, after its runs have saved."""
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: Any) -> None:
+  del frame
+  raise signals.Interrupted(f"{signal.Signals(number).name} received, and every run was asked to save; rerun the "
+                            f"command to resume")

@@ -1,0 +1,137 @@
+"""Sweeps: a list of settings over several seeds, from a Python file."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gr_jax.comparing.runner import Job
+from gr_jax.comparing.tables import spread
+from gr_jax.errors import UserError
+from gr_jax.runs import journal
+
+# Written to a run's folder when its held-out images have been evaluated.
+_HOLDOUT_FILE = "holdout.json"
+
+
+class Sweep(NamedTuple):
+  """A list of settings; get_sweep() of a sweep file returns these fields as a dict.
+
+  Attributes:
+    config: path of the config that all runs start from.
+    seeds: values of `seed`; every row runs with each.
+    rows: name of the row -> {config key: value}; the name is part of the folder name.
+  """
+  config: str
+  seeds: Sequence[int]
+  rows: Mapping[str, Mapping[str, Any]]
+
+
+class Run(NamedTuple):
+  """One run of a sweep."""
+  row: str
+  seed: int
+  workdir: pathlib.Path
+  flags: tuple[str, ...]
+
+  @property
+  def job(self) -> Job:
+    return Job(f"{self.row} seed {self.seed}", self.workdir, "gr_jax.main", self.flags, (self.workdir,))
+
+
+def load(path: str) -> Sweep:
+  """Loads a sweep file.
+
+  Raises:
+    UserError: no such file, or no get_sweep() that returns the fields of `Sweep`.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"--sweep is {path}, but there is no such file")
+  spec = importlib.util.spec_from_file_location("sweep_file", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"--sweep is {path}; it must be a Python file, NAME.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_sweep"):
+    raise UserError(f"{path} defines no get_sweep(); see configs/sweeps/digits_parts.py for an example")
+  found = module.get_sweep()
+  if set(found) != set(Sweep._fields):
+    raise UserError(f"get_sweep() of {path} returns {sorted(found)}; it must be {sorted(Sweep._fields)}")
+  return Sweep(**found)
+
+
+def with_seeds(sweep: Sweep, seeds: Sequence[str]) -> Sweep:
+  """The sweep with the seeds of the command line, if there are any; raises UserError for one that is no number."""
+  if not all(seed.isdecimal() for seed in seeds):
+    raise UserError(f"--seeds is {','.join(seeds)}; it takes numbers separated by commas, such as 0,1,2")
+  return sweep._replace(seeds=[int(seed) for seed in seeds]) if seeds else sweep
+
+
+def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: Sequence[str]) -> list[Run]:
+  """Every row with every seed; seeds are the outer loop, so that an interrupted sweep has complete seeds.
+
+  Raises:
+    UserError: an unknown row, or a setting that is not KEY=VALUE.
+  """
+  unknown = [name for name in only if name not in sweep.rows]
+  if unknown:
+    raise UserError(f"--only has unknown rows: {', '.join(unknown)}; rows are {', '.join(sweep.rows)}")
+  wrong = [setting for setting in settings if "=" not in setting]
+  if wrong:
+    raise UserError(f"--set is {wrong[0]!r}; it takes KEY=VALUE")
+  runs = []
+  for seed in sweep.seeds:
+    for row, changes in sweep.rows.items():
+      if only and row not in only:
+        continue
+      workdir = root / f"{row}-s{seed}"
+      overrides = [f"{key}={value}" for key, value in changes.items()]
+      runs.append(Run(row, seed, workdir, (
+          f"--config={sweep.config}", f"--workdir={workdir}",
+          *[f"--config.{setting}" for setting in (*overrides, *settings, f"seed={seed}")])))
+  return runs
+
+
+def evaluate_holdout(runs: Sequence[Run]) -> None:
+  """Writes holdout.json beside the results of finished runs with a hold-out, unless it exists."""
+  for run in runs:
+    file = run.workdir / _HOLDOUT_FILE
+    if (run.workdir / "results.json").exists() and not file.exists() and \
+        journal.read_json(run.workdir / "config.json")["validation_fraction"] > 0:
+      # In a separate process: this one must not occupy a GPU.
+      subprocess.run([sys.executable, "-m", "gr_jax.evaluate", f"--workdir={run.workdir}", f"--holdout_json={file}"],
+                     stdout=subprocess.DEVNULL, check=True)
+
+
+def table(runs: Sequence[Run]) -> str:
+  """A Markdown table: mean and standard deviation over the finished seeds, in per cent.
+
+  The last columns are for held-out images, if they have been evaluated.
+  """
+  held = any((run.workdir / _HOLDOUT_FILE).exists() for run in runs)
+  names = ["", "seeds", "average incremental", "last", "forgetting", "minutes a run",
+           *(["held out: average", "held out: last"] if held else [])]
+  lines = [f"| {' | '.join(names)} |".replace("|  |", "| |"), "|---" * len(names) + "|"]
+  for row in dict.fromkeys(run.row for run in runs):
+    paths = [run.workdir / "results.json" for run in runs if run.row == row]
+    found = [journal.read_json(path) for path in paths if path.exists()]
+    if not found:
+      lines.append(f"| {row} | 0 of {len(paths)} | not run {'| ' * (len(names) - 3)}|")
+      continue
+    cells = [spread([100 * r["average_incremental_accuracy"] for r in found]),
+             spread([100 * r["last_accuracy"] for r in found]),
+             spread([100 * lost for r in found if (lost := r["forgetting"][-1]) is not None]),
+             f"{np.mean([r['seconds'] for r in found]) / 60:.1f}"]
+    if held:
+      files = [path.with_name(_HOLDOUT_FILE) for path in paths]
+      numbers = [journal.read_json(path)["holdout_accuracies"] for path in files if path.exists()]
+      cells += [spread([100 * np.mean(one) for one in numbers]), spread([100 * one[-1] for one in numbers])]
+    seeds = str(len(found)) if len(found) == len(paths) else f"{len(found)} of {len(paths)}"
+    lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
+  return "\n".join(lines)
