@@ -18,9 +18,11 @@ def quota(seen: int, *, per_class: int | None, total: int | None) -> int:
   Raises:
     ValueError: both or neither are given.
   """
-  if (per_class is None) == (total is None):
-    raise ValueError(f"per_class is {per_class} and total is {total}; exactly one of them must be a number")
-  return per_class if per_class is not None else total // max(seen, 1)
+  if per_class is not None and total is None:
+    return per_class
+  if total is not None and per_class is None:
+    return total // max(seen, 1)
+  raise ValueError(f"per_class is {per_class} and total is {total}; exactly one of them must be a number")
 
 
 def herd(features: np.ndarray, m: int) -> np.ndarray:
