@@ -51,15 +51,3 @@ def locked(path: pathlib.Path, taken: Callable[[], None]) -> Iterator[None]:
       taken()
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-def is_locked(path: pathlib.Path) -> bool:
-  """Whether a job holds a lock on a file; a file that does not exist is not created."""
-  try:
-    with open(path) as file:
-      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-  except FileNotFoundError:
-    return False
-  except BlockingIOError:
-    return True
-  return False

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
 from gr_jax.comparing.plan import Run
+from gr_jax.errors import UserError
+from gr_jax.watching import reading
+from gr_jax.watching.lines import clock
 
 # Seconds between two lines.
 _INTERVAL = 30.0
-# The last row of metrics.jsonl is within so many bytes of its end.
-_TAIL = 2**16
 
 
 class Line:
@@ -43,8 +42,8 @@ class Line:
     left = time_left(self._at_start, shares, costs, elapsed)
     return (f"comparison: {shares.count(1.0)} of {len(shares)} runs done"
             + (f", {len(running)} running ({', '.join(running)})" if running else "")
-            + f"; {_clock(elapsed)} spent, " + ("time left not known yet" if left is None else
-                                                f"about {_clock(left)} left"))
+            + f"; {clock(elapsed)} spent, " + ("time left not known yet" if left is None else
+                                                f"about {clock(left)} left"))
 
   def _shares(self) -> list[float]:
     return [1.0 if run.results is not None else min(_last_step(run.folder) / self._steps[run.label], 0.999)
@@ -83,19 +82,9 @@ def time_left(before: Sequence[float], now: Sequence[float], costs: Sequence[flo
 
 def _last_step(folder: pathlib.Path) -> int:
   """The global step of the last row of metrics.jsonl; 0 if there is none."""
-  path = folder / "metrics.jsonl"
-  if not path.exists():
+  try:
+    rows = reading.read_rows(folder / "metrics.jsonl")
+  except UserError:
+    # The run itself refuses a damaged file, and is then reported.
     return 0
-  with path.open("rb") as file:
-    file.seek(max(0, path.stat().st_size - _TAIL))
-    for line in reversed(file.read().splitlines()):
-      try:
-        return int(json.loads(line)["global_step"])
-      # The first line may begin, and the last one end, in the middle.
-      except (ValueError, KeyError, TypeError):
-        continue
-  return 0
-
-
-def _clock(seconds: float) -> str:
-  return str(datetime.timedelta(seconds=round(seconds)))
+  return rows[-1]["global_step"] if rows else 0

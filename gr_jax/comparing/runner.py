@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gr_jax import files
 from gr_jax.runs import signals
+from gr_jax.watching import lock
 
 # Seconds between two looks at a process.
 _INTERVAL = 0.2
@@ -91,7 +91,7 @@ def _finish(job: Job, environment: Mapping[str, str], stopping: threading.Event)
   """Runs a job to its end; returns its exit code, or None if it was not started any more."""
   job.folder.parent.mkdir(parents=True, exist_ok=True)
   told = False
-  while any(files.is_locked(folder / ".lock") for folder in job.locks):
+  while any(lock.state(folder / ".lock").held for folder in job.locks):
     if not told:
       print(f"{job.label}: waiting, because another process is using {job.folder}", flush=True)
       told = True

@@ -196,10 +196,10 @@ def test_the_progress_line(tmp_path):
   asked = request(tmp_path, "gr", seeds=3)
   made = plan.final_runs(asked.entries[0], asked.entries[0].config, 3, tmp_path)
   line = progress.Line(made, {run.label: 200 for run in made})
-  assert line.text(5.0) == "comparison: 0 of 3 runs done; 0:00:05 spent, time left not known yet"
+  assert line.text(5.0) == "comparison: 0 of 3 runs done; 0:05 spent, time left not known yet"
   for run in made[:2]:
     run.folder.mkdir(parents=True)
   (made[0].folder / "results.json").write_text(json.dumps({"tasks_done": 5, "seconds": 8.0}))
-  (made[1].folder / "metrics.jsonl").write_text('{"global_step": 90}\n{"global_step": 100}\n{"global_s')
-  assert line.text(10.0) == ("comparison: 1 of 3 runs done, 1 running (gr, seed 1: 50 %); 0:00:10 spent, about 0:00:10 "
-                             "left")
+  (made[1].folder / "metrics.jsonl").write_text(
+      '{"kind": "epoch", "global_step": 90}\n{"kind": "epoch", "global_step": 100}\n{"kind": "ep')
+  assert line.text(10.0) == ("comparison: 1 of 3 runs done, 1 running (gr, seed 1: 50 %); 0:10 spent, about 0:10 left")
