@@ -44,7 +44,7 @@ def short(**changes):
 
 
 # What programs take as an argument, and what they do not depend on.
-_NOT_OF_THE_PROGRAMS = ("seed", "stop_after_task", "checkpoint_every_epochs")
+_NOT_OF_THE_PROGRAMS = ("seed", "stop_after_task", "checkpoint_every_epochs", "tensorboard")
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def test_watching_ends_when_all_have_finished(tmp_path, monkeypatch, capsys):
 def test_the_command_uses_no_device(tmp_path):
   write(tmp_path / "run")
   # A platform that does not exist: JAX would fail.
-  found = runs.run("status", f"--workdir={tmp_path}", JAX_PLATFORMS="none")
+  found = runs.run_python("status", f"--workdir={tmp_path}", JAX_PLATFORMS="none")
   assert found.returncode == 0 and "2 of 4 epochs done (train)" in found.stdout, found.stderr
   missing = runs.run("status", f"--workdir={tmp_path / 'none'}")
   assert missing.returncode == 2 and "holds no run" in missing.stderr
