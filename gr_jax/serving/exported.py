@@ -65,7 +65,7 @@ def description(model: Model, name: str) -> dict[str, Any]:
       "preprocessing": _preprocessing(form), "platforms": list(PLATFORMS),
       "score": model.score, "calibrated": model.temperature is not None, "temperature": model.temperature,
       "task": model.task, "tasks": model.num_tasks, "jax": jax.__version__, "needs": ["jax", "flatbuffers"],
-      "use": f"jax.export.deserialize(bytearray(open({name!r}, 'rb').read())).call(views)"}
+      "use": f"jax.export.deserialize(bytearray(pathlib.Path({name!r}).read_bytes())).call(views)"}
 
 
 def _preprocessing(form: Form) -> list[str]:

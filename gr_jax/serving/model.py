@@ -144,12 +144,20 @@ def load(workdir: str | os.PathLike, task: int | None = None) -> Model:
                              "profile", "digest", "tasks")
   experiment = experiments.recorded(config, record)
   found = restored.after_task(folder, experiment, task)
-  seen = experiment.plans[found.task - 1].task.stop
+  seen, temperature = experiment.plans[found.task - 1].task.stop, _temperature(found.record)
   return Model(
       folder=folder, task=found.task, num_tasks=len(experiment.plans), classes=experiment.scenario.class_names[:seen],
       form=views.Form(config.image_size, len(experiment.source.mean), experiment.source.uniform),
-      score=next(iter(experiment.method.scores)), temperature=None,
-      network=jax.jit(passes.fold)(found.network), classify=_classifier(experiment, found.task, None))
+      score=next(iter(experiment.method.scores)), temperature=temperature,
+      network=jax.jit(passes.fold)(found.network), classify=_classifier(experiment, found.task, temperature))
+
+
+def _temperature(record: dict[str, Any]) -> float | None:
+  """The temperature that was fitted to held-out images after the task of a checkpoint; None if there were none, or an
+  earlier version trained the run."""
+  evaluation = (record.get("evaluations") or [None])[-1]
+  fitted = evaluation and evaluation["calibration"]["temperatures"]
+  return fitted["one"] if fitted else None
 
 
 def _classifier(experiment: Experiment, task: int, temperature: float | None) -> Callable[[Any, jax.Array], jax.Array]:

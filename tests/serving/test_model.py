@@ -16,6 +16,7 @@ import gr_jax
 from gr_jax import train
 from gr_jax.data.sources import catalogue, digits
 from gr_jax.errors import UserError
+from gr_jax.runs import restored
 from gr_jax.serving import prediction, views
 
 OLD_RUN = runs.ROOT / "tests" / "fixtures" / "run_of_format_2.tar.gz"
@@ -84,6 +85,27 @@ def test_probabilities_do_not_depend_on_the_batch(model, pictures):
   for found, row in zip(together.top(3), together.probabilities):
     assert [share for _, share in found] == sorted(row.tolist(), reverse=True)[:3]
     assert [row[model.classes.index(name)] for name, _ in found] == [share for _, share in found]
+
+
+def test_probabilities_are_calibrated_by_the_runs_temperature(model, workdir, pictures, monkeypatch):
+  """Of the task's own evaluation; p ** (1 / T), normalised."""
+  after_task = restored.after_task
+
+  def calibrated(*args):
+    found = after_task(*args)
+    evaluations = [{"calibration": {"temperatures": {"one": one, "old": 1.0, "new": 2.0}}} for one in (9.0, 2.5)]
+    return found._replace(record={**found.record, "evaluations": evaluations})
+
+  monkeypatch.setattr(restored, "after_task", calibrated)
+  found = gr_jax.load(workdir)
+  assert found.temperature == 2.5 and "calibrated, temperature 2.500" in found.description
+  plain, scaled = (one(pictures[0][:9]).probabilities.astype(np.float64) for one in (model, found))
+  np.testing.assert_allclose(scaled, plain ** 0.4 / (plain ** 0.4).sum(axis=1, keepdims=True), rtol=1e-4)
+  assert json.loads(prediction.json_line(found)(next(prediction.predict(found, pictures[0][:1], top=1))))["calibrated"]
+  # Without held-out images nothing is fitted.
+  monkeypatch.setattr(restored, "after_task", lambda *args: after_task(*args)._replace(
+      record={"evaluations": [{"calibration": {"temperatures": None}}]}))
+  assert gr_jax.load(workdir).temperature is None
 
 
 def test_arrays_are_pictures_too(model, pictures):
