@@ -29,7 +29,7 @@ def _check_shapes(logits: jax.Array, *others: jax.Array, labels: AnyArray | None
     chex.assert_shape(labels, logits.shape[:1])
 
 
-def _masked_log_softmax(logits: jax.Array, mask: AnyArray) -> jax.Array:
+def masked_log_softmax(logits: jax.Array, mask: AnyArray) -> jax.Array:
   """log softmax over the columns in `mask` [classes]; value and gradient are 0 in the others."""
   logits = jnp.where(mask, logits.astype(jnp.float32), 0.0)
   # The largest logit only keeps exp() in range and needs no gradient.
@@ -60,7 +60,7 @@ def prior_regularized_cross_entropy(
   _check_shapes(logits, labels=labels, classes=counts)
   seen = counts > 0
   adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + log_prior(counts)
-  log_probabilities = _masked_log_softmax(adjusted, seen)
+  log_probabilities = masked_log_softmax(adjusted, seen)
   picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
   return jnp.mean(jnp.where(seen[labels], -picked, jnp.inf))
 
@@ -219,8 +219,8 @@ def distillation_weight(n_old: jax.Array | float, n_new: jax.Array | float, scal
 
 def _teacher_probabilities(teacher: jax.Array, old: AnyArray, temperature: float) -> jax.Array:
   teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32)) / temperature
-  return jnp.where(old, jnp.exp(_masked_log_softmax(teacher, old)), 0.0)
+  return jnp.where(old, jnp.exp(masked_log_softmax(teacher, old)), 0.0)
 
 
 def _soft_cross_entropy(targets: jax.Array, logits: jax.Array, old: AnyArray) -> jax.Array:
-  return -jnp.mean(jnp.sum(targets * _masked_log_softmax(logits, old), axis=-1))
+  return -jnp.mean(jnp.sum(targets * masked_log_softmax(logits, old), axis=-1))

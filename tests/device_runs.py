@@ -8,10 +8,10 @@ import numpy as np
 import tiny
 import trajectory
 
-from gr_jax import methods, models, optimizer, scenario, seeding
+from gr_jax import methods, models, optimizer, sampling, scenario, seeding
 from gr_jax.data import augment
 from gr_jax.data.arrays import Data, Pool
-from gr_jax.data.order import epoch_order
+from gr_jax.data.order import epoch_of
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context
 from gr_jax.models import heads
@@ -21,17 +21,13 @@ from gr_jax.training.state import TrainState
 
 TRAJECTORY = trajectory.load()
 RATE = 1e-4
+# Stands in for the shuffled order: batch i is rows i*batch .. of the pool.
+IN_ORDER = sampling.EVERY_IMAGE._replace(prepare=lambda pool, key, context: (pool.rows, pool.size))
 
 
 def method(**options):
   """Gradient Reweighting, at its defaults but for `options`."""
   return methods.make("gr", options, memory=20)
-
-
-def in_order(pool, root, task, stage, epoch):
-  """Stands in for the shuffled order: batch i is rows i*batch .. of the pool."""
-  del root, task, stage, epoch
-  return pool.rows
 
 
 def initial_state(params, tx, stage, *, batch_stats=None, steps=0):
@@ -45,12 +41,12 @@ def initial_state(params, tx, stage, *, batch_stats=None, steps=0):
 def trajectory_program(devices):
   """(optimizer, stage, program) of the recording."""
   chosen = method()
-  stage, = chosen.stages
+  stage = chosen.stages[0]._replace(sampler=IN_ORDER)
   tx = optimizer.sgd((TRAJECTORY.learning_rate,), momentum=TRAJECTORY.momentum, weight_decay=TRAJECTORY.weight_decay)
   train_step = step.make_train_step(
       model=tiny.TinyBackbone(8), method=chosen, stage=stage, tx=tx, axis_name=parallel.AXIS)
   return tx, stage, program.make_program(
-      train_step, stage=stage, number=0, batch_size=16, devices=devices, order=in_order)
+      train_step, stage=stage, number=0, batch_size=16, devices=devices)
 
 
 def context_of(task, number):
@@ -132,7 +128,7 @@ def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32"):
     return run(*everywhere((jax.tree.map(jnp.copy, state), teacher, context, data,
                             program.Window(pool, root, np.int32(0), np.int32(0), np.int32(steps)))))
   one_step = compiled_by(train_step)
-  rows = epoch_order(pool, root, 1, 0, 0)
+  rows, _ = epoch_of(stage.sampler, pool, root, context, 0, 0)
   sums = None
   for i in range(steps):
     chosen_rows = rows[(i * batch + np.arange(batch)) % count]

@@ -100,11 +100,14 @@ def test_options_of_other_methods_are_checked(name, options, words):
         "digits_lt", method=name, **{f"method_options.{key}": value for key, value in options.items()}))
 
 
+NEED_EXEMPLARS = ("icarl", "bic", "eeil", "il2m", "ssil", "lucir", "podnet")
+
+
 def test_numbers_that_a_method_needs():
-  for name in ("icarl", "bic", "lucir"):
+  for name in NEED_EXEMPLARS:
     with pytest.raises(UserError, match=f"memory.per_class is 0, but {name} needs"):
       configuration.check(runs.get_config("digits_lt", method=name, **{"memory.per_class": 0}))
-  for name in set(methods.NAMES) - {"icarl", "bic", "lucir"}:
+  for name in set(methods.NAMES) - set(NEED_EXEMPLARS):
     configuration.check(runs.get_config("digits_lt", method=name, **{"memory.per_class": 0}))
 
 

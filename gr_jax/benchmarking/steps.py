@@ -77,7 +77,7 @@ class Bench:
     counts, held_out = found.scenario.counts, found.method.held_out
     exemplars = [np.arange(stop - count, stop)[held_out:found.exemplars_per_class(self.plan.task.first)]
                  for stop, count in zip(np.cumsum(counts), counts)]
-    rows = np.concatenate(rows_of(self.stage, self.plan, counts, exemplars, held_out))
+    rows = np.concatenate(rows_of(self.stage, self.plan, counts, exemplars, held_out, seed=config.seed))
     root = jax.random.key(config.seed)
     state = jax.jit(functools.partial(found.init_state, index=self.plan.index))(root)
     old = None
@@ -99,7 +99,7 @@ class Bench:
     """The compiled program of a variant; see `step`."""
     return program.make_program(
         self.step(**changes), stage=changes.get("stage", self.stage), number=self.plan.index,
-        batch_size=self.experiment.config.batch_size, devices=self.experiment.devices)
+        batch_size=self.plan.batch_size, devices=self.experiment.devices)
 
   def time(self, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Timing:
     """Seconds per step, over repeated calls of a program that returns its donated first argument."""
@@ -197,7 +197,7 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
   found = dataclasses.replace(bench.experiment, devices=bench.experiment.devices[:1])
   single = dataclasses.replace(bench, experiment=found)
   run = program.make_run(single.step(), stage=single.stage, number=single.plan.index,
-                         batch_size=found.config.batch_size, num_devices=1)
+                         batch_size=single.plan.batch_size, num_devices=1)
   members = [single.arguments() for _ in range(count)]
   states, teachers, _, _, windows = zip(*members)
   _, _, context, data, window = members[0]

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from gr_jax.data.arrays import Data, Pool
-from gr_jax.data.order import epoch_order
+from gr_jax.data.order import epoch_of
 from gr_jax.devices import parallel
+from gr_jax.sampling import Sampler
 from gr_jax.scenario.plan import Chunk, StagePlan
 from gr_jax.typing import AnyArray
 
@@ -84,28 +85,28 @@ def resident(data: Data, devices: Sequence[jax.Device]) -> Feed:
   return feed
 
 
-def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax.Device]) -> Feed:
+def travelling(read: Read, *, samplers: Sequence[Sampler], steps: int, devices: Sequence[jax.Device]) -> Feed:
   """A feed in which a thread reads and transfers the pictures of the next call while the current call runs.
 
   Args:
     read: see `Read`.
     steps: the largest number per call; shorter chunks are padded to it, so that one program serves all.
-    batch_size: global.
+    samplers: of the method's stages.
     devices: that receive the pictures.
   """
-  count = steps * batch_size // len(devices)
   nothing = parallel.replicate(Pool(np.zeros(0, np.int32), np.int32(0)), devices)
-  order_of = jax.jit(epoch_order, static_argnums=3)
+  prepare = jax.jit(epoch_of, static_argnums=(0, 4))
 
   def feed(plan, pool, root, chunks):
-    chunks, orders = list(chunks), {}
+    sampler, batch_size, chunks, epochs = samplers[plan.index], plan.batch_size, list(chunks), {}
+    count = steps * batch_size // len(devices)
     # Made local to this process: a thread must not start programs that span several processes.
     bits = np.asarray(jax.random.key_data(root))
     # It takes NumPy arrays too, which its annotation leaves out.
     root = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(root))  # pyright: ignore[reportArgumentType]
     for epoch in sorted({chunk.epoch for chunk in chunks}):
-      orders[epoch] = np.asarray(order_of(pool, root, plan.number, plan.index, epoch))
-    rows = [orders[chunk.epoch][np.arange(chunk.first * batch_size, chunk.stop * batch_size) % int(pool.size)]
+      epochs[epoch] = jax.tree.map(np.asarray, prepare(sampler, pool, root, plan.context, plan.index, epoch))
+    rows = [sampler.pick(epochs[chunk.epoch], np.arange(chunk.first * batch_size, chunk.stop * batch_size))
             .reshape(-1, batch_size) for chunk in chunks]
     starts = [plan.first_step + chunk.epoch * plan.steps_per_epoch + chunk.first for chunk in chunks]
     pictures = read(rows, starts, root, plan.number)
@@ -124,11 +125,16 @@ def travelling(read: Read, *, steps: int, batch_size: int, devices: Sequence[jax
   return feed
 
 
-def gather(pictures: Data, mine: np.ndarray) -> Read:
-  """Reads pictures from the memory-mapped cache or any array in host memory; `mine`: see parallel.shares."""
+def gather(pictures: Data, mine: Callable[[int], np.ndarray]) -> Read:
+  """Reads pictures from the memory-mapped cache or any array in host memory.
+
+  Args:
+    pictures: all of them.
+    mine: images of a step -> the positions of this process's devices among them, see parallel.shares.
+  """
   def read(rows, starts, root, task):
     for chosen in rows:
-      yield rows_of(pictures, parallel.by_device(chosen, mine))
+      yield rows_of(pictures, parallel.by_device(chosen, mine(chosen.shape[1])))
 
   return read
 

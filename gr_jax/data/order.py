@@ -1,25 +1,28 @@
-"""The order of the images in an epoch, shared by the step and by the transfer of pictures."""
+"""The images of an epoch in order, shared by the step and by the transfer of pictures."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 
 from gr_jax import seeding
 from gr_jax.data.arrays import Pool
+from gr_jax.methods.base import Context
+from gr_jax.sampling import Sampler
 from gr_jax.typing import AnyInteger
 
 
-def shuffled(pool: Pool, key: jax.Array) -> jax.Array:
-  """The pool's rows, shuffled; [capacity] int32, of which the first `size` are valid.
+def epoch_of(sampler: Sampler, pool: Pool, root: jax.Array, context: Context, stage: int, epoch: AnyInteger | int
+             ) -> Any:
+  """What a sampler prepares for an epoch of a stage, with the epoch's key; `sampler.pick` takes it.
 
-  No shape depends on the number of rows, so no task needs a new compilation.
+  Args:
+    sampler: of the stage.
+    pool: the rows that the stage uses.
+    root: jax.random.key(seed).
+    context, stage: of the stage, and its index in the method.
+    epoch: from 0.
   """
-  present = jnp.arange(pool.rows.size) < pool.size
-  draws = jnp.where(present, jax.random.uniform(key, pool.rows.shape), 2.0)
-  return pool.rows[jnp.argsort(draws)]
-
-
-def epoch_order(pool: Pool, root: jax.Array, task: AnyInteger | int, stage: int, epoch: AnyInteger | int) -> jax.Array:
-  """`shuffled` with the key for an epoch of a stage."""
-  return shuffled(pool, seeding.derive(seeding.of_stage(root, stage), task, epoch, seeding.ORDER))
+  key = seeding.derive(seeding.of_stage(root, stage), context.task, epoch, seeding.ORDER)
+  return sampler.prepare(pool, key, context)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import gc
 import multiprocessing
 import pathlib
@@ -106,25 +107,26 @@ def make_draw(batch_size: int) -> Callable[..., jax.Array]:
   return jax.jit(jax.vmap(step, (None, None, 0, 0)))
 
 
-def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray, timeout: float
+def reader(originals: Originals, *, side: int, mine: Callable[[int], np.ndarray], timeout: float
            ) -> Callable[..., Generator[Data, None, None]]:
   """A feed.Read that gives final views: uint8, `side` pixels square; their `sizes` are all `side`.
 
   Args:
     originals: the pictures.
     side: of a view.
-    batch_size: global.
-    mine: batch positions of this process, [its devices, share]; see parallel.shares.
+    mine: images of a step -> their positions of this process, [its devices, share]; see parallel.shares.
     timeout: seconds without a result after which workers count as hanging.
 
   Raises (during iteration):
     UserError: a picture cannot be decoded, a worker died or hangs for `timeout` seconds.
   """
-  draw = make_draw(batch_size)
+  draw_for = functools.cache(make_draw)
 
   def read(rows: Sequence[np.ndarray], starts: Sequence[int], root: jax.Array, task: int
            ) -> Generator[Data, None, None]:
     every = np.concatenate(rows)
+    batch_size = every.shape[1]
+    draw, places_of = draw_for(batch_size), mine(batch_size)
     steps = np.concatenate([start + np.arange(len(chosen)) for start, chosen in zip(starts, rows)])
     requests = np.zeros((len(every), batch_size, 6), np.int32)
     requests[..., 0] = originals.rows[every]
@@ -133,12 +135,12 @@ def reader(originals: Originals, *, side: int, batch_size: int, mine: np.ndarray
       block = np.minimum(np.arange(first, first + _STEPS_AT_ONCE), len(every) - 1)
       boxes = np.asarray(draw(root, task, jnp.asarray(steps[block], jnp.int32), originals.sizes[every[block]]))
       requests[block, :, 1:] = boxes
-    (devices, share), places = mine.shape, mine.reshape(-1)
+    (devices, share), places = places_of.shape, places_of.reshape(-1)
     views = _views(originals, requests[:, places].reshape(-1, 6), side, len(places), timeout)
     try:
       for chosen in rows:
         batches = [next(views).reshape(devices, share, side, side, -1) for _ in chosen]
-        labels = originals.labels[parallel.by_device(chosen, mine)]
+        labels = originals.labels[parallel.by_device(chosen, places_of)]
         yield Data(np.concatenate(batches, axis=1), np.full((*labels.shape, 2), side, np.int32), labels)
     finally:
       views.close()

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from gr_jax.models.heads import Head
+from gr_jax.sampling import EVERY_IMAGE, Sampler
 from gr_jax.typing import AnyArray, AnyInteger
 
-# Parameters or gradients of a head: {"kernel": [features, classes], ...}.
+# Parameters or gradients of a head: {"kernel": [features, ..., classes], ...}.
 HeadParams = dict[str, jax.Array]
 # Of a head's parameters, by name, those that are trained; broadcastable to them.
 HeadMask = Mapping[str, AnyArray]
@@ -81,11 +82,15 @@ class Stage(NamedTuple):
   Attributes:
     name: for logs and checkpoints.
     losses: name -> term; the stage minimises their sum.
-    tasks: "all", or "later" for all but the first task.
+    tasks: "all", "first" for the first task alone, or "later" for all others.
     rows: which images are used, see scenario.plan.ROWS.
+    sampler: how batches are drawn from them, see gr_jax.sampling.
     backbone: "train", or "frozen": evaluation mode, no gradient and no update.
     epochs_share: its number of epochs over the config's; the product is rounded up.
-    learning_rate: None: the config's schedule; else a constant rate, without weight decay.
+    learning_rate: None: the config's schedule; else a constant rate.
+    weight_decay: whether the config's weight decay applies.
+    teacher: the model that losses compare with, from the second task on. "previous": as it was at the end of the
+      previous task. "start": as it is at the start of this stage; it stays the teacher of later stages of the task.
     rule: combines the head's gradients, one for each loss, into one; None: their sum. Called as
       `rule.update(sum, state, head, gradients={name: HeadParams}, old=, new=, counts=)`, where `counts` is `original`.
     report: rule state -> values to log for a step, by name; scalars or [classes].
@@ -99,9 +104,12 @@ class Stage(NamedTuple):
   losses: Mapping[str, Loss]
   tasks: str = "all"
   rows: str = "present"
+  sampler: Sampler = EVERY_IMAGE
   backbone: str = "train"
   epochs_share: float = 1.0
   learning_rate: float | None = None
+  weight_decay: bool = True
+  teacher: str = "previous"
   rule: optax.GradientTransformationExtraArgs | None = None
   report: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
   summary: Callable[[Any, int], dict[str, jax.Array]] = lambda state, steps: {}
@@ -119,7 +127,21 @@ class Stage(NamedTuple):
     return math.ceil(round(self.epochs_share * epochs, 9))
 
   def takes_part(self, task: int) -> bool:
-    return self.tasks == "all" or task > 0
+    return self.tasks == "all" or (self.tasks == "later") == (task > 0)
+
+
+class Boundary(NamedTuple):
+  """What a method learns from images once a task is trained and its exemplars are chosen.
+
+  One pass over the images of the task's first stage, not augmented, with the network in evaluation mode.
+
+  Attributes:
+    measure: (outputs, labels [block], valid [block] bool, context) -> arrays of fixed shapes, summed over the valid
+      images of a block.
+    keep: (carry, sums over all images, context) -> carry.
+  """
+  measure: Callable[[Outputs, jax.Array, jax.Array, Context], Any]
+  keep: Callable[[Any, Any, Context], Any]
 
 
 # (outputs, carry, context) -> [batch, classes]; the prediction is the seen class with the largest score. The context is
@@ -140,6 +162,9 @@ class Method(NamedTuple):
     signed_features: whether the backbone's last ReLU is left out.
     uses_maps: whether losses use `Outputs.maps`.
     min_memory: smallest number of exemplars per class that the method needs.
+    carry: (features, classes) -> what else is kept from task to task besides the network, before the first task; a dict
+      of arrays.
+    after_memory: what changes it after each task.
   """
   name: str
   stages: tuple[Stage, ...]
@@ -150,6 +175,8 @@ class Method(NamedTuple):
   signed_features: bool = False
   uses_maps: bool = False
   min_memory: int = 0
+  carry: Callable[[int, int], dict[str, jax.Array]] | None = None
+  after_memory: Boundary | None = None
 
   @property
   def uses_teacher(self) -> bool:
@@ -159,11 +186,12 @@ class Method(NamedTuple):
     """What is kept from task to task besides the network.
 
     Returns:
-      {} or {"exemplar_means": [classes, features] float32, "has_mean": [classes] bool}.
+      `carry`, and for `exemplar_means` {"exemplar_means": [classes, features] float32, "has_mean": [classes] bool}.
     """
+    found = {} if self.carry is None else self.carry(features, num_classes)
     if not self.exemplar_means:
-      return {}
-    return {"exemplar_means": jnp.zeros((num_classes, features), jnp.float32),
+      return found
+    return {**found, "exemplar_means": jnp.zeros((num_classes, features), jnp.float32),
             "has_mean": jnp.zeros(num_classes, bool)}
 
 

@@ -50,8 +50,8 @@ def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_lear
   stages = (
       Stage("train", shared_losses(temperature), trainable=network_only),
       Stage("correct_bias", {"cross_entropy": Loss(cross_entropy)}, tasks="later", rows="held_out", backbone="frozen",
-            epochs_share=bias_epochs_share, learning_rate=bias_learning_rate, trainable=correction_only,
-            penalty=penalty))
+            epochs_share=bias_epochs_share, learning_rate=bias_learning_rate, weight_decay=False,
+            trainable=correction_only, penalty=penalty))
   return Method("bic", stages, heads.bias_corrected(), {"logits": logits}, held_out=held_out(memory), min_memory=3)
 
 

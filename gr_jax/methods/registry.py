@@ -8,7 +8,7 @@ from typing import Any
 
 from gr_jax import reweighting
 from gr_jax.errors import UserError
-from gr_jax.methods import bic, combining, finetune, gr, icarl, joint, lucir, lwf, wa
+from gr_jax.methods import bic, combining, eeil, finetune, gr, icarl, il2m, joint, lucir, lwf, podnet, ssil, wa
 from gr_jax.methods.base import Method
 from gr_jax.methods.options import Option, Options, checked, nearest, parsed
 from gr_jax.methods.options import weight as _weight
@@ -30,6 +30,16 @@ METHODS: dict[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
     "bic": (bic.make, {
         "temperature": _TEMPERATURE, "bias_epochs_share": Option(1.25, above=0.0),
         "bias_learning_rate": Option(0.1, above=0.0), "bias_penalty": _weight(0.05)}),
+    "eeil": (eeil.make, {
+        "weight": _weight(1.0), "temperature": _TEMPERATURE, "balanced_epochs_share": Option(0.25, above=0.0),
+        "balanced_learning_rate": Option(0.001, above=0.0),
+        "balanced_teacher": Option("start", eeil.TEACHERS)}),
+    "il2m": (il2m.make, {"scores": Option("logits", il2m.SCORES)}),
+    "podnet": (podnet.make, {
+        "loss": Option("long_tailed_cil", podnet.LOSSES), "proxies": Option(10, low=1), "flat_weight": _weight(1.0),
+        "spatial_weight": _weight(3.0), "balanced_epochs_share": _weight(0.125),
+        "balanced_learning_rate": Option(0.005, above=0.0)}),
+    "ssil": (ssil.make, {"weight": _weight(1.0), "temperature": _TEMPERATURE, "ratio": Option(4, low=1)}),
     "wa": (wa.make, {"temperature": _TEMPERATURE}),
     "lucir": (lucir.make, {
         "distillation_weight": _weight(5.0), "ranking_weight": _weight(1.0), "margin": _weight(0.5),

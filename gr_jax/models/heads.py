@@ -18,7 +18,7 @@ from gr_jax.typing import AnyArray
 
 
 class Head(NamedTuple):
-  """A head as pure functions over its parameters, a dict with at least "kernel" [features, classes].
+  """A head as pure functions over its parameters, a dict with at least "kernel" [features, ..., classes].
 
   Attributes:
     init: (features, classes, tasks) -> parameters before any class has been seen.
@@ -99,5 +99,25 @@ def bias_corrected() -> Head:
     plain = logits(mask(params, context.old | context.new), features)
     corrected = params["alpha"][context.task_of_class] * plain + params["beta"][context.task_of_class]
     return corrected, plain
+
+  return Head(start, draw_columns, apply)
+
+
+def proxies(number: int) -> Head:
+  """eta s_j with s_j = sum_p softmax_p(u_j)_p u_jp and u_jp = cos(f, proxy p of class j); eta as in `cosine` (PODNet).
+
+  Args:
+    number: of proxies of each class; the kernel is [features, number, classes].
+  """
+  def start(features: int, num_classes: int, tasks: int) -> dict[str, jax.Array]:
+    del tasks
+    return {"kernel": jnp.zeros((features, number, num_classes), jnp.float32), "scale": jnp.ones((), jnp.float32)}
+
+  def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
+    kernel = mask(params, context.old | context.new)["kernel"]
+    similarities = jnp.einsum("bd,dpj->bpj", unit(features.astype(jnp.float32), axis=-1), unit(kernel, axis=0),
+                              precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.sum(jax.nn.softmax(similarities, axis=1) * similarities, axis=1)
+    return params["scale"] * scores, scores
 
   return Head(start, draw_columns, apply)

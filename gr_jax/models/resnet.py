@@ -61,6 +61,7 @@ class ResNet(nn.Module):
     dtype: of the computation; parameters, batch statistics and features are float32.
     precision: of the convolutions' products, as in jax.lax.
     signed: leave out the last block's ReLU, so that features are signed.
+    maps: also return the output of each stage, before its last ReLU.
   """
   stages: tuple[int, ...]
   filters: int
@@ -71,6 +72,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   precision: jax.lax.Precision | None = None
   signed: bool = False
+  maps: bool = False
 
   @property
   def num_features(self) -> int:
@@ -85,7 +87,7 @@ class ResNet(nn.Module):
       train: use statistics of this batch and update the running ones; else use the running ones.
 
     Returns:
-      (features [batch, num_features], maps: one [batch, height, width, channels] per stage).
+      (features [batch, num_features], maps: one [batch, height, width, channels] per stage, or ()).
     """
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=_KERNEL_INIT, dtype=self.dtype,
                              precision=self.precision, conv_general_dilated=self.convolution)
@@ -103,8 +105,12 @@ class ResNet(nn.Module):
       for j in range(blocks):
         stride = 2 if i > 0 and j == 0 else 1
         last = (i, j) == (len(self.stages) - 1, blocks - 1)
-        x = BasicBlock(self.filters * 2**i, stride, conv, norm, relu=not (last and self.signed))(x)
-      maps.append(x)
+        mapped = self.maps and j == blocks - 1
+        relu = not (last and self.signed)
+        x = BasicBlock(self.filters * 2**i, stride, conv, norm, relu=relu and not mapped)(x)
+        if mapped:
+          maps.append(x)
+          x = nn.relu(x) if relu else x
     if self.convolution is not jax.lax.conv_general_dilated:
       # On a CPU, YNNPACK computes the mean and would also take preceding convolutions, which oneDNN does faster.
       x = jax.lax.optimization_barrier(x)

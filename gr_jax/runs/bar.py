@@ -53,7 +53,7 @@ class StageBar:
       plan: of the stage.
       outlook: on the run.
       done: steps of the stage that are finished.
-      batch_size: global.
+      batch_size: images of a step.
     """
     self._plan, self._outlook, self._batch_size, self._steps = plan, outlook, batch_size, done
     # Time and steps after the first call, which compiles.

@@ -68,7 +68,8 @@ def dry_run_lines(experiment: Experiment) -> str:
   steps = experiment.plans[-1].stop_step
   teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
   programs = [*stage_programs(experiment), "evaluate",
-              *(["features"] if config.memory.selection != "random" and experiment.exemplars_per_class(1) else [])]
+              *(["features"] if config.memory.selection != "random" and experiment.exemplars_per_class(1) else []),
+              *(["measure"] if experiment.method.after_memory is not None else [])]
   return "\n".join([
       scenario_lines(experiment),
       f"steps: {steps} ({', '.join(str(p.stop_step - p.first_step) for p in experiment.plans)}) of "
@@ -84,14 +85,14 @@ def dry_run_lines(experiment: Experiment) -> str:
 
 
 def stage_programs(experiment: Experiment) -> list[str]:
-  """The train programs that a run compiles: one per stage, and a second one if only later tasks have a teacher."""
+  """The train programs that a run compiles: one per stage, and a second one if not all its tasks have a teacher."""
   later = len(experiment.plans) > 1
   found = []
   for stage in experiment.method.stages:
     name = stage.name.replace("_", " ")
-    if stage.uses_teacher:
+    if stage.uses_teacher and stage.tasks == "all":
       found += [f"{name} (first task)", *([f"{name} (with a teacher)"] if later else [])]
-    elif stage.tasks == "all" or later:
+    elif stage.tasks != "later" or later:
       found.append(name)
   return found
 

@@ -56,8 +56,10 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
         params, teacher = programs.begin_task(state.params, state.batch_stats, plan.stages[0].context, experiment.root)
         state = state.replace(params=params)
       for stage in plan.stages[progress.stage:]:
-        rows = np.concatenate(_rows(experiment, stage, progress))
         standing = Standing(progress, state, carry, teacher)
+        if not progress.inside_stage:
+          standing = _begin_stage(experiment, programs, plan, stage, standing)
+        rows, teacher = np.concatenate(_rows(experiment, stage, standing.progress)), standing.teacher
         state, progress = run_stage(experiment, programs, stage, rows, standing, saving)
       carry, exemplars = _choose_exemplars(experiment, programs, plan, state, carry, progress)
       network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
@@ -71,27 +73,50 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
   return results.summarize(experiment, progress)
 
 
+def _begin_stage(experiment: Experiment, programs: Programs, plan: TaskPlan, stage: StagePlan, standing: Standing
+                 ) -> Standing:
+  """The exemplars that the stage trains on and its teacher, where these come from the network as it is now."""
+  value, (progress, state, _, teacher) = experiment.method.stages[stage.index], standing
+  if value.rows == "exemplars":
+    chosen = _select(experiment, programs, plan, state, progress)
+    progress = dataclasses.replace(progress, chosen=tuple(tuple(rows.tolist()) for rows in chosen))
+  if value.teacher == "start" and plan.number:
+    teacher = programs.make_teacher(state.params, state.batch_stats)
+  return standing._replace(progress=progress, teacher=teacher)
+
+
 def _rows(experiment: Experiment, stage: StagePlan, progress: Progress) -> list[np.ndarray]:
   """The rows that a stage uses, for each seen class."""
-  method, exemplars = experiment.method, [np.asarray(kept, np.int32) for kept in progress.exemplars]
-  return rows_of(method.stages[stage.index], stage, experiment.scenario.counts, exemplars, method.held_out)
+  method, exemplars = experiment.method, progress.chosen or progress.exemplars
+  return rows_of(method.stages[stage.index], stage, experiment.scenario.counts,
+                 [np.asarray(kept, np.int32) for kept in exemplars], method.held_out, seed=experiment.config.seed)
+
+
+def _select(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState, progress: Progress
+            ) -> tuple[np.ndarray, ...]:
+  """The exemplars of every seen class that the present network selects, without held-out images."""
+  config, method = experiment.config, experiment.method
+  replays = any(stage.rows == "present" for stage in method.stages)
+  return memory.select(
+      _rows(experiment, plan.stages[0], progress),
+      experiment.exemplars_per_class(plan.task.stop) - method.held_out if replays else 0, config.memory.selection,
+      features=functools.partial(programs.features, state), logits=functools.partial(programs.logits, state, plan),
+      seed=config.seed, task=plan.number)
 
 
 def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState,
                       carry: dict[str, jax.Array], progress: Progress
                       ) -> tuple[dict[str, jax.Array], tuple[np.ndarray, ...]]:
-  """The carry and the exemplars of every seen class after a task, without held-out images."""
-  config, method = experiment.config, experiment.method
-  features = functools.partial(programs.features, state)
-  replays = any(stage.rows == "present" for stage in method.stages)
-  exemplars = memory.select(
-      _rows(experiment, plan.stages[0], progress),
-      experiment.exemplars_per_class(plan.task.stop) - method.held_out if replays else 0, config.memory.selection,
-      features=features, logits=functools.partial(programs.logits, state, plan), seed=config.seed, task=plan.number)
+  """What is kept after a task: the carry, and the exemplars of every seen class, without held-out images."""
+  method, exemplars = experiment.method, _select(experiment, programs, plan, state, progress)
   if method.exemplar_means:
     means, has_mean = nearest_mean.means(
-        features(np.concatenate(exemplars)), [len(kept) for kept in exemplars], experiment.num_classes)
-    carry = parallel.replicate({"exemplar_means": means, "has_mean": has_mean}, experiment.devices)
+        programs.features(state, np.concatenate(exemplars)), [len(kept) for kept in exemplars],
+        experiment.num_classes)
+    carry = {**carry, **parallel.replicate({"exemplar_means": means, "has_mean": has_mean}, experiment.devices)}
+  if programs.after_memory is not None:
+    first = plan.stages[0]
+    carry = programs.after_memory(state, carry, first.context, np.concatenate(_rows(experiment, first, progress)))
   return carry, exemplars
 
 

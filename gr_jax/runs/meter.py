@@ -33,7 +33,7 @@ class Meter:
       outlook: on the run, for the progress bar.
       rates: learning rate of each epoch.
       done: steps of the stage done by earlier starts of the run.
-      batch_size: global.
+      batch_size: images of a step.
       sums: metrics of the interrupted epoch from an earlier start; see results.Progress.
       log: receives the rows.
       started: time.monotonic() at the start of the run, shifted back by the time of earlier starts.

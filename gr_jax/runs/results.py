@@ -33,6 +33,7 @@ class Progress:
       score: among all seen classes, and among the classes of the image's task.
     further: the same for its other scores: for each score, for each finished task, (correct, correct_aware).
     exemplars: for each class seen in finished tasks, its rows of the training data, in pick order.
+    chosen: for each seen class, its rows in the current stage, if this trains on exemplars; else ().
   """
   task: int = 0
   stage: int = 0
@@ -45,6 +46,7 @@ class Progress:
   correct_aware: tuple[tuple[int, ...], ...] = ()
   further: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...] = ()
   exemplars: tuple[tuple[int, ...], ...] = ()
+  chosen: tuple[tuple[int, ...], ...] = ()
 
   @property
   def inside_stage(self) -> bool:
@@ -59,7 +61,7 @@ class Progress:
   def after_stage(self, reports: dict[str, Sequence[float]], seconds: float) -> Progress:
     """The progress after the current stage, inside the same task."""
     kept = {name: tuple(values) for name, values in reports.items()}
-    return dataclasses.replace(self, stage=self.stage + 1, epoch=0, steps=0, sums=None, seconds=seconds,
+    return dataclasses.replace(self, stage=self.stage + 1, epoch=0, steps=0, sums=None, chosen=(), seconds=seconds,
                                reports={**self.reports, **kept})
 
   def after_task(self, counts: np.ndarray, exemplars: Sequence[np.ndarray], seconds: float) -> Progress:
@@ -130,7 +132,9 @@ def task_row(plan: TaskPlan, state: TrainState, reports: Mapping[str, Sequence[f
   `reports` holds the stages' per-class reports, by name.
   """
   seen = slice(0, plan.task.stop)
-  kernel = np.asarray(state.params["classifier"]["kernel"])[:, seen]
+  kernel = np.asarray(state.params["classifier"]["kernel"])
+  # A class may have several columns (heads.proxies).
+  columns = kernel.reshape(-1, kernel.shape[-1])[:, seen]
   return {
       "kind": "task", "task": plan.number + 1, "global_step": plan.stop_step,
       **{name: results[name][plan.number] for name in (
@@ -140,7 +144,7 @@ def task_row(plan: TaskPlan, state: TrainState, reports: Mapping[str, Sequence[f
       "many_medium_few": results["many_medium_few"], "correct": progress.correct[-1][seen],
       "correct_task_aware": progress.correct_aware[-1][seen],
       **{name: list(values[seen]) for name, values in reports.items()},
-      "classifier_norms": np.linalg.norm(kernel, axis=0).tolist(),
+      "classifier_norms": np.linalg.norm(columns, axis=0).tolist(),
       "exemplars": [len(kept) for kept in progress.exemplars], "seconds": progress.seconds}
 
 

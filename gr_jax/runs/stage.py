@@ -31,7 +31,7 @@ class Standing(NamedTuple):
     progress: how far the run has come.
     state: parameters, and the optimizer's and rule's state of the stage.
     carry: what is kept from task to task.
-    teacher: the previous task's model, inside a task that has one; else None.
+    teacher: the model that losses compare with (Stage.teacher), inside a task that has one; else None.
   """
   progress: Progress
   state: TrainState
@@ -82,7 +82,7 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
   with meter.Meter(plan, outlook=_outlook(experiment, progress), rates=experiment.learning_rates(stage), done=done,
-                   sums=progress.sums, batch_size=config.batch_size, log=saving.log,
+                   sums=progress.sums, batch_size=plan.batch_size, log=saving.log,
                    started=saving.started) as measured, _blaming(lambda: state), \
        contextlib.closing(programs.feed(plan, among, experiment.root, chunks(
            plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps))) as fed:

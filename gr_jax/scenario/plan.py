@@ -16,9 +16,13 @@ from gr_jax.methods.base import Context, Method, Stage
 from gr_jax.scenario.draw import Task
 
 # Which images a stage uses. "present": exemplars of old classes and all images of new ones; "all": every image of every
-# seen class; "new": those of new classes; "held_out": those that the method holds out. Held-out images are used only
-# with "held_out" and "all".
-ROWS = ("present", "all", "new", "held_out")
+# seen class; "new": those of new classes; "held_out": those that the method holds out; "balanced": exemplars of old
+# classes and as many images of each new one, drawn by the seed; "exemplars": what the memory would keep of every class,
+# chosen by the network at the start of the stage. Held-out images are used only with "held_out" and "all".
+ROWS = ("present", "all", "new", "held_out", "balanced", "exemplars")
+
+# Part of the seed of balanced rows, so that they are drawn apart from exemplars.
+_BALANCED = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,7 @@ class StagePlan:
     index, name: index of the stage in the method (from 0), and its name.
     context: for the train step, NumPy arrays.
     size: number of images used.
+    batch_size: images of a step; more than the config's if the sampler adds some.
     epochs, steps_per_epoch: of the stage.
     first_step, stop_step: global steps before and after it.
   """
@@ -40,6 +45,7 @@ class StagePlan:
   name: str
   context: Context
   size: int
+  batch_size: int
   epochs: int
   steps_per_epoch: int
   first_step: int
@@ -112,10 +118,12 @@ def make_context(counts: np.ndarray, task: Task, number: int, *, per_class: int,
   old, new = classes < task.first, (classes >= task.first) & (classes < task.stop)
   kept = np.minimum(counts, per_class)
   held = np.minimum(counts, held_out)
+  remembered = kept - np.minimum(kept, held)
+  of_every = np.where(old | new, remembered, 0)
   taking_part = {
-      "present": np.where(new, counts - held, np.where(old, kept - np.minimum(kept, held), 0)),
+      "present": np.where(new, counts - held, np.where(old, remembered, 0)),
       "all": np.where(old | new, counts, 0), "new": np.where(new, counts - held, 0),
-      "held_out": np.where(old | new, held, 0)}[rows]
+      "held_out": np.where(old | new, held, 0), "balanced": of_every, "exemplars": of_every}[rows]
   if task_of_class is None:
     task_of_class = np.where(old, 0, np.where(new, number, number + 1))
   return Context(
@@ -128,42 +136,56 @@ def make_plans(counts: np.ndarray, tasks: Sequence[Task], method: Method, *, epo
                per_class: int | None, total: int | None = None) -> tuple[TaskPlan, ...]:
   """The plan of every task; arguments as for `make_context` and in the config.
 
-  With `total`, a task's exemplars are those chosen after the task before: floor(total / old classes) of each.
+  With `total`, a task's exemplars are those chosen after the task before: floor(total / old classes) of each. A stage
+  on exemplars has as many as the memory keeps after the task.
   """
   task_of_class = np.repeat(np.arange(len(tasks)), [task.stop - task.first for task in tasks])
   plans, step = [], 0
   for number, task in enumerate(tasks):
-    m, stages = memory.quota(task.first, per_class=per_class, total=total), []
+    stages = []
     for index, stage in enumerate(method.stages):
       if not stage.takes_part(number):
         continue
+      m = memory.quota(task.stop if stage.rows == "exemplars" else task.first, per_class=per_class, total=total)
       context = make_context(counts, task, number, per_class=m, rows=stage.rows, held_out=method.held_out,
                              task_of_class=task_of_class)
-      size, length = int(context.counts.sum()), stage.epochs(epochs)
-      steps_per_epoch = -(-size // batch_size)
+      size, length, sampler = int(context.counts.sum()), stage.epochs(epochs), stage.sampler
+      steps_per_epoch = sampler.steps(context.counts, context.old, batch_size)
       stop = step + length * steps_per_epoch
-      stages.append(StagePlan(number, task, index, stage.name, context, size, length, steps_per_epoch, step, stop))
+      stages.append(StagePlan(number, task, index, stage.name, context, size, sampler.batch(batch_size), length,
+                              steps_per_epoch, step, stop))
       step = stop
     plans.append(TaskPlan(number, task, tuple(stages)))
   return tuple(plans)
 
 
-def rows_of(stage: Stage, plan: StagePlan, counts: np.ndarray, exemplars: Sequence[np.ndarray], held_out: int
-            ) -> list[np.ndarray]:
+def rows_of(stage: Stage, plan: StagePlan, counts: np.ndarray, exemplars: Sequence[np.ndarray], held_out: int, *,
+            seed: int) -> list[np.ndarray]:
   """The rows of the training data that a stage uses, for each seen class.
 
   Args:
     stage, plan: of the stage.
     counts: [classes] int; the data is sorted by class in learning order.
-    exemplars: rows of each old class, without held-out rows.
+    exemplars: rows of each old class, without held-out rows; for a stage on exemplars, of each seen class.
     held_out: number of rows held out of each class, its first ones.
+    seed: of the run, for balanced rows.
   """
   stops = np.cumsum(counts)
   every = [np.arange(stop - count, stop, dtype=np.int32) for stop, count in zip(stops, counts)][:plan.task.stop]
   old = range(plan.task.first)
   if stage.rows == "all":
     return every
+  if stage.rows == "exemplars":
+    return list(exemplars)
   if stage.rows == "held_out":
     return [rows[:held_out] for rows in every]
   fresh = [rows[held_out:] for rows in every[plan.task.first:]]
+  if stage.rows == "balanced":
+    fresh = [_drawn(rows, int(plan.context.counts[j]), (seed, plan.number, j, _BALANCED + plan.index))
+             for j, rows in enumerate(fresh, plan.task.first)]
   return [*([every[0][:0]] * len(old) if stage.rows == "new" else [exemplars[j] for j in old]), *fresh]
+
+
+def _drawn(rows: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:
+  """`count` of these rows, ascending."""
+  return np.sort(np.random.default_rng(seed).permutation(rows)[:count])

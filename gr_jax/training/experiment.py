@@ -85,7 +85,8 @@ class Experiment:
   def step_bytes(self) -> int:
     """Bytes of one step's pictures when they are transferred: as stored, or as final views when streamed."""
     side = self.config.image_size if self.path[0] == "stream" else self.kept_side
-    return self.config.batch_size * side**2 * len(self.source.mean)
+    largest = max(stage.sampler.batch(self.config.batch_size) for stage in self.method.stages)
+    return largest * side**2 * len(self.source.mean)
 
   @property
   def steps_per_call(self) -> int:
@@ -121,7 +122,7 @@ class Experiment:
   def optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a stage, with its learning rates."""
     return optimizer.sgd(self.learning_rates(stage), momentum=self.config.momentum,
-                         weight_decay=self.config.weight_decay if stage.learning_rate is None else 0.0)
+                         weight_decay=self.config.weight_decay if stage.weight_decay else 0.0)
 
   def learning_rates(self, stage: Stage) -> tuple[float, ...]:
     """The learning rate in every epoch of a stage."""
@@ -184,6 +185,10 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
     raise UserError(f"batch_size is {config.batch_size}, which is not divisible by the {len(devices)} devices; "
                     f"choose a multiple of {len(devices)}, such as --config.batch_size={near}")
   method, model = _method_and_model(config, devices[0].platform)
+  if training:
+    _check_batch(config, method, 1 if config.replicas > 1 else len(devices))
+  if method.uses_maps:
+    _check_maps(config, method, model)
   before_data()
   if source is None:
     source = catalogue.load(config.dataset, config.data_dir, cache_dir=config.cache_dir, progress=progress, say=say,
@@ -254,7 +259,7 @@ def recorded(config: AnyConfig, record: Mapping[str, Any]) -> Experiment:
 def _method_and_model(config: Config, platform: str) -> tuple[Method, Any]:
   method = methods.make(config.method, config.method_options, memory=config.memory.quota(1))
   return method, models.make_backbone(config.model, platform=platform, precision=config.precision,
-                                      axis_name=parallel.AXIS, signed=method.signed_features)
+                                      axis_name=parallel.AXIS, signed=method.signed_features, maps=method.uses_maps)
 
 
 def _plans(config: Config, drawn: scenario.Scenario, method: Method) -> tuple[plan.TaskPlan, ...]:
@@ -277,6 +282,26 @@ def _with_memory_of_all(method: Method, config: Config, num_classes: int) -> Met
     raise UserError(f"memory.total is {total}, too small for the {num_classes} classes of the data set{needs}; set "
                     f"--config.memory.total={least} or more, or use memory.per_class")
   return methods.make(config.method, config.method_options, memory=total // num_classes)
+
+
+def _check_batch(config: Config, method: Method, devices: int) -> None:
+  """Every device must have equally many images of each kind."""
+  kinds = max(stage.sampler.multiple for stage in method.stages)
+  multiple = kinds * devices
+  if config.batch_size % multiple:
+    near = -(-config.batch_size // multiple) * multiple
+    raise UserError(f"batch_size is {config.batch_size}, but method {method.name!r} on {devices} devices needs a "
+                    f"multiple of {kinds} x {devices} = {multiple}, such as --config.batch_size={near}")
+
+
+def _check_maps(config: Config, method: Method, model: Any) -> None:
+  """A method that compares maps needs some; only shapes are computed."""
+  image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+  _, maps = jax.eval_shape(lambda key, image: model.apply(
+      model.init(key, image, train=False), image, train=False), jax.random.key(0), image)
+  if not maps:
+    raise UserError(f"method {method.name!r} compares the maps of the backbone's stages, but model {config.model!r} "
+                    f"has none; choose a residual network, such as --config.model=resnet32")
 
 
 def _check_held_out(method: Method, drawn: scenario.Scenario) -> None:

@@ -1,12 +1,14 @@
-"""What is read from a network: scores of pictures; and two programs, evaluation and features for selecting exemplars.
+"""What is read from a network: scores of pictures; and three programs: evaluation, features for selecting exemplars,
+and sums over images for a method.
 
-Both process blocks of a fixed number of rows, block i on device i mod devices. The blocks do not depend on the number
+All process blocks of a fixed number of rows, block i on device i mod devices. The blocks do not depend on the number
 of devices, so counts and features do not either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +37,15 @@ def score(model: Backbone, method: Method, network: dict, x: jax.Array, context:
     network: see `fold`.
     x: [batch, height, width, channels] float32.
   """
-  features, maps = model.apply(
-      {"params": network["params"]["backbone"], "batch_stats": network["batch_stats"]}, x, train=False)
-  outputs = Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
+  outputs = _outputs(model, method, network, x, context)
   return tuple(jnp.where(context.seen, of(outputs, network["carry"], context), -jnp.inf)
                for of in method.scores.values())
+
+
+def _outputs(model: Backbone, method: Method, network: dict, x: jax.Array, context: Context) -> Outputs:
+  features, maps = model.apply(
+      {"params": network["params"]["backbone"], "batch_stats": network["batch_stats"]}, x, train=False)
+  return Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
 
 
 def make_evaluate(
@@ -118,3 +124,29 @@ def _block_of(i: jax.Array, block: int, stop: AnyInteger) -> tuple[jax.Array, ja
   number = i * jax.lax.axis_size(parallel.AXIS) + jax.lax.axis_index(parallel.AXIS)
   rows = number * block + jnp.arange(block)
   return rows, rows < stop, jnp.clip(rows, 0, stop - 1)
+
+
+def make_measure(
+    *, model: Backbone, method: Method, measure: Callable[..., Any], prepare: Prepare, block: int,
+    devices: Sequence[jax.Device]) -> Callable[..., Any]:
+  """The program that measures what a method keeps after a task (methods.base.Boundary).
+
+  Returns:
+    run(network, data, pool, context) -> the sums of `measure` over the images of `pool`, each counted once; `network`
+    is {"params", "batch_stats"}.
+  """
+  def run(network: dict, data: Data, pool: Pool, context: Context) -> Any:
+    folded = folding.fold_teacher(network)
+
+    def of_block(i: AnyInteger) -> Any:
+      _, valid, inside = _block_of(i, block, pool.size)
+      picked = pool.rows[inside]
+      outputs = _outputs(model, method, folded, prepare(data.images[picked], data.sizes[picked]), context)
+      return measure(outputs, data.labels[picked], valid, context)
+
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, 0))
+    total = jax.lax.fori_loop(0, _rounds(pool.size, block), lambda i, sums: jax.tree.map(
+        jnp.add, sums, of_block(i)), nothing)
+    return jax.lax.psum(total, parallel.AXIS)
+
+  return parallel.spread(run, devices, num_args=4)

@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax import seeding
+from gr_jax.data import order
 from gr_jax.data.arrays import Pool
-from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Stage
 from gr_jax.training.state import TrainState
 from gr_jax.training.step import StepMetrics, metrics_like
 from gr_jax.typing import AnyInteger
-
-# (pool, root, task, stage number, epoch) -> the pool's rows in the order of the epoch.
-Order = Callable[[Pool, jax.Array, AnyInteger, int, AnyInteger], jax.Array]
 
 
 class Window(NamedTuple):
@@ -33,16 +30,15 @@ class Window(NamedTuple):
 
 def make_run(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, stage: Stage, number: int, batch_size: int,
-    num_devices: int, order: Order | None = epoch_order) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    num_devices: int, travelling: bool = False) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """The function that runs a window of steps on one of `num_devices` devices.
 
   Args:
     step: from `make_train_step` with axis_name = parallel.AXIS.
     stage, number: the step's stage, and its index in the method (from 0).
-    batch_size: global; a multiple of the number of devices.
+    batch_size: images of a step, over all devices.
     num_devices: that share the batch.
-    order: of the rows in an epoch. None: `data` holds only this device's share of these steps, batch after batch, and
-      the pool is ignored.
+    travelling: `data` holds only this device's share of these steps, batch after batch, and the pool is ignored.
 
   Returns:
     run(state, teacher, context, data, window) -> (state, summed metrics). The last batch of an epoch is filled up from
@@ -54,12 +50,12 @@ def make_run(
 
   def run(state, teacher, context, data, window: Window):
     share = jnp.arange(local)
-    if order is None:
+    if travelling:
       batch_of = lambda i: i * local + share
     else:
-      rows = order(window.pool, window.root, context.task, number, window.epoch)
+      epoch = order.epoch_of(stage.sampler, window.pool, window.root, context, number, window.epoch)
       places = jax.lax.axis_index(parallel.AXIS) * local + share
-      batch_of = lambda i: rows[(i * batch_size + places) % window.pool.size]
+      batch_of = lambda i: stage.sampler.pick(epoch, i * batch_size + places)
 
     def body(carry):
       i, _, state, sums = carry
@@ -80,8 +76,9 @@ def make_run(
 
 def make_program(
     step: Callable[..., tuple[TrainState, StepMetrics]], *, stage: Stage, number: int, batch_size: int,
-    devices: Sequence[jax.Device], order: Order | None = epoch_order
+    devices: Sequence[jax.Device], travelling: bool = False
     ) -> functools.partial[tuple[TrainState, StepMetrics]]:
-  """`make_run` as one pmapped program over `devices`; donates the state. With order None, data must be split."""
-  run = make_run(step, stage=stage, number=number, batch_size=batch_size, num_devices=len(devices), order=order)
-  return parallel.spread(run, devices, num_args=5, donate=(0,), parted=(3,) if order is None else ())
+  """`make_run` as one pmapped program over `devices`; donates the state. If pictures travel, data must be split."""
+  run = make_run(step, stage=stage, number=number, batch_size=batch_size, num_devices=len(devices),
+                 travelling=travelling)
+  return parallel.spread(run, devices, num_args=5, donate=(0,), parted=(3,) if travelling else ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ from gr_jax import seeding
 from gr_jax.data import augment, feed, stream
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.feed import Feed
-from gr_jax.data.order import epoch_order
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context, HeadParams
 from gr_jax.models import folding
@@ -49,22 +48,25 @@ class Programs:
     feed: provides the inputs of each call of a stage's program (see data.feed).
     steps_per_call: the largest number of steps in one call.
     init: root -> TrainState, with root = jax.random.key(seed) on every device.
-    begin_task: (params, batch_stats, context, root) -> (params with new columns, teacher). The teacher is a copy,
-      since the state's own arrays are donated to the next step.
+    begin_task: (params, batch_stats, context, root) -> (params with new columns, teacher).
+    make_teacher: (params, batch_stats) -> teacher, a copy, since the state's own arrays are donated to the next step.
     fold_teacher: teacher -> the same network with batch norm folded, as the stages' programs take it.
     stages: in the method's order.
     features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
     logits: (state, plan of a task, features [rows, features]) -> [rows, seen classes] NumPy float32.
+    after_memory: (state, carry, context, rows) -> carry, as the method changes it after a task; None for no change.
   """
   data: Data | None
   feed: Feed
   steps_per_call: int
   init: Callable[[jax.Array], TrainState]
   begin_task: Callable[[Any, Any, Context, jax.Array], tuple[Any, Any]]
+  make_teacher: Callable[[Any, Any], Any]
   fold_teacher: Callable[[Any], Any]
   stages: tuple[StagePrograms, ...]
   features: Callable[[TrainState, np.ndarray], np.ndarray]
   logits: Callable[[TrainState, TaskPlan, np.ndarray], np.ndarray]
+  after_memory: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
 
 
 def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> Programs:
@@ -74,32 +76,38 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
   streamed = isinstance(pictures, stream.Originals)
   everywhere = experiment.root.sharding
 
+  def make_teacher(params: Any, batch_stats: Any) -> Any:
+    return jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+
   def begin_task(params: Any, batch_stats: Any, context: Context, root: jax.Array) -> tuple[Any, Any]:
-    teacher = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+    teacher = make_teacher(params, batch_stats)
     key = seeding.derive(root, context.task, 0, seeding.CLASSIFIER)
     return {**params, "classifier": experiment.method.head.renew(key, params["classifier"], context.new)}, teacher
 
-  data, order = None, epoch_order
+  data = None
   if path == "resident":
     data = parallel.replicate(pictures, devices)
     feeding = feed.resident(data, devices)
   else:
-    mine, order = parallel.shares(devices, config.batch_size), None
+    mine = functools.partial(parallel.shares, devices)
     read = feed.gather(pictures, mine) if not streamed else stream.reader(
-        pictures, side=config.image_size, batch_size=config.batch_size, mine=mine, timeout=config.worker_timeout)
-    feeding = feed.travelling(read, steps=experiment.steps_per_call, batch_size=config.batch_size, devices=devices)
+        pictures, side=config.image_size, mine=mine, timeout=config.worker_timeout)
+    feeding = feed.travelling(read, samplers=[stage.sampler for stage in experiment.method.stages],
+                              steps=experiment.steps_per_call, devices=devices)
   begin = jax.jit(begin_task, out_shardings=everywhere)
   return Programs(
       data=data, feed=feeding, steps_per_call=experiment.steps_per_call,
       init=jax.jit(experiment.init_state, out_shardings=everywhere),
       begin_task=lambda params, batch_stats, context, root: begin(
           params, batch_stats, parallel.replicate(context, devices), root),
+      make_teacher=jax.jit(make_teacher, out_shardings=everywhere),
       fold_teacher=jax.jit(folding.fold_teacher, out_shardings=everywhere),
-      stages=tuple(_stage(experiment, index, streamed, order) for index in range(len(experiment.method.stages))),
-      features=_features(experiment, pictures, data), logits=_logits(experiment))
+      stages=tuple(_stage(experiment, index, streamed) for index in range(len(experiment.method.stages))),
+      features=_features(experiment, pictures, data), logits=_logits(experiment),
+      after_memory=_after_memory(experiment, pictures, data))
 
 
-def _stage(experiment: Experiment, index: int, streamed: bool, order: program.Order | None) -> StagePrograms:
+def _stage(experiment: Experiment, index: int, streamed: bool) -> StagePrograms:
   config, source, devices = experiment.config, experiment.source, experiment.devices
   stage, everywhere = experiment.method.stages[index], experiment.root.sharding
   view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
@@ -113,8 +121,8 @@ def _stage(experiment: Experiment, index: int, streamed: bool, order: program.Or
 
   return StagePrograms(
       begin=jax.jit(functools.partial(experiment.begin_stage, index=index), out_shardings=everywhere),
-      run=program.make_program(step, stage=stage, number=index, batch_size=config.batch_size, devices=devices,
-                               order=order),
+      run=program.make_program(step, stage=stage, number=index, batch_size=stage.sampler.batch(config.batch_size),
+                               devices=devices, travelling=experiment.path[0] != "resident"),
       end=None if stage.end is None else jax.jit(_ending(stage.end), out_shardings=everywhere))
 
 
@@ -126,31 +134,49 @@ def _ending(finish: Callable[[HeadParams, Context], HeadParams]) -> Callable[[An
   return end
 
 
-def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
-              ) -> Callable[[TrainState, np.ndarray], np.ndarray]:
-  """Programs.features; `data` holds the pictures if they stay on the devices, else None."""
-  config, source, devices = experiment.config, experiment.source, experiment.devices
-  streamed = isinstance(pictures, stream.Originals)
-  capacity = experiment.capacity if data is not None else _looked_at_together(experiment)
-  extract = passes.make_extract(
-      model=experiment.model, capacity=capacity, block=config.evaluation_block, devices=devices,
-      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
-                                 cropped=streamed or source.uniform))
-  replicate = functools.partial(parallel.replicate, devices=devices)
+# rows -> (pictures, their pool, number of rows) of each call of a program that looks at them once.
+Looking = Callable[[np.ndarray], Iterator[tuple[Data, Pool, int]]]
 
-  def features(state: TrainState, rows: np.ndarray) -> np.ndarray:
+
+def _looking(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None) -> tuple[int, Looking]:
+  """The largest number of rows in a call, and how they reach the device; `data`: the pictures if they stay there."""
+  config, replicate = experiment.config, functools.partial(parallel.replicate, devices=experiment.devices)
+  capacity = experiment.capacity if data is not None else _looked_at_together(experiment)
+
+  def looking(rows: np.ndarray) -> Iterator[tuple[Data, Pool, int]]:
     if data is not None:
-      found = extract(state.params, state.batch_stats, data, replicate(pool(rows, capacity)))
-      return np.asarray(found)[:len(rows)]
+      yield data, replicate(pool(rows, capacity)), len(rows)
+      return
     if isinstance(pictures, stream.Originals):
       blocks = stream.central(pictures, rows, side=config.image_size, block=capacity, timeout=config.worker_timeout)
     else:
       blocks = (feed.rows_of(pictures, rows[i:i + capacity]) for i in range(0, len(rows), capacity))
-    found = []
     for block in blocks:
-      here, among = replicate((feed.padded(block, capacity), pool(np.arange(len(block.labels)), capacity)))
-      found.append(np.asarray(extract(state.params, state.batch_stats, here, among))[:len(block.labels)])
-    return np.concatenate(found)
+      count = len(block.labels)
+      yield (*replicate((feed.padded(block, capacity), pool(np.arange(count), capacity))), count)
+
+  return capacity, looking
+
+
+def _prepare(experiment: Experiment, pictures: Data | stream.Originals) -> passes.Prepare:
+  """Training pictures as the read-only programs see them."""
+  source, streamed = experiment.source, isinstance(pictures, stream.Originals)
+  return augment.make_plain(image_size=experiment.config.image_size, mean=source.mean, std=source.std,
+                            cropped=streamed or source.uniform)
+
+
+def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
+              ) -> Callable[[TrainState, np.ndarray], np.ndarray]:
+  """Programs.features; `data` holds the pictures if they stay on the devices, else None."""
+  capacity, looking = _looking(experiment, pictures, data)
+  extract = passes.make_extract(
+      model=experiment.model, capacity=capacity, block=experiment.config.evaluation_block, devices=experiment.devices,
+      prepare=_prepare(experiment, pictures))
+
+  def features(state: TrainState, rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([
+        np.asarray(extract(state.params, state.batch_stats, here, among))[:count]
+        for here, among, count in looking(rows)])
 
   return features
 
@@ -168,6 +194,26 @@ def _logits(experiment: Experiment) -> Callable[[TrainState, TaskPlan, np.ndarra
     return found[:len(features), :plan.task.stop]
 
   return logits
+
+
+def _after_memory(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
+                  ) -> Callable[[TrainState, Any, Context, np.ndarray], Any] | None:
+  """Programs.after_memory; arguments as for `_features`."""
+  method, devices = experiment.method, experiment.devices
+  if method.after_memory is None:
+    return None
+  _, looking = _looking(experiment, pictures, data)
+  run = passes.make_measure(
+      model=experiment.model, method=method, measure=method.after_memory.measure,
+      block=experiment.config.evaluation_block, devices=devices, prepare=_prepare(experiment, pictures))
+  keep = jax.jit(method.after_memory.keep, out_shardings=experiment.root.sharding)
+
+  def after_memory(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
+    there, network = parallel.replicate(context, devices), {"params": state.params, "batch_stats": state.batch_stats}
+    parts = [run(network, here, among, there) for here, among, _ in looking(rows)]
+    return keep(carry, jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts), there)
+
+  return after_memory
 
 
 def _looked_at_together(experiment: Experiment) -> int:

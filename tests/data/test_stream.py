@@ -36,8 +36,8 @@ def originals(files, **faults):
 
 def views(found, rows, starts, timeout=60, mine=None):
   """Chunks of one device's data, or of those whose places in a batch are `mine` [devices, share]."""
-  read = stream.reader(found, side=SIDE, batch_size=BATCH, timeout=timeout,
-                       mine=np.arange(BATCH)[None] if mine is None else mine)
+  read = stream.reader(found, side=SIDE, timeout=timeout,
+                       mine=lambda size: np.arange(size)[None] if mine is None else mine)
   chunks = list(read([chosen.reshape(-1, BATCH) for chosen in rows], starts, jax.random.key(3), 1))
   return chunks if mine is not None else [jax.tree.map(lambda array: array[0], chunk) for chunk in chunks]
 

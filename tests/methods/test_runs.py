@@ -10,15 +10,18 @@ import jax
 import numpy as np
 import pytest
 import runs
+import tiny
 
-from gr_jax import methods, train
+from gr_jax import methods, models, train
+from gr_jax.errors import UserError
 from gr_jax.runs import console, loop, signals
 from gr_jax.training import experiment, pictures, programs
 
 # The smallest images, one chunk an epoch or two: enough to stop in every stage.
 SETTINGS = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2, "batch_size": 100, "steps_per_call": 2,
             "checkpoint_every_epochs": 1}
-OPTIONS = {"bic": {"method_options.bias_epochs_share": 1.0}}
+OPTIONS = {"bic": {"method_options.bias_epochs_share": 1.0}, "eeil": {"method_options.balanced_epochs_share": 1.0},
+           "podnet": {"method_options.balanced_epochs_share": 1.0}, "ssil": {"batch_size": 96}}
 
 
 def config_of(name, **changes):
@@ -134,7 +137,7 @@ def test_every_method_learns_digits(tmp_path, name):
 @pytest.mark.parametrize("name", methods.NAMES)
 def test_programs_are_those_of_the_stages(name):
   """As many in two tasks as in ten: one a stage, and another where the first task has no teacher."""
-  expected = {"finetune": 1, "joint": 1, "bic": 3}.get(name, 2)
+  expected = {"finetune": 1, "joint": 1, "il2m": 1, "bic": 3, "eeil": 3, "podnet": 3}.get(name, 2)
   for tasks in (2, 10):
     found = experiment.load(config_of(name, **{"scenario.num_tasks": tasks}))
     assert len(console.stage_programs(found)) == expected
@@ -146,3 +149,16 @@ def test_programs_are_those_of_the_stages(name):
       contexts = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in stage.context)
                   for plan in found.plans for stage in plan.stages if stage.index == index}
       assert len(contexts) == 1
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+  """SS-IL: four new images for each exemplar, on each of four devices."""
+  with pytest.raises(UserError, match="batch_size is 40, but method 'ssil' on 4 devices needs a multiple of 4 x 4"):
+    experiment.load(config_of("ssil", batch_size=40))
+  assert experiment.load(config_of("ssil", batch_size=48)).plans[1].stages[0].batch_size == 60
+
+
+def test_a_backbone_without_maps_is_refused(monkeypatch):
+  monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.TinyBackbone(4))
+  with pytest.raises(UserError, match="method 'podnet' compares the maps.*model 'resnet8' has none"):
+    experiment.load(config_of("podnet"))

@@ -8,15 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import bic as bic_reference
+from references import eeil as eeil_reference
 from references import finetune as finetune_reference
 from references import icarl as icarl_reference
 from references import lucir as lucir_reference
 from references import lwf as lwf_reference
+from references import podnet as podnet_reference
+from references import ssil as ssil_reference
 from references import wa as wa_reference
 
-from gr_jax import alignment, losses, methods, nearest_mean, optimizer
+from gr_jax import alignment, losses, methods, nearest_mean, optimizer, pooled_outputs, separated
 from gr_jax.data.arrays import Data
 from gr_jax.methods.base import Context, Outputs
+from gr_jax.models import heads
 from gr_jax.training import step as steps
 from gr_jax.training.state import TrainState
 
@@ -29,12 +33,18 @@ BATCH, FEATURES, TASKS = 12, 6, 4
 RUBBISH = 1e30
 
 
+def maps_of(features):
+  """Features as maps of two stages."""
+  return features.reshape(-1, 1, 2, 3), features.reshape(-1, 3, 2, 1)
+
+
 class Shift(nn.Module):
-  """Adds a parameter to its inputs, so that the gradient of features is that of the parameter."""
+  """Adds a parameter to its inputs, whose gradient is that of the features and of the maps, which are the features."""
 
   @nn.compact
   def __call__(self, x, *, train):
-    return x + self.param("shift", nn.initializers.zeros, x.shape), ()
+    found = x + self.param("shift", nn.initializers.zeros, x.shape)
+    return found, maps_of(found)
 
 
 def context(**changes):
@@ -68,13 +78,13 @@ class Case:
     self.gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, after.params)
 
   def _head(self, rng):
-    head = {"kernel": rng.normal(size=(FEATURES, 7)), "bias": rng.normal(size=7)}
     shapes = self.method.head.init(FEATURES, 7, TASKS)
+    head = {"kernel": rng.normal(size=shapes["kernel"].shape), "bias": rng.normal(size=7)}
     if "scale" in shapes:
       head = {"kernel": head["kernel"], "scale": np.asarray(1.7)}
     if "alpha" in shapes:
       head |= {"alpha": np.asarray([0.8, 1.3, 1.0, 1.0]), "beta": np.asarray([0.2, -0.4, 0.0, 0.0])}
-    head["kernel"][:, ~SEEN] = RUBBISH
+    head["kernel"][..., ~SEEN] = RUBBISH
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), head)
 
   def logits(self, teacher=False):
@@ -290,3 +300,95 @@ def test_scores_of_a_method_read_outputs_carry_and_context():
   carry = method.init_carry(FEATURES, 7)
   outputs = Outputs(jnp.ones((2, 7)), jnp.ones((2, 7)), jnp.ones((2, FEATURES)), ())
   assert method.scores["nearest_mean"](outputs, carry, context()).shape == (2, 7)
+
+
+
+ONE_OLD_TASK = np.asarray([0, 0, 0, 2, 2, 3, 3], np.int32)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("tasks", [TASK_OF_CLASS, ONE_OLD_TASK], ids=["an old task of one class", "one old task"])
+def test_eeil(index, tasks):
+  """Both stages have one loss; the second has another teacher, which here is any other network."""
+  around = context(task_of_class=tasks)
+  case = Case(methods.make("eeil", {"weight": 0.7, "temperature": 3.0}, memory=20), index=index, around=around)
+  arguments = case.logits(), case.logits(teacher=True), case.labels, OLD, NEW, around.task_of_class
+  options = {"weight": 0.7, "temperature": 3.0}
+  case.assert_linear(eeil_reference.loss(*arguments, **options), eeil_reference.gradient(*arguments, **options))
+
+
+def test_shares_of_a_task_are_exact_near_one():
+  """log(1 - p) where p rounds to 1 in float32, and classes of other tasks far above."""
+  logits = np.asarray([[40.0, 0.0, 500.0, RUBBISH], [0.0, 1.0, -500.0, np.nan]], np.float32)
+  classes, tasks = np.asarray([True, True, True, False]), np.asarray([0, 0, 1, 2])
+  (log_p, log_rest), pull = jax.vjp(lambda z: separated.task_log_softmax(z, classes, tasks), jnp.asarray(logits))
+  np.testing.assert_allclose(log_p[0], [0, -40, 0, 0], atol=1e-6)
+  np.testing.assert_allclose(log_rest[0], [-40, 0, 0, 0], atol=1e-6)
+  np.testing.assert_allclose(log_p[1, :2], np.log([1 / (1 + np.e), np.e / (1 + np.e)]), rtol=1e-6)
+  on_logits, = pull((jnp.ones_like(log_p), jnp.ones_like(log_p)))
+  assert np.isfinite(on_logits).all() and not np.asarray(on_logits)[:, 2:].any()
+
+
+def test_ssil():
+  case = Case(methods.make("ssil", {"weight": 0.7, "temperature": 3.0}, memory=20), index=1)
+  arguments = case.logits(), case.logits(teacher=True), case.labels, OLD, NEW, TASK_OF_CLASS
+  options = {"weight": 0.7, "temperature": 3.0}
+  case.assert_linear(ssil_reference.loss(*arguments, **options), ssil_reference.gradient(*arguments, **options))
+
+
+@pytest.mark.parametrize("labels, untouched", [([3, 4] * 6, OLD), ([0, 1, 2] * 4, NEW)], ids=["new", "memory"])
+def test_ssil_has_no_gradient_between_old_and_new_classes(labels, untouched):
+  case = Case(methods.make("ssil", {"weight": 0.0}, memory=20), index=1, labels=labels)
+  kernel = case.gradient["classifier"]["kernel"]
+  assert not kernel[:, untouched].any() and kernel[:, SEEN & ~untouched].all()
+
+
+def test_ssil_in_the_first_task_is_cross_entropy():
+  nothing = np.zeros(7, bool)
+  first = context(old=nothing, new=SEEN, lost=np.zeros(7, np.float32), task=np.int32(0))
+  case = Case(methods.make("ssil", {}, memory=20), teacher=False, around=first)
+  case.assert_linear(finetune_reference.loss(case.logits(), case.labels, nothing, SEEN),
+                     finetune_reference.gradient(case.logits(), case.labels, nothing, SEEN))
+
+
+@pytest.mark.parametrize("loss", ["long_tailed_cil", "pycil"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_podnet(loss, index):
+  """Both stages have one loss."""
+  options = {"flat_weight": 0.7, "spatial_weight": 1.5}
+  case = Case(methods.make("podnet", {"loss": loss, "proxies": 3, **options}, memory=20), index=index)
+  kernel = np.where(SEEN, case.head["kernel"], 1.0).astype(np.float64)
+  x, before = case.x.astype(np.float64), case.before.astype(np.float64)
+  arguments = x, maps_of(x), kernel, 1.7, case.labels, before, maps_of(before), OLD, NEW
+  options["pycil"] = loss == "pycil"
+  found = podnet_reference.gradients(*arguments, **options)
+  assert case.loss == pytest.approx(podnet_reference.loss(*arguments, **options), rel=2e-5)
+  close(case.gradient["backbone"]["shift"], found.features + sum(part.reshape(BATCH, -1) for part in found.maps))
+  close(case.gradient["classifier"]["kernel"], np.where(NEW, found.kernel, 0.0))
+  close(case.gradient["classifier"]["scale"], found.sigma)
+  # Old proxies are not trained, whatever their gradient is.
+  assert found.kernel[..., OLD].any() and not case.gradient["classifier"]["kernel"][..., OLD].any()
+
+
+def test_the_spatial_term_is_zero_for_equal_maps_and_does_not_depend_on_scale():
+  ours, theirs = np.random.default_rng(0).normal(size=(2, 5, 4, 3, 6)).astype(np.float32)
+  spatial = jax.jit(jax.value_and_grad(lambda a, b: pooled_outputs.spatial_distillation((a,), (b,))))
+  value, gradient = spatial(ours, ours)
+  assert value == 0 and not np.asarray(gradient).any()
+  apart = float(spatial(ours, theirs)[0])
+  assert apart > 0.1
+  for scaled in ((np.float32(1e-3) * ours, theirs), (ours, np.float32(50) * theirs)):
+    assert float(spatial(*scaled)[0]) == pytest.approx(apart, rel=1e-5)
+  # A map of zeros, such as behind a dead unit, has a finite gradient.
+  assert np.isfinite(spatial(0 * ours, theirs)[1]).all()
+
+
+def test_one_proxy_is_the_cosine_head():
+  features, kernel = np.random.default_rng(0).normal(size=(2, FEATURES, 7)).astype(np.float32)
+  kernel[:, ~SEEN] = RUBBISH
+  one, cosine = heads.proxies(1), heads.cosine()
+  scale = jnp.float32(2.5)
+  found = jax.jit(one.apply)({"kernel": kernel[:, None], "scale": scale}, features.T, context())
+  expected = jax.jit(cosine.apply)({"kernel": kernel, "scale": scale}, features.T, context())
+  for ours, theirs in zip(found, expected):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)

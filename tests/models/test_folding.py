@@ -19,7 +19,7 @@ NETWORKS = pytest.mark.parametrize("name, side", [("resnet8", 9), ("resnet32", 8
 
 def trained(name, side, precision="float32"):
   """(model, variables with batch norm as after training, images)."""
-  model = models.make_backbone(name, platform="cpu", precision=precision)
+  model = models.make_backbone(name, platform="cpu", precision=precision, maps=True)
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.normal(size=(5, side, side, 3)), jnp.float32)
   # Shapes alone: compiling the draws of the real initialisation takes a minute.
@@ -61,7 +61,7 @@ def test_the_same_network_in_float32(name, side):
 def test_the_same_network_in_bfloat16(name, side):
   """Both are as far from float32 as bfloat16's rounding takes them."""
   _, variables, images = trained(name, side)
-  exact, rounded = (models.make_backbone(name, platform="cpu", precision=p) for p in ("float32", "bfloat16"))
+  exact, rounded = (models.make_backbone(name, platform="cpu", precision=p, maps=True) for p in ("float32", "bfloat16"))
   folded = folding.fold(variables["params"], variables["batch_stats"])
   expected = outputs(exact, variables, images)
   unfolded = errors(outputs(rounded, variables, images), expected)

@@ -6,7 +6,22 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from references import bic, differences, eeil, finetune, icarl, il2m, joint, lucir, lwf, lws, notation, ssil, wa
+from references import (
+  bic,
+  differences,
+  eeil,
+  finetune,
+  icarl,
+  il2m,
+  joint,
+  lucir,
+  lwf,
+  lws,
+  notation,
+  podnet,
+  ssil,
+  wa,
+)
 
 # Eight columns, not in the order of arrival: tasks 0, 1, 2 and two unseen classes.
 TASK_OF_CLASS = np.array([2, 0, 3, 1, 0, 3, 1, 2])
@@ -670,3 +685,64 @@ def test_lws_class_aware_rows():
   np.testing.assert_array_equal(rows, [6, 5, 3, 0, 4, 1, 5])
   with pytest.raises(ValueError, match="4 rows from 1 classes"):
     lws.class_aware_rows([[0]], {0: [[3, 0, 4, 1, 2]]}, 7)
+
+
+# ----------------------------------------------------------------------------------------------------- podnet
+
+
+class Proxies(NamedTuple):
+  features: np.ndarray
+  maps: list
+  kernel: np.ndarray
+  sigma: float
+  labels: np.ndarray
+  old_features: np.ndarray
+  old_maps: list
+
+
+def proxies_problem(garbage=0.0, seed=11):
+  draw = np.random.default_rng(seed)
+  kernel = draw.normal(size=(FEATURES, 3, 8))
+  kernel[..., ~SEEN] = garbage
+  maps, old_maps = ([draw.normal(size=(BATCH, 2, 3, 4)), draw.normal(size=(BATCH, 1, 2, 2))] for _ in range(2))
+  return Proxies(draw.normal(size=(BATCH, FEATURES)), maps, kernel, 2.5, problem().labels,
+                 draw.normal(size=(BATCH, FEATURES)), old_maps)
+
+
+@pytest.mark.parametrize("pycil", [False, True])
+@pytest.mark.parametrize("garbage", [0.0, np.nan])
+@pytest.mark.parametrize("old, new", [(OLD, NEW), (NONE, SEEN)], ids=["later task", "first task"])
+def test_podnet_gradients_are_those_of_central_differences(pycil, garbage, old, new):
+  p = proxies_problem(garbage)
+
+  def loss(**changes):
+    return podnet.loss(*p._replace(**changes), old, new, pycil=pycil, flat_weight=0.6)
+
+  found = podnet.gradients(*p, old, new, pycil=pycil, flat_weight=0.6)
+  expected = [differences.numeric_gradient(lambda v: loss(features=v), p.features),
+              *(differences.numeric_gradient(
+                  lambda v, l=l: loss(maps=[v if i == l else other for i, other in enumerate(p.maps)]), p.maps[l])
+                for l in range(2)),
+              differences.numeric_gradient(lambda v: loss(kernel=v), p.kernel),
+              differences.numeric_gradient(lambda v: loss(sigma=v), p.sigma)]
+  for ours, numeric in zip((found.features, *found.maps, found.kernel, found.sigma), expected, strict=True):
+    np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-9)
+
+
+def test_podnet_by_hand():
+  # f = (3, 4), of length 5. Class 0 has proxies (1, 0) and (0, 2), cosines 3/5 and 4/5; softmax weights 1 / (1 + e^0.2)
+  # and the rest. Class 1 has twice (4, 3): 24/25 whatever the weights.
+  seen = np.array([True, True, False])
+  kernel = np.array([[[1, 4, np.nan], [0, 4, np.nan]], [[0, 3, np.nan], [2, 3, np.nan]]])
+  share = 1 / (1 + math.exp(0.2))
+  np.testing.assert_allclose(podnet.scores(row(3, 4), kernel, seen),
+                             row(0.6 * share + 0.8 * (1 - share), 0.96, -np.inf), rtol=1e-14)
+  # s = (0, ln 3), label 0: s' = (-ln 3, 0), so ln 3 + ln(1 + 1). Label 1: ln(1/3 + 1).
+  z = row(0, math.log(3), np.nan)
+  assert podnet.nca(z, [0], seen) == pytest.approx(math.log(6), rel=1e-14)
+  assert podnet.nca(z, [1], seen) == pytest.approx(math.log(4 / 3), rel=1e-14)
+  # Squares ((1, 4), (9, 16)): sums over the width 5, 25, over the height 10, 20; length sqrt(1150).
+  maps = np.array([[[[1.0], [-2]], [[3], [4]]]])
+  np.testing.assert_allclose(podnet.pooled(maps), row(5, 25, 10, 20) / math.sqrt(1150), rtol=1e-14)
+  assert podnet.spatial([maps], [3 * maps]) == pytest.approx(0, abs=1e-15)
+  assert podnet.factor(*mask("oooon")) == pytest.approx(math.sqrt(5))

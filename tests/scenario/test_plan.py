@@ -109,10 +109,10 @@ def test_rows_are_as_many_as_the_context_counts(rows, held_out, number):
   chosen = methods.make("gr", {}, memory=20)._replace(stages=(stage,), held_out=held_out)
   task = plan.make_plans(COUNTS, TASKS, chosen, epochs=1, batch_size=16, per_class=5)[number].stages[0]
   starts = np.cumsum(COUNTS) - COUNTS
-  # Exemplars: the last ones of each old class, as many as there is room for.
+  # Exemplars: the last ones of each class, as many as there is room for.
   exemplars = [np.arange(starts[j] + COUNTS[j] - max(min(5, COUNTS[j]) - held_out, 0), starts[j] + COUNTS[j])
-               for j in range(task.task.first)]
-  found = plan.rows_of(stage, task, COUNTS, exemplars, held_out)
+               for j in range(task.task.stop)]
+  found = plan.rows_of(stage, task, COUNTS, exemplars, held_out, seed=0)
   np.testing.assert_array_equal([len(rows) for rows in found], task.context.counts[:task.task.stop])
   for j, class_rows in enumerate(found):
     assert all(starts[j] <= row < starts[j] + COUNTS[j] for row in class_rows)
@@ -131,3 +131,32 @@ def test_chunks_cover_an_epoch_and_go_on_where_it_stopped():
   whole = list(plan.chunks(stage, steps_per_call=2))
   assert whole == [(epoch, first, stop) for epoch in range(3) for first, stop in ((0, 2), (2, 4), (4, 5))]
   assert list(plan.chunks(stage, steps_per_call=2, epoch=1, steps=4)) == whole[5:]
+
+
+def balanced(method="eeil", **changes):
+  """Plan and rows of the balanced stage of the second task; exemplars are the first ones of each old class."""
+  settings = {"seed": 0, "per_class": 5, **changes}
+  seed = settings.pop("seed")
+  task = plans(method, **settings)[1]
+  chosen, exemplars = methods.make(method, {}, memory=20), [np.arange(5), np.arange(30, 33)]
+  return task, plan.rows_of(chosen.stages[1], task.stages[1], COUNTS, exemplars, 0, seed=seed)
+
+
+def test_a_balanced_stage_has_equally_many_images_of_each_class():
+  task, rows = balanced()
+  # Class 1 has three images in all.
+  np.testing.assert_array_equal(task.stages[1].context.counts, [5, 3, 5, 5, 0])
+  assert [len(found) for found in rows] == [5, 3, 5, 5]
+  # A quarter of the first stage's epochs, rounded up.
+  assert [stage.epochs for stage in task.stages] == [3, 1]
+  assert [stage.size for stage in task.stages] == [58 + 8, 18]
+  # New images are drawn, each once, and another seed draws others.
+  assert len(set(rows[2])) == 5 and set(rows[2]) <= set(range(33, 83))
+  _, others = balanced(seed=1)
+  assert rows[2].tolist() != others[2].tolist() and rows[0].tolist() == others[0].tolist()
+  assert balanced()[1][2].tolist() == rows[2].tolist()
+
+
+def test_stages_of_the_first_task_alone():
+  for tasks, expected in (("all", [True] * 3), ("first", [True, False, False]), ("later", [False, True, True])):
+    assert [Stage("some", {}, tasks=tasks).takes_part(task) for task in range(3)] == expected

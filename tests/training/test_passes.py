@@ -137,3 +137,25 @@ def test_features_by_row(devices, size):
   assert len(found) >= 20
   np.testing.assert_array_equal(found[:size], images[rows[:size]].astype(np.float32))
   assert not found[size:].any()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 4, 13])
+def test_a_measure_counts_each_row_of_the_pool_once(devices, size):
+  """Rows in any order, blocks that are not full, more devices than blocks."""
+  rng, devices = np.random.default_rng(size), jax.devices()[:devices]
+  images, rows = rng.normal(size=(20, 5)), rng.permutation(20)[:size]
+
+  def measure(outputs, labels, valid, context):
+    hot = (labels[:, None] == jnp.arange(5)) & valid[:, None]
+    return {"images": jnp.sum(hot, axis=0), "logits": jnp.sum(jnp.where(valid[:, None], outputs.logits, 0.0), axis=0),
+            "task": jnp.where(valid, context.task, 0).sum()}
+
+  run = passes.make_measure(model=Fake(), method=method(), measure=measure, prepare=plain, block=4, devices=devices)
+  labels = np.arange(20) % 5
+  pool = Pool(np.r_[rows, np.zeros(20 - size)].astype(np.int32), np.int32(size))
+  context = context_of([True] * 5)._replace(task=np.int32(3))
+  found = run(*parallel.replicate((NETWORK, data_of(images, labels), pool, context), devices))
+  np.testing.assert_array_equal(found["images"], np.bincount(labels[rows], minlength=5))
+  np.testing.assert_allclose(found["logits"], images[rows].sum(axis=0), rtol=1e-5, atol=1e-6)
+  assert int(found["task"]) == 3 * size

@@ -32,7 +32,7 @@ def test_bfloat16_keeps_parameters_statistics_and_features_in_float32():
   x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
   outputs = {}
   for precision in ("float32", "bfloat16"):
-    model = models.make_backbone("resnet8", platform="cpu", precision=precision)
+    model = models.make_backbone("resnet8", platform="cpu", precision=precision, maps=True)
     variables = model.init(jax.random.key(1), x, train=False)
     (features, maps), updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, updated))} == {jnp.dtype("float32")}

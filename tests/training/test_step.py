@@ -1,6 +1,7 @@
 """The real train step through the real pmap: the recorded trajectory, devices, donation, compilation."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from device_runs import (
   trajectory_program,
 )
 
-from gr_jax import losses, methods, models, optimizer, reweighting, scenario, seeding
+from gr_jax import losses, methods, models, optimizer, reweighting, sampling, scenario, seeding
 from gr_jax.data import order
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
@@ -84,7 +85,7 @@ def test_state_is_donated_and_teacher_is_not():
 @pytest.mark.parametrize("size", [1, 5, 16, 17, 40])
 def test_every_image_is_used_at_least_once_an_epoch(size):
   pool = Pool(jnp.asarray(np.r_[np.arange(100, 100 + size), np.zeros(48 - size)], jnp.int32), jnp.int32(size))
-  rows = np.asarray(order.shuffled(pool, jax.random.key(3)))
+  rows = np.asarray(sampling.shuffled(pool.rows, jnp.arange(48) < size, jax.random.key(3)))
   assert sorted(rows[:size]) == list(range(100, 100 + size))
   batch, steps = 16, -(-size // 16)
   used = np.concatenate([rows[(i * batch + np.arange(batch)) % size] for i in range(steps)])
@@ -96,12 +97,14 @@ def test_every_image_is_used_at_least_once_an_epoch(size):
 def test_epochs_are_shuffled_differently_and_reproducibly():
   pool = Pool(jnp.arange(30, dtype=jnp.int32), jnp.int32(30))
   places = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 2, 0), (0, 0, 0, 0)]
-  orders = [np.asarray(order.epoch_order(pool, jax.random.key(s), t, stage, e)) for s, t, stage, e in places]
+  orders = [np.asarray(order.epoch_of(sampling.EVERY_IMAGE, pool, jax.random.key(s), types.SimpleNamespace(task=t),
+                                      stage, e)[0]) for s, t, stage, e in places]
   np.testing.assert_array_equal(orders[0], orders[-1])
   assert len({found.tobytes() for found in orders}) == len(set(places)) == 6
   # The first stage's keys are what they were before there were stages: they are part of what a seed means.
   np.testing.assert_array_equal(
-      orders[1], order.shuffled(pool, seeding.derive(jax.random.key(0), 0, 1, seeding.ORDER)))
+      orders[1], sampling.shuffled(pool.rows, jnp.ones(30, bool),
+                                   seeding.derive(jax.random.key(0), 0, 1, seeding.ORDER)))
 
 
 @pytest.mark.parametrize("rule, distillation, task_ratio, prior", [
@@ -158,7 +161,7 @@ def test_switches_against_the_oracle(rule, distillation, task_ratio, prior):
 
 def test_a_method_may_pull_on_features_and_stage_maps():
   """The step's one backward pass against autodiff through the whole network."""
-  model = models.make_backbone("resnet8", platform="cpu")
+  model = models.make_backbone("resnet8", platform="cpu", maps=True)
   rng = np.random.default_rng(2)
   images = jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32)
   labels = jnp.asarray(rng.integers(0, 4, 6), jnp.int32)

@@ -1,0 +1,87 @@
+"""Samplers: which images the batches of an epoch have.
+
+A place counts the images of an epoch, batch after batch, from 0. Devices take consecutive places of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gr_jax.typing import AnyArray
+
+
+class Sampler(NamedTuple):
+  """Draws the batches of a stage.
+
+  Attributes:
+    prepare: (pool, key, context) -> arrays of an epoch. `pool` is a data.arrays.Pool whose rows are sorted by class in
+      learning order; class j has context.counts[j] of them.
+    pick: (arrays, places [...] int) -> rows [...] int. It takes JAX arrays or NumPy arrays, and returns the same kind.
+    batch: the config's batch size -> images of a step.
+    steps: (counts [classes], old [classes] bool, the config's batch size) -> steps of an epoch.
+    multiple: the config's batch size must be a multiple of this number times the number of devices.
+  """
+  prepare: Callable[[Any, jax.Array, Any], Any]
+  pick: Callable[[Any, Any], Any]
+  batch: Callable[[int], int]
+  steps: Callable[[AnyArray, AnyArray, int], int]
+  multiple: int = 1
+
+
+def shuffled(rows: AnyArray, present: AnyArray, key: jax.Array) -> jax.Array:
+  """The rows in `present` [capacity] bool in random order, then the others; [capacity] int32.
+
+  No shape depends on the number of rows, so no task needs a new compilation.
+  """
+  draws = jnp.where(present, jax.random.uniform(key, rows.shape), 2.0)
+  return jnp.asarray(rows)[jnp.argsort(draws)]
+
+
+def _every_row(pool: Any, key: jax.Array, context: Any) -> tuple[jax.Array, Any]:
+  del context
+  return shuffled(pool.rows, jnp.arange(pool.rows.size) < pool.size, key), pool.size
+
+
+# Every image once an epoch, in random order; the last batch is filled up from the start of the order
+# (docs/method.md section 6).
+EVERY_IMAGE = Sampler(
+    prepare=_every_row, pick=lambda epoch, places: epoch[0][places % epoch[1]], batch=lambda size: size,
+    steps=lambda counts, old, size: -(-int(counts.sum()) // size))
+
+
+def new_and_memory(ratio: int) -> Sampler:
+  """Batches of new images and exemplars, `ratio` new images for each exemplar (SS-IL).
+
+  A batch has the config's number of new images, and exemplars besides. An epoch uses every new image at least once,
+  however few there are; exemplars are drawn anew in each epoch, without repetition until all have been used. The groups
+  of `ratio` new images and one exemplar stay together, so that all devices have equally many of both.
+
+  Args:
+    ratio: 1 or more; it must divide the config's batch size.
+  """
+  def prepare(pool: Any, key: jax.Array, context: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    exemplars = jnp.sum(jnp.where(context.old, context.counts, 0.0)).astype(jnp.int32)
+    place, (for_new, for_memory) = jnp.arange(pool.rows.size), jax.random.split(key)
+    # Old classes come first.
+    new = shuffled(pool.rows, (place >= exemplars) & (place < pool.size), for_new)
+    return new, pool.size - exemplars, shuffled(pool.rows, place < exemplars, for_memory), exemplars
+
+  def pick(epoch: tuple[Any, Any, Any, Any], places: Any) -> Any:
+    new, fresh, memory, exemplars = epoch
+    group, within = places // (ratio + 1), places % (ratio + 1)
+    # An empty memory leaves its places to new images.
+    of_memory = (within == ratio) & (exemplars > 0)
+    exemplar, image = memory[group % (exemplars + (exemplars == 0))], new[(group * ratio + within) % fresh]
+    return of_memory * exemplar + ~of_memory * image
+
+  def batch(size: int) -> int:
+    return size + size // ratio
+
+  def steps(counts: AnyArray, old: AnyArray, size: int) -> int:
+    return -(-int(counts[~old].sum()) // size)
+
+  return Sampler(prepare, pick, batch, steps, multiple=ratio)
