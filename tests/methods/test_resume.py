@@ -62,5 +62,9 @@ def test_interrupted_inside_the_last_stage(tmp_path, monkeypatch, name, stages):
   last = [row["stage"] for row in rows if row["task"] == 2][-1]
   end_inside(name, tmp_path / "cut", monkeypatch, 2, last)
   train.train(config_of(name), tmp_path / "cut")
-  runs.assert_equal(tmp_path / "whole", tmp_path / "cut")
-  assert whole["tasks_done"] == 2
+  found, expected = ([runs.timeless(runs.results(tmp_path / name)), list(map(runs.timeless, runs.rows(tmp_path / name)))]
+                     for name in ("cut", "whole"))
+  assert found == expected and whole["tasks_done"] == 2
+  # The interruption left a checkpoint of its own; at the ends of tasks and stages every array has the same digest.
+  cut, ends = runs.records(tmp_path / "cut"), runs.records(tmp_path / "whole")
+  assert ends and {step: cut[step] for step in ends} == ends
