@@ -75,8 +75,9 @@ class Model:
   form: views.Form
   score: str
   temperature: float | None
-  network: Any
-  classify: Callable[[Any, jax.Array], jax.Array]
+  # Not shown in a notebook: pages of numbers.
+  network: Any = dataclasses.field(repr=False)
+  classify: Callable[[Any, jax.Array], jax.Array] = dataclasses.field(repr=False)
 
   def __call__(self, images: Picture | Sequence[Picture]) -> Predictions:
     """Classifies pictures.
