@@ -26,8 +26,9 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
     data_dir: overrides the run's data_dir.
 
   Returns:
-    For "test": the content of results.json up to that task. For "holdout": {task, accuracy, by_task, by_task_aware}
-    of that task only, since the run records no held-out history.
+    For "test": the content of results.json up to that task, with calibration and neural collapse of that task computed
+    anew. For "holdout": {task, accuracy, by_task, by_task_aware} of that task only, since the run records no held-out
+    history.
 
   Raises:
     UserError: no run, no such task, other data, an unreadable checkpoint.
@@ -37,8 +38,8 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
   from gr_jax.runs import console, restored
   from gr_jax.runs import results as measured
   from gr_jax.runs import workdir as workdirs
+  from gr_jax.training import evaluation, pictures
   from gr_jax.training import experiment as experiments
-  from gr_jax.training import pictures, programs
   workdir = workdirs.locate(workdir)
   config = restored.read_config(workdir, **({} if data_dir is None else {"data_dir": data_dir}))
   if config.evaluate_on == "holdout" and split == "test":
@@ -48,23 +49,25 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
   workdirs.check_scenario(workdir, experiment)
   task, record, network = restored.after_task(workdir, experiment, task)
   images = pictures.load(experiment, split, console.decoding, console.say)
-  counts = programs.make_evaluator(experiment, images, split=split)(
+  held = pictures.load(experiment, "calibration", console.decoding, console.say) if split == "test" else None
+  found = evaluation.make_evaluator(experiment, images, holdout=held, split=split)(
       parallel.replicate(network, experiment.devices), task)
   if split == "holdout":
-    return _holdout_numbers(experiment, counts[0], task)
+    return _holdout_numbers(experiment, found.counts[0], task)
   recorded = measured.Progress.from_record(record)
   # Rows of earlier tasks come from the run's record, those of this task from the counts above.
   before = dataclasses.replace(
       recorded, correct=recorded.correct[:-1], correct_aware=recorded.correct_aware[:-1],
-      further=tuple(tasks[:-1] for tasks in recorded.further))
-  now = before.after_task(counts, (), recorded.seconds)
-  progress = dataclasses.replace(now, task=recorded.task, exemplars=recorded.exemplars)
+      further=tuple(tasks[:-1] for tasks in recorded.further), evaluations=recorded.evaluations[:-1],
+      task=recorded.task - 1)
+  progress = dataclasses.replace(before.after_task(found, (), recorded.seconds), exemplars=recorded.exemplars)
   results = measured.summarize(experiment, progress)
   equal = (progress.correct, progress.correct_aware, progress.further) == (
       recorded.correct, recorded.correct_aware, recorded.further)
   console.say(console.task_line(task - 1, results))
   console.say(console.closing_table(results))
-  console.say(f"correct images: {counts[0, 0].sum()} of {counts[0, 2].sum()}; per-class counts are "
+  console.say(console.calibration_lines(found.figures["calibration"]))
+  console.say(f"correct images: {found.counts[0, 0].sum()} of {found.counts[0, 2].sum()}; per-class counts are "
               f"{'equal to' if equal else 'NOT equal to'} those of the run")
   return results
 

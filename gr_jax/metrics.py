@@ -77,12 +77,16 @@ def many_medium_few(correct: np.ndarray, total: np.ndarray, train_counts: np.nda
   Returns:
     {"many" | "medium" | "few": {accuracy, classes, images}}, None for an empty group.
   """
-  correct, total, counts = np.asarray(correct), np.asarray(total), np.asarray(train_counts)
-  low, high = MEDIUM_SHOT
-  groups = {"many": counts > high, "medium": (counts >= low) & (counts <= high), "few": counts < low}
+  correct, total = np.asarray(correct), np.asarray(total)
   return {name: {"accuracy": _share(correct[group].sum(), total[group].sum()), "classes": int(group.sum()),
                  "images": int(total[group].sum())} if group.any() else None
-          for name, group in groups.items()}
+          for name, group in shot_groups(train_counts).items()}
+
+
+def shot_groups(train_counts: np.ndarray) -> dict[str, np.ndarray]:
+  """[classes] bool of the "many", "medium" and "few" classes; train_counts [classes] int, n_j."""
+  counts, (low, high) = np.asarray(train_counts), MEDIUM_SHOT
+  return {"many": counts > high, "medium": (counts >= low) & (counts <= high), "few": counts < low}
 
 
 def _members(task_of_class: np.ndarray) -> list[np.ndarray]:

@@ -14,8 +14,8 @@ from gr_jax.devices import convolution_library, processes
 from gr_jax.runs import console, events, replicas, signals
 from gr_jax.runs import workdir as workdirs
 from gr_jax.runs.loop import learn
+from gr_jax.training import evaluation, pictures, programs
 from gr_jax.training import experiment as experiments
-from gr_jax.training import pictures, programs
 
 
 def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -52,20 +52,21 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
       console.say(f"the run in {folder} is finished; nothing to train\n{console.closing_table(finished)}")
       return finished
     console.say(f"{console.scenario_lines(experiment)}\n{experiment.path[1]}\n{console.computation_line(experiment)}")
-    images, tests = processes.together(lambda: (
+    images, tests, holdout = processes.together(lambda: (
         pictures.load(experiment, "train", console.decoding, console.say),
         pictures.load(experiment, "holdout" if config.evaluate_on == "holdout" else "test", console.decoding,
-                      console.say)))
+                      console.say),
+        pictures.load(experiment, "calibration", console.decoding, console.say)))
     workdirs.write_start(folder, experiment)
     # Before this point a signal exits immediately: there is no progress to lose.
     with signals.listening() as asked_here:
       asked = functools.partial(_asked_anywhere, asked_here)
       if config.replicas > 1:
-        found = replicas.run_side_by_side(experiment, folder, images, tests, functools.partial(
+        found = replicas.run_side_by_side(experiment, folder, images, (tests, holdout), functools.partial(
             learn, asked=asked, alone=False))
       else:
         found = learn(experiment, programs.make_programs(experiment, images),
-                      programs.make_evaluator(experiment, tests), folder, asked=asked)
+                      evaluation.make_evaluator(experiment, tests, holdout=holdout), folder, asked=asked)
     workdirs.write_results(folder, found)
   console.say(console.closing_table(found))
   return found

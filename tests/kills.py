@@ -46,7 +46,7 @@ def learn(workdir, phase_file):
   from gr_jax import memory, train
   from gr_jax.devices import compilation_cache
   from gr_jax.runs import checkpoints, loop, signals
-  from gr_jax.training import programs
+  from gr_jax.training import evaluation
   compilation_cache.enable(None)
   file = os.open(phase_file, os.O_CREAT | os.O_WRONLY)
 
@@ -65,8 +65,8 @@ def learn(workdir, phase_file):
   enter("the start")
   checkpoints.Checkpoints.save = during("a save", checkpoints.Checkpoints.save)
   memory.select = during("a selection", memory.select)
-  evaluator = programs.make_evaluator
-  programs.make_evaluator = lambda *args: during("an evaluation", evaluator(*args))
+  evaluator = evaluation.make_evaluator
+  evaluation.make_evaluator = lambda *args, **options: during("an evaluation", evaluator(*args, **options))
   loop.run_stage = during("a step", loop.run_stage)
   try:
     train.train(runs.get_config("digits_lt", **settings()), workdir)

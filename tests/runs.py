@@ -55,7 +55,7 @@ def sharing_programs():
   """
   from gr_jax import config as configuration
   from gr_jax.data.arrays import Data
-  from gr_jax.training import programs
+  from gr_jax.training import evaluation, programs
   made = {}
 
   def shared(make):
@@ -64,9 +64,10 @@ def sharing_programs():
         return make(experiment, pictures, **options)
       flat = configuration.flatten(experiment.config)
       content = hashlib.sha256()
-      for array in pictures:
+      for array in (*pictures, *(options.get("holdout") or ())):
         content.update(array.tobytes())
-      key = (make, tuple(options.items()), experiment.devices, experiment.precision, content.digest(),
+      others = tuple((name, value) for name, value in options.items() if name != "holdout")
+      key = (make, others, experiment.devices, experiment.precision, content.digest(),
              *((name, str(flat[name])) for name in sorted(flat) if name not in _NOT_OF_THE_PROGRAMS))
       if key not in made:
         made[key] = make(experiment, pictures, **options)
@@ -74,8 +75,8 @@ def sharing_programs():
     return made_once
 
   with pytest.MonkeyPatch.context() as patch:
-    for name in ("make_programs", "make_evaluator"):
-      patch.setattr(programs, name, shared(getattr(programs, name)))
+    for module, name in ((programs, "make_programs"), (evaluation, "make_evaluator")):
+      patch.setattr(module, name, shared(getattr(module, name)))
     yield
 
 

@@ -9,7 +9,8 @@ PACKAGE = runs.ROOT / "gr_jax"
 # From the bottom up. A module may import its own layer and those before it.
 LAYERS = (
     ("errors", "files", "typing"),
-    ("losses", "reweighting", "sampling", "memory", "metrics", "optimizer", "seeding"),
+    ("calibration", "losses", "memory", "metrics", "neural_collapse", "optimizer", "reweighting", "sampling",
+     "seeding"),
     ("alignment", "nearest_mean", "pooled_outputs", "rectification", "separated"),
     ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
     ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing"),

@@ -30,9 +30,10 @@ from gr_jax.scenario.plan import StagePlan, rows_of
 from gr_jax.training import experiment as experiments
 from gr_jax.training import passes, program
 from gr_jax.training import pictures as loading
+from gr_jax.training.evaluation import make_evaluator
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.program import Window
-from gr_jax.training.programs import make_evaluator, pool
+from gr_jax.training.programs import pool
 from gr_jax.training.step import make_train_step
 
 # Small, so that no loss diverges: a non-finite loss ends a call early. The rate does not affect the time.
@@ -342,10 +343,10 @@ def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict
   state, carry = parallel.replicate(
       (jax.jit(found.init_state)(jax.random.key(0)), found.init_carry()), found.devices)
   network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
-  count = make_evaluator(found, tests)
+  evaluate = make_evaluator(found, tests)
   # After the first task, so on the test images of its classes.
   evaluated = int(np.count_nonzero(tests.labels < found.plans[0].task.stop))
-  evaluation = repeat(lambda: count(network, 1), calls)
+  evaluation = repeat(lambda: evaluate(network, 1), calls)
   config, source = found.config, found.source
   extract = passes.make_extract(
       model=found.model, capacity=found.capacity, block=config.evaluation_block, devices=found.devices,

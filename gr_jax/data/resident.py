@@ -49,6 +49,13 @@ def load_train(source: Source, scenario: Scenario, image_size: int, *, stored_si
   return _load(source, source.train, rows_of_class, view, image_size=image_size, progress=progress, decode=decode)
 
 
+def load_held_out(source: Source, scenario: Scenario, image_size: int, progress: Callable = lambda it, **_: it,
+                  decode: Decode | None = None) -> Data:
+  """The held-out pictures in the form of the test pictures: sorted by class in learning order and cropped."""
+  return _load(source, source.train, scenario.holdout, View("crop", image_size), image_size=image_size,
+               progress=progress, decode=decode)
+
+
 def load_test(source: Source, scenario: Scenario, image_size: int, progress: Callable = lambda it, **_: it,
               decode: Decode | None = None) -> Data:
   """All test pictures of the scenario's classes, sorted by class in learning order and cropped."""

@@ -137,3 +137,17 @@ def closing_table(results: dict[str, Any]) -> str:
       header, *rows,
       f"average incremental accuracy {percent(results['average_incremental_accuracy'])} %, last "
       f"{percent(results['last_accuracy'])} %" + (f"; {', '.join(groups)}" if groups else "")])
+
+
+def calibration_lines(calibration: dict[str, Any]) -> str:
+  """The figures of one task's calibration, before and after temperature scaling."""
+  fitted = calibration["temperatures"]
+  if fitted is None:
+    names = {"uncalibrated": "not calibrated (no held-out images)"}
+  else:
+    two = " and ".join(f"{part} {fitted[part]:.3g}" for part in ("old", "new") if fitted[part] is not None)
+    names = {"uncalibrated": "T = 1", "one_temperature": f"T = {fitted['one']:.3g}", "two_temperatures": f"T = {two}"}
+  return "\n".join(
+      f"calibration, {text}: accuracy {percent(one['accuracy'])} %, ECE {percent(one['ece'])} %, adaptive "
+      f"{percent(one['adaptive_ece'])} %, class-wise {percent(one['classwise_ece'])} %, NLL {one['nll']:.4f}, Brier "
+      f"{one['brier']:.4f}" for name, text in names.items() for one in [calibration[name]["all"]])

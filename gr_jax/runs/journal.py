@@ -1,11 +1,14 @@
-"""The JSON files of a run, written atomically: a kill cannot leave half a file."""
+"""The files of a run besides checkpoints, written atomically: a kill cannot leave half a file."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from gr_jax import files
 from gr_jax.devices import processes
@@ -33,7 +36,16 @@ def read_json(path: pathlib.Path, *keys: str) -> dict[str, Any]:
   return content
 
 
-def _row(line: bytes) -> dict[str, Any]:
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Process 0 replaces a .npz file atomically; creates the folder."""
+  if processes.primary():
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # pyright: ignore[reportArgumentType]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(path, content.getvalue())
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
   """Parses a row of metrics.jsonl; raises ValueError if it is not one."""
   row = json.loads(line)
   if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in ("global_step", "start")):
@@ -64,7 +76,7 @@ class Metrics:
     rows, lines = [], path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines):
       try:
-        rows.append(_row(line))
+        rows.append(parse_row(line))
       except ValueError as error:
         # A kill may have truncated the last line; anything else is damage.
         if number < len(lines) - 1:

@@ -21,19 +21,20 @@ from gr_jax.runs.results import Progress
 from gr_jax.runs.signals import Interrupted
 from gr_jax.runs.stage import Saving, Standing, items, run_stage
 from gr_jax.scenario.plan import StagePlan, TaskPlan, rows_of
+from gr_jax.training.evaluation import Evaluation
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.programs import Programs
 from gr_jax.training.state import TrainState
 
 
-def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[dict, int], np.ndarray],
+def learn(experiment: Experiment, programs: Programs, evaluate: Callable[[dict, int], Evaluation],
           folder: pathlib.Path, *, asked: Callable[[], bool], alone: bool = True) -> dict[str, Any]:
   """Runs the tasks from the last checkpoint on; returns the content of results.json.
 
   Args:
     experiment: its config holds the seed.
-    programs, count_correct: see programs.make_programs and programs.make_evaluator.
-    folder: for checkpoints and metrics.jsonl.
+    programs, evaluate: see programs.make_programs and evaluation.make_evaluator.
+    folder: for checkpoints, metrics.jsonl and the arrays of each evaluation.
     asked: whether the run should save and exit; checked after each device call.
     alone: whether no other run is trained in this process at the same time.
 
@@ -64,7 +65,10 @@ def learn(experiment: Experiment, programs: Programs, count_correct: Callable[[d
       carry, exemplars = _choose_exemplars(experiment, programs, plan, state, carry, progress)
       network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
       reports, seconds = progress.reports, time.monotonic() - started
-      progress = progress.after_task(count_correct(network, plan.number + 1), exemplars, seconds)
+      evaluation = evaluate(network, plan.number + 1)
+      progress = progress.after_task(evaluation, exemplars, seconds)
+      # Before the checkpoint: a task that is saved has its arrays.
+      journal.write_arrays(results.arrays_file(folder, plan.number + 1), evaluation.arrays)
       found = results.summarize(experiment, progress)
       log.write(**results.task_row(plan, state, reports, found, progress))
       log.sync()

@@ -25,7 +25,7 @@ from gr_jax.config import Config
 from gr_jax.data.arrays import Data
 from gr_jax.data.stream import Originals
 from gr_jax.runs import console, results, workdir
-from gr_jax.training import programs
+from gr_jax.training import evaluation, programs
 from gr_jax.training.experiment import Experiment
 
 # Replicas at a time on a machine that has only a CPU.
@@ -43,15 +43,16 @@ def member_folder(folder: pathlib.Path, config: Config, number: int) -> pathlib.
 
 
 def run_side_by_side(
-    experiment: Experiment, folder: pathlib.Path, pictures: Data | Originals, tests: Data,
+    experiment: Experiment, folder: pathlib.Path, pictures: Data | Originals, evaluated: tuple[Data, Data],
     learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
   """Runs every unfinished replica; returns mean, standard deviation and the results of each.
 
   Args:
     experiment: of the config with `replicas` above 1.
     folder: parent of the replicas' folders.
-    pictures, tests: decoded training and test pictures.
-    learn: (experiment, programs, count_correct, folder) -> results: loop.learn.
+    pictures: training pictures.
+    evaluated: test pictures and held-out ones.
+    learn: (experiment, programs, evaluate, folder) -> results: loop.learn.
 
   Raises:
     Interrupted: the run was asked to exit; every replica that had started has saved.
@@ -60,7 +61,7 @@ def run_side_by_side(
   free: queue.SimpleQueue = queue.SimpleQueue()
   devices = experiment.devices[:count]
   at_once = _CPU_THREADS if devices[0].platform == "cpu" and len(devices) == 1 else 1
-  for group in [_Group(experiment, device, pictures, tests) for device in devices]:
+  for group in [_Group(experiment, device, pictures, evaluated) for device in devices]:
     for _ in range(at_once):
       free.put(group)
 
@@ -80,10 +81,12 @@ def run_side_by_side(
 class _Group:
   """One device and its programs, shared by all replicas that run on it."""
 
-  def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data | Originals, tests: Data):
+  def __init__(self, experiment: Experiment, device: jax.Device, pictures: Data | Originals,
+               evaluated: tuple[Data, Data]):
     self._experiment = dataclasses.replace(experiment, devices=(device,))
     self._programs = programs.make_programs(self._experiment, pictures)
-    self._count_correct = programs.make_evaluator(self._experiment, tests)
+    tests, holdout = evaluated
+    self._evaluate = evaluation.make_evaluator(self._experiment, tests, holdout=holdout)
 
   def run(self, config: Config, folder: pathlib.Path,
           learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -95,6 +98,6 @@ class _Group:
       return finished
     workdir.write_start(folder, member)
     console.say(f"seed {config.seed} on {self._experiment.devices[0]}: {folder}")
-    found = learn(member, self._programs, self._count_correct, folder)
+    found = learn(member, self._programs, self._evaluate, folder)
     workdir.write_results(folder, found)
     return found

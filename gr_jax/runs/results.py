@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from gr_jax import metrics
 from gr_jax.devices import convolution_library
 from gr_jax.runs.footprint import footprint
 from gr_jax.scenario.plan import TaskPlan
+from gr_jax.training.evaluation import Evaluation
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.state import TrainState
 
@@ -34,6 +36,7 @@ class Progress:
     further: the same for its other scores: for each score, for each finished task, (correct, correct_aware).
     exemplars: for each class seen in finished tasks, its rows of the training data, in pick order.
     chosen: for each seen class, its rows in the current stage, if this trains on exemplars; else ().
+    evaluations: for each finished task, evaluation.Evaluation.figures; None where an earlier version trained it.
   """
   task: int = 0
   stage: int = 0
@@ -47,6 +50,7 @@ class Progress:
   further: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...] = ()
   exemplars: tuple[tuple[int, ...], ...] = ()
   chosen: tuple[tuple[int, ...], ...] = ()
+  evaluations: tuple[dict[str, Any] | None, ...] = ()
 
   @property
   def inside_stage(self) -> bool:
@@ -64,15 +68,16 @@ class Progress:
     return dataclasses.replace(self, stage=self.stage + 1, epoch=0, steps=0, sums=None, chosen=(), seconds=seconds,
                                reports={**self.reports, **kept})
 
-  def after_task(self, counts: np.ndarray, exemplars: Sequence[np.ndarray], seconds: float) -> Progress:
-    """The progress after the current task; counts [scores, 3, classes] as returned by passes.make_evaluate."""
-    first, *others = counts
+  def after_task(self, evaluation: Evaluation, exemplars: Sequence[np.ndarray], seconds: float) -> Progress:
+    """The progress after the current task."""
+    first, *others = evaluation.counts
+    earlier = (*self.evaluations, *[None] * (self.task - len(self.evaluations)))
     before = self.further or ((),) * len(others)
     return Progress(
         task=self.task + 1, seconds=seconds, correct=(*self.correct, tuple(first[0].tolist())),
         correct_aware=(*self.correct_aware, tuple(first[1].tolist())),
         further=tuple((*past, (tuple(now[0].tolist()), tuple(now[1].tolist()))) for past, now in zip(before, others)),
-        exemplars=tuple(tuple(kept.tolist()) for kept in exemplars))
+        exemplars=tuple(tuple(kept.tolist()) for kept in exemplars), evaluations=(*earlier, evaluation.figures))
 
   @classmethod
   def from_record(cls, record: dict[str, Any]) -> Progress:
@@ -102,13 +107,19 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
       "last_accuracy": top["task_accuracies"][progress.task - 1],
       "many_medium_few": metrics.many_medium_few(np.asarray(progress.correct)[-1][seen], total[seen],
                                                  drawn.counts[seen]),
-      "memory": footprint(experiment, progress.task, progress.exemplars)}
+      "memory": footprint(experiment, progress.task, progress.exemplars), **_figures(progress, len(drawn.tasks))}
   if progress.further:
     names = list(experiment.method.scores)
     rows = [(progress.correct, progress.correct_aware), *(tuple(zip(*score)) for score in progress.further)]
     found["scores"] = {name: _accuracies(experiment, correct, aware, total)
                        for name, (correct, aware) in zip(names, rows)}
   return found
+
+
+def _figures(progress: Progress, num_tasks: int) -> dict[str, Any]:
+  """Calibration and neural collapse after each task; None for unfinished tasks and those of earlier versions."""
+  known = (*progress.evaluations, *[None] * (num_tasks - len(progress.evaluations)))
+  return {name: [one and one[name] for one in known] for name in ("calibration", "neural_collapse")}
 
 
 def _accuracies(experiment: Experiment, correct: Any, correct_aware: Any, total: np.ndarray) -> dict[str, Any]:
@@ -139,13 +150,18 @@ def task_row(plan: TaskPlan, state: TrainState, reports: Mapping[str, Sequence[f
       "kind": "task", "task": plan.number + 1, "global_step": plan.stop_step,
       **{name: results[name][plan.number] for name in (
           "task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer", "accuracy_matrix",
-          "accuracy_matrix_task_aware")},
+          "accuracy_matrix_task_aware", "calibration", "neural_collapse")},
       "average_incremental_accuracy": results["average_incremental_accuracy"],
       "many_medium_few": results["many_medium_few"], "correct": progress.correct[-1][seen],
       "correct_task_aware": progress.correct_aware[-1][seen],
       **{name: list(values[seen]) for name, values in reports.items()},
       "classifier_norms": np.linalg.norm(columns, axis=0).tolist(),
       "exemplars": [len(kept) for kept in progress.exemplars], "seconds": progress.seconds}
+
+
+def arrays_file(folder: pathlib.Path, task: int) -> pathlib.Path:
+  """The file of Evaluation.arrays after a task (from 1)."""
+  return folder / "evaluation" / f"task_{task}.npz"
 
 
 def versions(platform: str) -> dict[str, str]:
@@ -158,7 +174,7 @@ def versions(platform: str) -> dict[str, str]:
 # Keys of results.json that are averaged over replicas.
 _AVERAGED = ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies", "task_mean_accuracies", "forgetting",
              "backward_transfer", "average_incremental_accuracy", "average_incremental_task_mean", "last_accuracy",
-             "many_medium_few", "seconds")
+             "many_medium_few", "calibration", "neural_collapse", "seconds")
 
 
 def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

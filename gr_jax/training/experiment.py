@@ -65,9 +65,10 @@ class Experiment:
 
   @property
   def picture_bytes(self) -> tuple[int, int]:
-    """Bytes of all training pictures as stored, and of all test pictures."""
+    """Bytes of all training pictures as stored, and of all pictures to evaluate: test pictures and held-out ones."""
     channels, side = len(self.source.mean), self.config.image_size
     tests = int(np.isin(self.source.test.labels, self.scenario.class_order).sum())
+    tests += sum(map(len, self.scenario.holdout))
     return int(self.scenario.counts.sum()) * self.kept_side**2 * channels, tests * side**2 * channels
 
   @functools.cached_property

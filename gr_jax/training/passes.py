@@ -1,5 +1,5 @@
-"""What is read from a network: scores of pictures; and three programs: evaluation, features for selecting exemplars,
-and sums over images for a method.
+"""What is read from a network: scores of pictures; and programs: features, what evaluation makes of them, and sums over
+images for a method.
 
 All process blocks of a fixed number of rows, block i on device i mod devices. The blocks do not depend on the number
 of devices, so counts and features do not either.
@@ -8,16 +8,17 @@ of devices, so counts and features do not either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gr_jax import calibration
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context, Method, Outputs
 from gr_jax.models import Backbone, folding
-from gr_jax.typing import AnyInteger
+from gr_jax.typing import AnyArray, AnyInteger
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -33,7 +34,8 @@ def score(model: Backbone, method: Method, network: dict, x: jax.Array, context:
   A class's score is -inf if it has not been seen; the class with the largest score is the prediction.
 
   Args:
-    model, method, context: see `make_evaluate`.
+    model: the backbone.
+    method, context: see `make_evaluate`.
     network: see `fold`.
     x: [batch, height, width, channels] float32.
   """
@@ -48,43 +50,133 @@ def _outputs(model: Backbone, method: Method, network: dict, x: jax.Array, conte
   return Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
 
 
-def make_evaluate(
-    *, model: Backbone, method: Method, prepare: Prepare, num_classes: int, block: int,
-    devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
-  """The program that counts correct test images.
+class Setting(NamedTuple):
+  """What an evaluation looks at.
+
+  Attributes:
+    stop: int32 scalar; rows 0..stop-1 are evaluated.
+    inverse: [variants, classes] float32, 1 / T of each class in each variant; the first variant has T = 1.
+    cells: [cells, classes] bool, disjoint sets of seen classes whose spread is summed.
+    groups: [groups, classes] bool, sets of seen classes in which the nearest class mean is looked for.
+  """
+  stop: AnyInteger
+  inverse: AnyArray
+  cells: AnyArray
+  groups: AnyArray
+
+
+class Found(NamedTuple):
+  """What an evaluation finds.
+
+  Attributes:
+    counts: [scores, 3, classes] int32. For each score of the method and each class: images classified correctly among
+      all seen classes, among the classes of the image's task, and images evaluated.
+    predicted: [variants, rows] int32; this and the next three by the method's first score.
+    confidence, nll, brier: [variants, rows] float32, see calibration.Judged.
+    class_bins: [variants, classes, bins, 3] float32, see calibration.class_bins.
+    means: [classes, features] float32, class means of the features.
+    within: [cells, features, features] float32, sum over a cell's images of (h - mean)(h - mean)^T.
+    disagreeing: [groups] int32, images of a group for which the classifier and the nearest class mean choose different
+      classes of the group.
+  """
+  counts: jax.Array
+  predicted: jax.Array
+  confidence: jax.Array
+  nll: jax.Array
+  brier: jax.Array
+  class_bins: jax.Array
+  means: jax.Array
+  within: jax.Array
+  disagreeing: jax.Array
+
+
+def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequence[jax.Device]
+                  ) -> Callable[..., Found]:
+  """The program that counts correct images and measures calibration and class means, from features.
 
   Args:
-    model: the backbone.
     method: provides the head and the scores that predict a class.
-    prepare: (images, sizes) -> model inputs, no augmentation.
     num_classes: K.
     block: rows that a device processes at a time.
     devices: that share the blocks.
 
   Returns:
-    evaluate(network, data, context, stop) -> int32 [scores, 3, classes], where `network` is {"params", "batch_stats",
-    "carry"}. For each score of the method and each class: images classified correctly among all seen classes, among
-    the classes of the image's task, and images evaluated. Rows 0..stop-1 of `data` are evaluated, each once.
+    evaluate(network, features, labels, context, setting) -> Found, where `network` is {"params", "batch_stats",
+    "carry"}, `features` come from `make_extract` and `labels` [rows] int32 are padded to as many rows. Scores see no
+    feature maps.
   """
-  def evaluate(network: dict, data: Data, context: Context, stop: jax.Array) -> jax.Array:
-    network = fold(network)
+  def evaluate(network: dict, features: jax.Array, labels: jax.Array, context: Context, setting: Setting) -> Found:
+    size = features.shape[-1]
+    variants = setting.inverse.shape[0]
 
-    def add(i, counts):
-      rows, valid, inside = _block_of(i, block, stop)
-      x = prepare(data.images[inside], data.sizes[inside])
-      labels = data.labels[inside]
-      own_task = context.task_of_class[labels][:, None] == context.task_of_class[None, :]
-      tallied = []
-      for scores in score(model, method, network, x, context):
-        correct = jnp.argmax(scores, axis=-1) == labels
-        aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == labels
+    def outputs_of(i):
+      rows, valid, inside = _block_of(i, block, setting.stop)
+      picked = features[inside]
+      return rows[0], valid, labels[inside], Outputs(
+          *method.head.apply(network["params"]["classifier"], picked, context), picked, ())
+
+    def judge(i, sums):
+      (counts, by_image, class_bins, totals), (first, valid, own, outputs) = sums, outputs_of(i)
+      own_task = context.task_of_class[own][:, None] == context.task_of_class[None, :]
+      tallied, judged = [], None
+      for score in method.scores.values():
+        raw = score(outputs, network["carry"], context)
+        judged = judged or [calibration.judge(raw, own, inverse, context.seen) for inverse in setting.inverse]
+        scores = jnp.where(context.seen, raw, -jnp.inf)
+        correct = jnp.argmax(scores, axis=-1) == own
+        aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == own
         tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid)
-      return counts.at[:, :, labels].add(jnp.stack(tallied).astype(jnp.int32))
+      counts = counts.at[:, :, own].add(jnp.stack(tallied).astype(jnp.int32))
+      assert judged is not None
+      by_image = {name: jax.lax.dynamic_update_slice(
+          found, jnp.stack([jnp.where(valid, getattr(one, name), 0) for one in judged]), (0, first))
+                  for name, found in by_image.items()}
+      class_bins = class_bins + jnp.stack([calibration.class_bins(one.probabilities, own, valid) for one in judged])
+      member = (own[None, :] == jnp.arange(num_classes)[:, None]) & valid
+      return counts, by_image, class_bins, totals + _exact(member.astype(jnp.float32), outputs.features)
 
-    zeros = jnp.zeros((len(method.scores), 3, num_classes), jnp.int32)
-    return jax.lax.psum(jax.lax.fori_loop(0, _rounds(stop, block), add, zeros), parallel.AXIS)
+    def spread(i, sums):
+      (within, disagreeing), (_, valid, own, outputs) = sums, outputs_of(i)
+      away = jnp.where(valid[:, None], outputs.features - means[own], 0.0)
+      chosen = jnp.where(setting.cells[:, own][..., None], away, 0.0)
+      # The term that is the same for all classes is left out.
+      nearness = 2.0 * _exact(outputs.features, means.T) - jnp.sum(jnp.square(means), axis=-1)
+      here = setting.groups[:, None, :]
+      differ = jnp.argmax(jnp.where(here, outputs.logits, -jnp.inf), axis=-1) != jnp.argmax(
+          jnp.where(here, nearness, -jnp.inf), axis=-1)
+      differ &= setting.groups[:, own] & valid
+      return within + _exact(chosen.transpose(0, 2, 1), chosen), disagreeing + jnp.sum(differ, axis=-1)
 
-  return parallel.spread(evaluate, devices, num_args=4)
+    rounds, rows = _rounds(setting.stop, block), features.shape[0]
+    empty = {"predicted": jnp.zeros((variants, rows), jnp.int32),
+             **{name: jnp.zeros((variants, rows), jnp.float32) for name in ("confidence", "nll", "brier")}}
+    counts, by_image, class_bins, totals = jax.lax.psum(jax.lax.fori_loop(0, rounds, judge, (
+        jnp.zeros((len(method.scores), 3, num_classes), jnp.int32), empty,
+        jnp.zeros((variants, num_classes, calibration.BINS, 3), jnp.float32),
+        jnp.zeros((num_classes, size), jnp.float32))), parallel.AXIS)
+    means = totals / jnp.maximum(counts[0, 2], 1)[:, None]
+    within, disagreeing = jax.lax.psum(jax.lax.fori_loop(0, rounds, spread, (
+        jnp.zeros((setting.cells.shape[0], size, size), jnp.float32),
+        jnp.zeros(setting.groups.shape[0], jnp.int32))), parallel.AXIS)
+    return Found(counts=counts, class_bins=class_bins, means=means, within=within, disagreeing=disagreeing, **by_image)
+
+  return parallel.spread(evaluate, devices, num_args=5)
+
+
+def make_score(*, method: Method, capacity: int, devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
+  """The program for the scores of a few images, from features.
+
+  Returns:
+    score(network, features, context, first) -> [capacity, classes] float32, the method's first score for rows first ..
+    first + capacity - 1 of `features`.
+  """
+  def score(network: dict, features: jax.Array, context: Context, first: jax.Array) -> jax.Array:
+    picked = jax.lax.dynamic_slice_in_dim(features, first, capacity)
+    outputs = Outputs(*method.head.apply(network["params"]["classifier"], picked, context), picked, ())
+    # The features are the same on all devices, so the scores are too.
+    return next(iter(method.scores.values()))(outputs, network["carry"], context)
+
+  return parallel.spread(score, devices, num_args=4)
 
 
 def make_extract(
@@ -113,19 +205,6 @@ def make_extract(
   return parallel.spread(extract, devices, num_args=4)
 
 
-def _rounds(stop: AnyInteger, block: int) -> jax.Array:
-  """Number of blocks that each device processes to cover rows 0..stop-1."""
-  together = block * jax.lax.axis_size(parallel.AXIS)
-  return (stop + together - 1) // together
-
-
-def _block_of(i: jax.Array, block: int, stop: AnyInteger) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Rows of this device's block in round i, which of them are valid, and the rows clipped to 0..stop-1."""
-  number = i * jax.lax.axis_size(parallel.AXIS) + jax.lax.axis_index(parallel.AXIS)
-  rows = number * block + jnp.arange(block)
-  return rows, rows < stop, jnp.clip(rows, 0, stop - 1)
-
-
 def make_measure(
     *, model: Backbone, method: Method, measure: Callable[..., Any], prepare: Prepare, block: int,
     devices: Sequence[jax.Device]) -> Callable[..., Any]:
@@ -150,3 +229,21 @@ def make_measure(
     return jax.lax.psum(total, parallel.AXIS)
 
   return parallel.spread(run, devices, num_args=4)
+
+
+def _rounds(stop: AnyInteger, block: int) -> jax.Array:
+  """Number of blocks that each device processes to cover rows 0..stop-1."""
+  together = block * jax.lax.axis_size(parallel.AXIS)
+  return (stop + together - 1) // together
+
+
+def _block_of(i: jax.Array, block: int, stop: AnyInteger) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Rows of this device's block in round i, which of them are valid, and the rows clipped to 0..stop-1."""
+  number = i * jax.lax.axis_size(parallel.AXIS) + jax.lax.axis_index(parallel.AXIS)
+  rows = number * block + jnp.arange(block)
+  return rows, rows < stop, jnp.clip(rows, 0, stop - 1)
+
+
+def _exact(left: jax.Array, right: jax.Array) -> jax.Array:
+  """A matrix product in float32, on every device."""
+  return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -19,7 +19,7 @@ Progress = Callable[..., Any]
 
 
 @overload
-def load(experiment: Experiment, split: Literal["test", "holdout"], progress: Progress,
+def load(experiment: Experiment, split: Literal["test", "holdout", "calibration"], progress: Progress,
          say: Callable[[str], None] = ...) -> Data:
   ...
 
@@ -38,7 +38,8 @@ def load(experiment: Experiment, split: str, progress: Progress,
 
   Args:
     experiment: the experiment.
-    split: "train", "test", or "holdout" for the held-out training images.
+    split: "train", "test", "holdout" for the held-out training images, or "calibration" for these in the form of the
+      test pictures (no row if there are none).
     progress: wraps the iteration over pictures.
     say: receives log lines.
   """
@@ -49,6 +50,8 @@ def load(experiment: Experiment, split: str, progress: Progress,
   decode = _decoder(experiment, progress, say)
   if split == "test":
     return resident.load_test(source, drawn, size, progress, decode)
+  if split == "calibration":
+    return resident.load_held_out(source, drawn, size, progress, decode)
   if split == "train" and experiment.path[0] == "stream":
     rows, labels = resident.flat_rows(drawn.train)
     if decode is None:

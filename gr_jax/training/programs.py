@@ -18,7 +18,7 @@ from gr_jax.data.feed import Feed
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context, HeadParams
 from gr_jax.models import folding
-from gr_jax.scenario.plan import StagePlan, TaskPlan
+from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training import passes, program
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.state import TrainState
@@ -141,7 +141,7 @@ Looking = Callable[[np.ndarray], Iterator[tuple[Data, Pool, int]]]
 def _looking(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None) -> tuple[int, Looking]:
   """The largest number of rows in a call, and how they reach the device; `data`: the pictures if they stay there."""
   config, replicate = experiment.config, functools.partial(parallel.replicate, devices=experiment.devices)
-  capacity = experiment.capacity if data is not None else _looked_at_together(experiment)
+  capacity = experiment.capacity if data is not None else pictures_together(experiment)
 
   def looking(rows: np.ndarray) -> Iterator[tuple[Data, Pool, int]]:
     if data is not None:
@@ -216,49 +216,9 @@ def _after_memory(experiment: Experiment, pictures: Data | stream.Originals, dat
   return after_memory
 
 
-def _looked_at_together(experiment: Experiment) -> int:
+def pictures_together(experiment: Experiment) -> int:
   """Pictures per call if they are transferred: one block for each device, so blocks equal those of resident data."""
   return experiment.config.evaluation_block * len(experiment.devices)
-
-
-def make_evaluator(experiment: Experiment, pictures: Data, *, split: str | None = None
-                   ) -> Callable[[dict, int], np.ndarray]:
-  """Puts a split on the devices; returns count(network, tasks done) -> int [scores, 3, classes].
-
-  `network` is {"params", "batch_stats", "carry"}; `split` is the one given to pictures.load (test pictures are already
-  cropped), by default that on which the run is evaluated. Rows of the counts: correct among all seen classes, correct
-  among the classes of the image's task, images.
-  """
-  config, devices, source, drawn = (experiment.config, experiment.devices, experiment.source,
-                                    experiment.scenario)
-  split, resides = split or config.evaluate_on, experiment.path[0] == "resident"
-  data = parallel.replicate(pictures, devices) if resides else None
-  evaluate = passes.make_evaluate(
-      model=experiment.model, method=experiment.method, num_classes=drawn.num_classes,
-      block=config.evaluation_block, devices=devices,
-      prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
-                                 cropped=split == "test" or source.uniform))
-
-  def count(network: dict, tasks_done: int) -> np.ndarray:
-    plan: StagePlan = experiment.plans[tasks_done - 1].stages[0]
-    context = parallel.replicate(plan.context, devices)
-    # Pictures are in learning order, so those of the seen classes come first.
-    stop = int(np.searchsorted(pictures.labels, plan.task.stop))
-    if resides:
-      counts = np.asarray(evaluate(network, data, context, parallel.replicate(np.int32(stop), devices)))
-    else:
-      together = _looked_at_together(experiment)
-      counts = np.zeros((len(experiment.method.scores), 3, drawn.num_classes), np.int32)
-      for first in range(0, stop, together):
-        block = feed.rows_of(pictures, slice(first, min(first + together, stop)))
-        here, until = parallel.replicate((feed.padded(block, together), np.int32(len(block.labels))), devices)
-        counts += np.asarray(evaluate(network, here, context, until))
-    expected = np.bincount(pictures.labels[:stop], minlength=drawn.num_classes)
-    if not np.array_equal(counts[0, 2], expected):
-      raise AssertionError(f"evaluated {counts[0, 2].sum()} images, expected {expected.sum()}")
-    return counts
-
-  return count
 
 
 def pool(rows: np.ndarray, capacity: int) -> Pool:

@@ -15,7 +15,7 @@ import tiny
 from gr_jax import methods, models, train
 from gr_jax.errors import UserError
 from gr_jax.runs import console, loop, signals
-from gr_jax.training import experiment, pictures, programs
+from gr_jax.training import evaluation, experiment, pictures, programs
 
 # The smallest images, one chunk an epoch or two: enough to stop in every stage.
 SETTINGS = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2, "batch_size": 100, "steps_per_call": 2,
@@ -103,7 +103,7 @@ def losses_on(name, devices, folder):
   found = dataclasses.replace(experiment.load(config), devices=tuple(jax.devices()[:devices]))
   train_pictures, tests = (pictures.load(found, split, lambda items, **_: items) for split in ("train", "test"))
   folder.mkdir()
-  loop.learn(found, programs.make_programs(found, train_pictures), programs.make_evaluator(found, tests), folder,
+  loop.learn(found, programs.make_programs(found, train_pictures), evaluation.make_evaluator(found, tests), folder,
              asked=lambda: False)
   return {(row["task"], row["stage"]): row["loss"] for row in runs.rows(folder, "epoch")}
 

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import calibration as reference
 
-from gr_jax import methods
+from gr_jax import calibration, methods
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context
@@ -45,16 +46,34 @@ def context_of(seen):
   return Context(np.int32(0), np.zeros(5, bool), seen, zeros, zeros, zeros, TASK_OF_CLASS)
 
 
-def method(**scores):
+def fake(**scores):
   """A linear head, and scores: name -> function of (outputs, carry); None: the logits."""
   return methods.Method("fake", (), heads.linear(), scores or {"logits": methods.base.logits})
 
 
-def count(images, labels, seen, stop, *, devices=1, block=4):
+def setting_of(stop, *, inverse=((1.0,) * 5,), cells=((True,) * 5,), groups=((True,) * 5,)):
+  return passes.Setting(np.int32(stop), np.asarray(inverse, np.float32), np.asarray(cells), np.asarray(groups))
+
+
+def padded(values, devices, block):
+  """With zeros to whole rounds of blocks, as features are."""
+  values = np.asarray(values)
+  missing = -len(values) % (block * devices)
+  return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
+
+
+def found_of(images, labels, seen, setting, *, devices=1, block=4, method=None, carry=None):
+  """What evaluation finds; the features are the pixels, and the identity is the classifier."""
   devices = jax.devices()[:devices]
-  run = passes.make_evaluate(model=Fake(), method=method(), prepare=plain, num_classes=5, block=block, devices=devices)
-  arguments = (NETWORK, data_of(images, labels), context_of(seen), np.int32(stop))
-  counts, = np.asarray(run(*parallel.replicate(arguments, devices)))
+  run = passes.make_evaluate(method=method or fake(), num_classes=5, block=block, devices=devices)
+  features, labels = (padded(values, len(devices), block) for values in (
+      np.asarray(images, np.float32), np.asarray(labels, np.int32)))
+  return jax.tree.map(np.asarray, run(*parallel.replicate(
+      ({**NETWORK, "carry": carry or {}}, features, labels, context_of(seen), setting), devices)))
+
+
+def count(images, labels, seen, stop, **changes):
+  counts, = found_of(images, labels, seen, setting_of(stop), **changes).counts
   return counts
 
 
@@ -91,36 +110,75 @@ def test_one_program_for_all_tasks():
   devices = jax.devices()[:2]
   traced = []
 
-  def prepare(images, sizes):
-    traced.append(images.shape)
-    return plain(images, sizes)
+  def score(outputs, carry, context):
+    traced.append(outputs.logits.shape)
+    return outputs.logits
 
-  run = passes.make_evaluate(model=Fake(), method=method(), prepare=prepare, num_classes=5, block=4, devices=devices)
-  data = data_of(np.zeros((35, 5)), np.repeat(np.arange(5), 7))
+  run = passes.make_evaluate(method=fake(logits=score), num_classes=5, block=4, devices=devices)
+  features, labels = np.zeros((40, 5), np.float32), padded(np.repeat(np.arange(5, dtype=np.int32), 7), 2, 4)
   for seen in (2, 4, 5):
-    run(*parallel.replicate((NETWORK, data, context_of(np.arange(5) < seen), np.int32(7 * seen)), devices))
+    run(*parallel.replicate((NETWORK, features, labels, context_of(np.arange(5) < seen), setting_of(7 * seen)),
+                            devices))
   assert len(traced) == 1
 
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_every_score_counts_by_itself_and_sees_the_carry(devices):
-  devices = jax.devices()[:devices]
   rng = np.random.default_rng(3)
   images, labels = rng.normal(size=(35, 5)), rng.integers(0, 5, 35)
   weights = rng.normal(size=5).astype(np.float32)
-  run = passes.make_evaluate(
-      model=Fake(), prepare=plain, num_classes=5, block=4, devices=devices,
-      method=method(logits=methods.base.logits,
-                    weighted=lambda outputs, carry, context: outputs.features * carry["weights"]))
-  network = {**NETWORK, "carry": {"weights": weights}}
-  found = np.asarray(run(*parallel.replicate(
-      (network, data_of(images, labels), context_of(np.ones(5, bool)), np.int32(35)), devices)))
+  method = fake(logits=methods.base.logits,
+                weighted=lambda outputs, carry, context: outputs.features * carry["weights"])
+  found = found_of(images, labels, np.ones(5, bool), setting_of(35), devices=devices, method=method,
+                   carry={"weights": weights}).counts
   assert found.shape == (2, 3, 5)
   for counts, scores in zip(found, (images, images.astype(np.float32) * weights)):
     np.testing.assert_array_equal(counts[0], np.bincount(labels, scores.argmax(1) == labels, minlength=5))
     own = np.where(TASK_OF_CLASS[labels][:, None] == TASK_OF_CLASS, scores, -np.inf)
     np.testing.assert_array_equal(counts[1], np.bincount(labels, own.argmax(1) == labels, minlength=5))
     np.testing.assert_array_equal(counts[2], np.bincount(labels, minlength=5))
+
+
+@pytest.mark.parametrize("devices, block", [(1, 50), (3, 4)])
+def test_confidences_and_class_means_against_references(devices, block):
+  """Four classes of three tasks are seen; the fifth has an image behind the last row that counts."""
+  rng = np.random.default_rng(5)
+  images, labels = rng.normal(size=(31, 5)).astype(np.float32), np.append(np.arange(30) % 4, 4)
+  seen = np.arange(5) < 4
+  inverse = np.asarray([[1, 1, 1, 1, 1], [0.5, 0.5, 2, 2, 1]], np.float32)
+  cells = np.asarray([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+  groups = np.asarray([seen, [0, 1, 1, 0, 0]], bool)
+  found = found_of(images, labels, seen, setting_of(30, inverse=inverse, cells=cells, groups=groups), devices=devices,
+                   block=block)
+  images, labels = images[:30].astype(np.float64), labels[:30]
+  for number, scores in enumerate((images * factors)[:, :4] for factors in inverse):
+    probabilities = reference.softmax(scores)
+    np.testing.assert_array_equal(found.predicted[number, :30], probabilities.argmax(axis=1))
+    np.testing.assert_allclose(found.confidence[number, :30], probabilities.max(axis=1), rtol=1e-5)
+    assert found.nll[number, :30].mean() == pytest.approx(reference.nll(scores, labels), rel=1e-5)
+    assert found.brier[number, :30].mean() == pytest.approx(reference.brier(scores, labels), rel=1e-5)
+    assert calibration.classwise_error(found.class_bins[number, :4]) == pytest.approx(
+        reference.classwise_error(probabilities, labels), rel=1e-5)
+    assert not any(getattr(found, name)[number, 30:].any() for name in ("predicted", "confidence", "nll", "brier"))
+  means = np.stack([images[labels == c].mean(axis=0) for c in range(4)])
+  np.testing.assert_allclose(found.means[:4], means, rtol=1e-5, atol=1e-6)
+  away = images - means[labels]
+  for cell, within in zip(cells, found.within):
+    np.testing.assert_allclose(within, away[cell[labels]].T @ away[cell[labels]], rtol=1e-4, atol=1e-5)
+  nearest = np.square(images[:, None] - means).sum(axis=-1)
+  for group, disagreeing in zip(groups, found.disagreeing):
+    among = np.flatnonzero(group)
+    differ = among[images[:, among].argmax(axis=1)] != among[nearest[:, among].argmin(axis=1)]
+    assert disagreeing == differ[group[labels]].sum() > 0
+
+
+def test_scores_of_some_rows():
+  devices = jax.devices()[:2]
+  features = np.random.default_rng(6).normal(size=(16, 5)).astype(np.float32)
+  run = passes.make_score(method=fake(), capacity=3, devices=devices)
+  found = np.asarray(run(*parallel.replicate(
+      (NETWORK, features, context_of(np.ones(5, bool)), np.int32(4)), devices)))
+  np.testing.assert_array_equal(found, features[4:7])
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
@@ -151,7 +209,7 @@ def test_a_measure_counts_each_row_of_the_pool_once(devices, size):
     return {"images": jnp.sum(hot, axis=0), "logits": jnp.sum(jnp.where(valid[:, None], outputs.logits, 0.0), axis=0),
             "task": jnp.where(valid, context.task, 0).sum()}
 
-  run = passes.make_measure(model=Fake(), method=method(), measure=measure, prepare=plain, block=4, devices=devices)
+  run = passes.make_measure(model=Fake(), method=fake(), measure=measure, prepare=plain, block=4, devices=devices)
   labels = np.arange(20) % 5
   pool = Pool(np.r_[rows, np.zeros(20 - size)].astype(np.int32), np.int32(size))
   context = context_of([True] * 5)._replace(task=np.int32(3))
