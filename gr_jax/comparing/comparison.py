@@ -83,15 +83,16 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   expected = _final(comparison, {entry.name: entry.config for entry in comparison.entries})
   missing = {run.label: run.config for run in (*first, *expected) if run.results is None}
   machine = probe.probe(missing) if missing else probe.Found(0, {}, True)
-  failures = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine,
-                  [*first, *expected], answers=(_DIVERGED,))
+  line = Line([*first, *expected], machine.steps)
+  failures = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine, line,
+                  answers=(_DIVERGED,))
   choices = {entry.name: choose_setting(entry.name, entry.config, tuning[entry.name]) for entry in comparison.entries}
   if comparison.tune:
     journal.write_json(comparison.root / "tuning.json", {name: one.record for name, one in choices.items()})
   final = _final(comparison, {name: one.config for name, one in choices.items() if one.config is not None})
   plan.check_folders(final)
   failures += _run(comparison, plan.make_jobs(
-      comparison.config_file, final, together=_together(comparison, final, machine)), machine, [*first, *final])
+      comparison.config_file, final, together=_together(comparison, final, machine)), machine, line)
   failures += [f"{name}: no setting could be scored, so it was not run" for name, one in choices.items()
                if one.config is None]
   rows = [tables.Row(entry.name, comparison.seeds,
@@ -131,18 +132,16 @@ def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Found)
   return machine.resident and (not machine.gpus or len(entries) >= workers)
 
 
-def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Found, runs: Sequence[Run],
+def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Found, line: Line,
          answers: Sequence[int] = ()) -> list[str]:
   """Runs the jobs; returns a line for each that failed.
 
   Args:
-    comparison, jobs, machine: of the comparison.
-    runs: all of it, for the progress.
+    comparison, jobs, machine, line: of the comparison.
     answers: exit codes besides 0 that are no failure.
   """
   if not jobs:
     return []
-  failed = runner.run_all(jobs, runner.devices(comparison.jobs_per_device, machine.gpus),
-                          Line(runs, machine.steps).look)
+  failed = runner.run_all(jobs, runner.devices(comparison.jobs_per_device, machine.gpus), line.look)
   return [f"{job.label}: failed with exit code {failed[job.label]}, see {job.log}" for job in jobs
           if failed.get(job.label, 0) not in (0, *answers)]

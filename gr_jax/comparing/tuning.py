@@ -52,7 +52,7 @@ def choose_setting(name: str, config: Config, groups: Sequence[tuple[Setting, Se
   chosen, best = choose(scores, [setting.changes for setting, _ in done])
   found, seeds = scores[chosen], [run.config.scenario.seed for run in done[0][1]]
   note = (f"{name}: {done[chosen][0].name}, chosen on held-out images: {_percent(found)} (mean over {found.classes} "
-          f"classes and its standard error, {found.left_out} classes without held-out images left out; scenario seeds "
+          f"classes and its standard error; {found.left_out} without held-out images left out; scenario seeds "
           f"{', '.join(map(str, seeds))})")
   note += (f", the best of {len(done)} settings" if chosen == best else
            f"; {done[best][0].name} has {_percent(scores[best])}, but within one standard error the simpler setting is "

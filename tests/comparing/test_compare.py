@@ -34,7 +34,7 @@ def wait_for(path, seconds=60):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_started_again_it_does_no_work_twice(tmp_path, number):
-  """Its run saves and frees its folder even if the command had no time to ask for it."""
+  """Its run saves and frees its folder even if the command had no time to ask for it; then more methods are added."""
   flags, times = ("--methods=gr,wa", "--seeds=1"), {"STEPS": "8", "STEP_SECONDS": "0.25"}
   log = tmp_path / "runs" / "gr" / "seed-0" / "steps.log"
   command = start(tmp_path, *flags, **times)
@@ -48,9 +48,11 @@ def test_killed_and_started_again_it_does_no_work_twice(tmp_path, number):
   finally:
     command.kill()
     command.communicate()
-  again = start(tmp_path, *flags, **times)
+  # And a method that fails makes the exit code 2, but nothing else.
+  again = start(tmp_path, "--methods=gr,lwf,wa", "--seeds=1", FAILING="lwf", **times)
   output = again.communicate(timeout=120)[0]
-  assert again.returncode == 0, output
+  assert again.returncode == 2 and "error: 1 of the runs failed" in output, output
+  assert "lwf, seed 0: FAILED with code 1" in output and "| lwf | 0 of 1 | - |" in output
   for name in ("gr", "wa"):
     assert (tmp_path / "runs" / name / "seed-0" / "steps.log").read_text().split() == list("12345678")
   assert len((tmp_path / "runs" / "gr" / "seed-0" / "started").read_text().split("\n")) == 3

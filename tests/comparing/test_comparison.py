@@ -102,7 +102,7 @@ def test_settings_are_chosen_by_held_out_images_alone(tmp_path, stand_ins):
   assert record["chosen"] == record["best"] == {"learning_rate": "0.05"} and record["scenario_seeds"] == [1, 2]
   assert (worse["classes"], worse["classes_left_out"]) == (2, 1)
   assert ("- gr: learning_rate=0.05, chosen on held-out images: 50.00 ± 0.00 % (mean over 2 classes and its standard "
-          "error, 1 classes without held-out images left out; scenario seeds 1, 2), the best of 2 settings") in text
+          "error; 1 without held-out images left out; scenario seeds 1, 2), the best of 2 settings") in text
 
 
 def test_a_simpler_setting_within_one_standard_error_is_taken_and_the_table_says_so(tmp_path, stand_ins):

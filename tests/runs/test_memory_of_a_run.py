@@ -1,49 +1,57 @@
 """The exemplars that a run keeps, by each rule and size, and what results.json says of its memory."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import runs
 
-from gr_jax import memory, train
+from gr_jax import memory
 from gr_jax.errors import UserError
+from gr_jax.runs import loop
 from gr_jax.runs.footprint import footprint
-from gr_jax.training import experiment
+from gr_jax.training import experiment, pictures, programs
 
 TOTAL = {"memory.per_class": None, "memory.total": 23}
 
 
 def test_a_fixed_total_and_logits(tmp_path, monkeypatch):
-  """Exemplars a class after each task: floor(total / seen classes); the one with the lowest own logits stay."""
-  calls = []
+  """Exemplars a class after each task: floor(total / seen classes); those with the lowest own logits stay.
+
+  Untrained, so that the train program need not be compiled.
+  """
+  calls, states, select = [], [], memory.select
 
   def watched(present, m, selection, *, features, logits, **others):
-    found = memory_select(present, m, selection, features=features, logits=logits, **others)
-    calls.append((present, m, logits(features(np.concatenate(present))), found))
-    return found
+    kept = select(present, m, selection, features=features, logits=logits, **others)
+    of_rows = features(np.concatenate(present))
+    calls.append((present, m, of_rows, logits(of_rows), kept))
+    return kept
 
-  memory_select = memory.select
+  def untrained(found, programs, plan, rows, standing, saving):
+    states.append(jax.tree.map(np.asarray, standing.state.params["classifier"]))
+    return standing.state, standing.progress.after_stage({}, 0.0)
+
   monkeypatch.setattr(memory, "select", watched)
-  config = runs.short(epochs=1, milestones=(), **TOTAL, **{"memory.selection": "distance"})
-  results = train.train(config, tmp_path / "run")
-  assert [row["exemplars"] for row in runs.rows(tmp_path / "run", "task")] == [
-      [min(23 // seen, count) for count in counts] for seen, counts in zip((4, 7, 10), _counts_of_seen(config))]
-  assert [m for _, m, _, _ in calls] == [5, 3, 2]
-  for (present, m, logits, kept), seen in zip(calls, (4, 7, 10)):
-    assert logits.shape == (sum(map(len, present)), seen) and np.isfinite(logits).all()
+  monkeypatch.setattr(loop, "run_stage", untrained)
+  found = dataclasses.replace(
+      experiment.load(runs.short(method="finetune", **TOTAL, **{"memory.selection": "distance"})),
+      devices=tuple(jax.devices()[:1]))
+  train_pictures, tests = (pictures.load(found, split, lambda items, **_: items) for split in ("train", "test"))
+  results = loop.learn(found, programs.make_programs(found, train_pictures), programs.make_evaluator(found, tests),
+                       tmp_path, asked=lambda: False)
+  counts = found.scenario.counts
+  assert [row["exemplars"] for row in runs.rows(tmp_path, "task")] == [
+      [min(23 // seen, count) for count in counts[:seen]] for seen in (4, 7, 10)]
+  assert results["memory"]["exemplars"] == sum(runs.rows(tmp_path, "task")[-1]["exemplars"])
+  assert [m for _, m, _, _, _ in calls] == [5, 3, 2]
+  for (present, m, features, logits, kept), head, seen in zip(calls, states, (4, 7, 10)):
+    expected = features @ head["kernel"][:, :seen] + head["bias"][:seen]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     of_class = np.split(logits, np.cumsum([len(rows) for rows in present])[:-1])
     for j, (rows, own) in enumerate(zip(present, of_class)):
-      assert set(kept[j].tolist()) == set(rows[np.argsort(own[:, j], kind="stable")[:m]].tolist())
-  # They are logits of the network: it knows most of its training images.
-  present, _, logits, _ = calls[0]
-  labels = np.repeat(np.arange(4), [len(rows) for rows in present])
-  assert np.mean(logits.argmax(axis=1) == labels) > 0.5
-  assert results["memory"]["exemplars"] == sum(runs.rows(tmp_path / "run", "task")[-1]["exemplars"])
-
-
-def _counts_of_seen(config):
-  counts = experiment.load(config).scenario.counts
-  return [counts[:seen].tolist() for seen in (4, 7, 10)]
+      assert kept[j].tolist() == rows[np.argsort(own[:, j], kind="stable")[:m]].tolist()
 
 
 def test_what_the_memory_of_a_run_holds():
