@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from gr_jax.data import augment
 from gr_jax.devices import convolution_library
@@ -144,13 +146,25 @@ def load(workdir: str | os.PathLike, task: int | None = None) -> Model:
   record = journal.read_json(folder / "scenario.json", "class_order", "class_names", "counts", "holdout_counts",
                              "profile", "digest", "tasks")
   experiment = experiments.recorded(config, record)
-  found = restored.after_task(folder, experiment, task)
+  with _quietly():
+    found = restored.after_task(folder, experiment, task)
   seen, temperature = experiment.plans[found.task - 1].task.stop, _temperature(found.record)
   return Model(
       folder=folder, task=found.task, num_tasks=len(experiment.plans), classes=experiment.scenario.class_names[:seen],
       form=views.Form(config.image_size, len(experiment.source.mean), experiment.source.uniform),
       score=next(iter(experiment.method.scores)), temperature=temperature,
       network=jax.jit(passes.fold)(found.network), classify=_classifier(experiment, found.task, temperature))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+  """Without Orbax's warnings that a read-only folder is read only."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def _temperature(record: dict[str, Any]) -> float | None:
