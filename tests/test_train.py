@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 import runs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gr_jax import config as configuration
 from gr_jax import evaluate, train
 from gr_jax.devices import convolution_library, parallel
 from gr_jax.errors import UserError
-from gr_jax.runs import console
+from gr_jax.runs import console, events
 from gr_jax.runs import workdir as workdirs
 from gr_jax.scenario.plan import rows_of
 from gr_jax.training import experiment, pictures, program, programs
@@ -27,7 +28,7 @@ from gr_jax.training import experiment, pictures, program, programs
 def finished(tmp_path_factory):
   """A run of three short tasks: (workdir, what train returned)."""
   workdir = tmp_path_factory.mktemp("finished") / "run"
-  return workdir, train.train(runs.short(), workdir)
+  return workdir, train.train(runs.short(tensorboard=True), workdir)
 
 
 def test_results_have_every_part(finished):
@@ -79,6 +80,18 @@ def test_metrics_rows(finished):
       assert len(row[name]) == seen, name
     assert row["exemplars"] == [5] * seen
     assert row["task_accuracies"] == found["task_accuracies"][number] == sum(row["correct"]) / (50 * seen)
+
+
+def test_event_files_hold_what_metrics_jsonl_holds(finished):
+  workdir, _ = finished
+  found = EventAccumulator(str(workdir / events.FOLDER), size_guidance={"scalars": 0})
+  found.Reload()
+  rows = [(row["global_step"], events.scalars(row)) for row in runs.rows(workdir)]
+  for tag in found.Tags()["scalars"]:
+    assert [(point.step, point.value) for point in found.Scalars(tag)] == [
+        (step, pytest.approx(points[tag])) for step, points in rows if tag in points], tag
+  assert set(found.Tags()["scalars"]) == {tag for _, points in rows for tag in points} > {
+      "train/loss", "train/alpha", "after_task/accuracy", "accuracy_of_task/3"}
 
 
 def test_config_and_scenario_are_saved(finished):

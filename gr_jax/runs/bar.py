@@ -48,14 +48,13 @@ _LINES = Interval(60.0)
 class StageBar:
   """The progress of a stage: a bar in a terminal, else a line a minute. Only process 0 shows it."""
 
-  def __init__(self, plan: StagePlan, outlook: Outlook, *, done: int, batch_size: int):
+  def __init__(self, plan: StagePlan, outlook: Outlook, *, done: int):
     """Args:
       plan: of the stage.
       outlook: on the run.
       done: steps of the stage that are finished.
-      batch_size: images of a step.
     """
-    self._plan, self._outlook, self._batch_size, self._steps = plan, outlook, batch_size, done
+    self._plan, self._outlook, self._steps = plan, outlook, done
     # Time and steps after the first call, which compiles.
     self._first: tuple[float, int] | None = None
     self._terminal = sys.stderr.isatty()
@@ -90,5 +89,5 @@ class StageBar:
     elif now > self._first[0]:
       rate = (self._steps - self._first[1]) / (now - self._first[0])
       left = self._outlook.stop_step - self._plan.first_step - self._steps
-      found += [f"{rate * self._batch_size:.0f} images/s", f"{clock(left / rate)} left"]
+      found += [f"{rate * self._plan.batch_size:.0f} images/s", f"{clock(left / rate)} left"]
     return ", ".join(found)

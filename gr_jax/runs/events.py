@@ -41,6 +41,8 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
   found |= {f"accuracy_of_task/{number}": value for number, value in enumerate(row.get("accuracy_matrix", ()), start=1)}
   found |= {f"many_medium_few/{name}": group and group["accuracy"]
             for name, group in row.get("many_medium_few", {}).items()}
+  found |= {f"calibration_error/{name}": figures["all"]["ece"]
+            for name, figures in (row.get("calibration") or {}).items() if figures and "all" in figures}
   return {tag: float(value) for tag, value in found.items() if value is not None}
 
 

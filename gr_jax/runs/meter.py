@@ -27,19 +27,18 @@ class Meter:
   """
 
   def __init__(self, plan: StagePlan, *, outlook: bar.Outlook, rates: Sequence[float], done: int,
-               sums: dict[str, Any] | None, batch_size: int, log: journal.Metrics, started: float):
+               sums: dict[str, Any] | None, log: journal.Metrics, started: float):
     """Args:
       plan: of the stage.
       outlook: on the run, for the progress bar.
       rates: learning rate of each epoch.
       done: steps of the stage done by earlier starts of the run.
-      batch_size: images of a step.
       sums: metrics of the interrupted epoch from an earlier start; see results.Progress.
       log: receives the rows.
       started: time.monotonic() at the start of the run, shifted back by the time of earlier starts.
     """
     self._plan, self._rates, self._log, self._started = plan, rates, log, started
-    self._bar = bar.StageBar(plan, outlook, done=done, batch_size=batch_size)
+    self._bar = bar.StageBar(plan, outlook, done=done)
     self._sums = None if sums is None else StepMetrics(
         **jax.tree.map(lambda part: np.asarray(part, np.float32), sums, is_leaf=lambda part: isinstance(part, tuple)))
     self._waiting: tuple[Chunk, StepMetrics] | None = None

@@ -82,7 +82,7 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
   with meter.Meter(plan, outlook=_outlook(experiment, progress), rates=experiment.learning_rates(stage), done=done,
-                   sums=progress.sums, batch_size=plan.batch_size, log=saving.log,
+                   sums=progress.sums, log=saving.log,
                    started=saving.started) as measured, _blaming(lambda: state), \
        contextlib.closing(programs.feed(plan, among, experiment.root, chunks(
            plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps))) as fed:

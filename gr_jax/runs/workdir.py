@@ -198,7 +198,8 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
       "capped": {drawn.class_names[j]: pair for j, pair in drawn.capped.items()},
       "tasks": [{"classes": list(plan.task.classes), "new_images": int(drawn.counts[plan.task.classes].sum()),
                  "images_present": plan.size, "steps_per_epoch": plan.steps_per_epoch,
-                 "stages": [{"name": stage.name, "epochs": stage.epochs, "steps_per_epoch": stage.steps_per_epoch}
+                 "stages": [{"name": stage.name, "epochs": stage.epochs, "steps_per_epoch": stage.steps_per_epoch,
+                             "batch_size": stage.batch_size}
                             for stage in plan.stages]}
                 for plan in experiment.plans],
       "train_ids": [[source.train.ids[row] for row in rows] for rows in drawn.train],

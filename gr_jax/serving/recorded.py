@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,19 @@ class Recorded:
     """
     rows = [row for row in self.rows if row["kind"] == kind]
     return {key: _column([row.get(key) for row in rows]) for key in {key: None for row in rows for key in row}}
+
+  def evaluation(self, task: int) -> dict[str, np.ndarray]:
+    """The arrays of the evaluation after a task (from 1), by name: confusion matrix, reliability bins (docs/files.md).
+
+    Raises:
+      UserError: the task is not done, the run is of an earlier version, or the file cannot be read.
+    """
+    path = self.folder / "evaluation" / f"task_{task}.npz"
+    try:
+      with np.load(path) as file:
+        return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+      raise UserError(f"{path} cannot be read ({error}); a file for each finished task is in {path.parent}") from error
 
   def frame(self, kind: str = "epoch") -> Any:
     """`columns` as a pandas.DataFrame.

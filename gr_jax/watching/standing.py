@@ -19,10 +19,15 @@ _RECENT = 5
 
 
 class Stage(NamedTuple):
-  """One stage of a task in the plan; `steps` in an epoch. `name` is None in runs of an earlier version."""
+  """One stage of a task in the plan; `steps` in an epoch, `batch` images in a step. `name` is None in runs of an
+  earlier version."""
   name: str | None
   epochs: int
   steps: int
+  batch: int
+
+
+_NO_STAGE = Stage(None, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,7 @@ def _of(folder: pathlib.Path, now: float) -> Standing:
       base, **_position(rows[-1], plan), age=age,
       accuracy=tasks[-1]["task_accuracies"] if tasks else None,
       average=tasks[-1]["average_incremental_accuracy"] if tasks else None,
-      rate=config["batch_size"] / seconds if seconds else None,
+      rate=_batch(rows, plan) / seconds if seconds else None,
       left=left if left is None or base.state != "running" else max(0.0, left - age))
 
 
@@ -135,8 +140,9 @@ def _state(folder: pathlib.Path, held: lock.Lock, wanted: int, begun: bool) -> s
 
 def _plan(config: dict[str, Any], scenario: dict[str, Any]) -> list[list[Stage]]:
   """The stages of each task; [] while the scenario is not written."""
-  return [[Stage(stage["name"], stage["epochs"], stage["steps_per_epoch"]) for stage in task["stages"]]
-          if "stages" in task else [Stage(None, config["epochs"], task["steps_per_epoch"])]
+  return [[Stage(stage["name"], stage["epochs"], stage["steps_per_epoch"],
+                   stage.get("batch_size", config["batch_size"])) for stage in task["stages"]]
+          if "stages" in task else [Stage(None, config["epochs"], task["steps_per_epoch"], config["batch_size"])]
           for task in scenario.get("tasks", [])]
 
 
@@ -157,7 +163,7 @@ def _position(row: dict[str, Any], plan: Sequence[Sequence[Stage]]) -> dict[str,
   if row["kind"] == "task":
     task = min(row["task"] + 1, len(plan) or row["task"])
     done = task == row["task"]
-    stage = plan[task - 1][-1 if done else 0] if plan else Stage(None, 0, 0)
+    stage = plan[task - 1][-1 if done else 0] if plan else _NO_STAGE
     return {"task": task, "stage": stage.name, "epoch": stage.epochs if done else 0, "epochs": stage.epochs}
   return {"task": row["task"], "stage": row.get("stage"), "epoch": row["epoch"],
           "epochs": _stage_of(row, plan).epochs}
@@ -166,7 +172,12 @@ def _position(row: dict[str, Any], plan: Sequence[Sequence[Stage]]) -> dict[str,
 def _stage_of(row: dict[str, Any], plan: Sequence[Sequence[Stage]]) -> Stage:
   """The stage of an epoch's row; without epochs if the plan has no such stage."""
   stages = plan[row["task"] - 1] if row["task"] <= len(plan) else []
-  return next((stage for stage in stages if stage.name in (None, row.get("stage"))), Stage(None, 0, 0))
+  return next((stage for stage in stages if stage.name in (None, row.get("stage"))), _NO_STAGE)
+
+
+def _batch(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[Stage]]) -> int:
+  """Images of a step in the stage of the last epoch."""
+  return _stage_of(next(row for row in reversed(rows) if row["kind"] == "epoch"), plan).batch
 
 
 def _seconds_of_a_step(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[Stage]]) -> float | None:

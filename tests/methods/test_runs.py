@@ -12,7 +12,9 @@ import pytest
 import runs
 import tiny
 
+import gr_jax
 from gr_jax import methods, models, train
+from gr_jax.data.sources import digits
 from gr_jax.errors import UserError
 from gr_jax.runs import console, loop, signals
 from gr_jax.training import evaluation, experiment, pictures, programs
@@ -57,6 +59,18 @@ def test_two_stages_resume_inside_each_and_between(tmp_path, monkeypatch):
   assert found["tasks_done"] == 2
 
 
+def assert_predictions_equal_the_run(folder, results):
+  """gr_jax.load on the test pictures gives the run's accuracies and temperatures, after every task."""
+  test = digits.load().test
+  for number, accuracy in enumerate(results["task_accuracies"]):
+    model = gr_jax.load(folder, number + 1)
+    own = [row for row, label in enumerate(test.labels) if str(label) in model.classes]
+    found = model([test.image(row) for row in own])
+    assert np.mean([name == str(test.labels[row]) for row, name in zip(own, found.names)]) == pytest.approx(accuracy)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert model.temperature == results["calibration"][number]["temperatures"]["one"]
+
+
 def test_exemplar_means_outlive_a_task(tmp_path, monkeypatch):
   """iCaRL's means are in the checkpoint: an interrupted run and the evaluation command have them."""
   from gr_jax import evaluate
@@ -67,6 +81,7 @@ def test_exemplar_means_outlive_a_task(tmp_path, monkeypatch):
   assert whole["scores"]["nearest_mean"]["task_accuracies"] == whole["task_accuracies"]
   evaluated = evaluate.evaluate(tmp_path / "cut")
   assert evaluated["accuracy_matrix"] == whole["accuracy_matrix"] and evaluated["scores"] == whole["scores"]
+  assert_predictions_equal_the_run(tmp_path / "cut", whole)
 
 
 @pytest.mark.slow

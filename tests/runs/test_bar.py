@@ -19,9 +19,9 @@ def clock(monkeypatch):
 
 def stage_bar(*, accuracy=None, index=0, first=0):
   """A stage of 5 epochs of 4 steps in a run of 40 steps."""
-  stage = plan.StagePlan(number=1, task=Task(2, 4), index=index, name="correct_bias", context=None, size=30, epochs=5,
-                         steps_per_epoch=4, first_step=first, stop_step=first + 20)
-  return bar.StageBar(stage, bar.Outlook(3, 40, accuracy), done=0, batch_size=8)
+  stage = plan.StagePlan(number=1, task=Task(2, 4), index=index, name="correct_bias", context=None, size=30,
+                         batch_size=8, epochs=5, steps_per_epoch=4, first_step=first, stop_step=first + 20)
+  return bar.StageBar(stage, bar.Outlook(3, 40, accuracy), done=0)
 
 
 def test_a_line_a_minute_where_there_is_no_terminal(clock, capsys):

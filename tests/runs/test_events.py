@@ -44,11 +44,12 @@ def test_what_is_plotted():
   task = {"kind": "task", "task": 2, "global_step": 9, "seconds": 1.0, "task_accuracies": 0.5, "forgetting": None,
           "task_mean_accuracies": 0.5, "backward_transfer": -0.1, "average_incremental_accuracy": 0.75,
           "accuracy_matrix": [0.25, 0.75, None], "correct": [1, 2],
+          "calibration": {"temperatures": None, "uncalibrated": {"all": {"ece": 0.2}}, "one_temperature": None},
           "many_medium_few": {"many": {"accuracy": 0.5, "classes": 1}, "few": None}}
   assert events.scalars(task) == {
       "after_task/accuracy": 0.5, "after_task/mean_of_tasks": 0.5, "after_task/backward_transfer": -0.1,
       "after_task/average_incremental_accuracy": 0.75, "accuracy_of_task/1": 0.25, "accuracy_of_task/2": 0.75,
-      "many_medium_few/many": 0.5}
+      "many_medium_few/many": 0.5, "calibration_error/uncalibrated": 0.2}
   assert events.scalars(epoch(2, stage="correct_bias", alpha=1.5)) == {"correct_bias/loss": 0.5,
                                                                       "correct_bias/alpha": 1.5}
 
@@ -58,17 +59,3 @@ def test_without_the_writer(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="tensorboardX is not installed; run: pip install"):
     train.train(runs.short(tensorboard=True), tmp_path)
 
-
-def test_a_run_writes_what_metrics_jsonl_holds(tmp_path):
-  """Every number is one point, and the key may change from start to start."""
-  # One task without a memory: the fewest programs to compile, those of tests/test_readme.py.
-  settings = {"epochs": 1, "milestones": (), "scenario.num_tasks": 1, "memory.per_class": 0}
-  train.train(runs.short(**settings), tmp_path)
-  assert not (tmp_path / events.FOLDER).exists()
-  (tmp_path / "results.json").unlink()
-  train.train(runs.short(**settings, tensorboard=True), tmp_path)
-  rows, found = runs.rows(tmp_path), points(tmp_path / events.FOLDER)
-  assert found["train/loss"] == [(row["global_step"], pytest.approx(row["loss"])) for row in rows
-                                 if row["kind"] == "epoch"]
-  assert found["after_task/accuracy"] == [(rows[-1]["global_step"], pytest.approx(rows[-1]["task_accuracies"]))]
-  assert sum(map(len, found.values())) == sum(len(events.scalars(row)) for row in rows)

@@ -13,7 +13,6 @@ import pytest
 import runs
 
 import gr_jax
-from gr_jax import train
 from gr_jax.data.sources import catalogue, digits
 from gr_jax.errors import UserError
 from gr_jax.runs import restored
@@ -59,18 +58,6 @@ def test_test_pictures_one_by_one_give_the_runs_accuracy(workdir, model, picture
   assert accuracy_of(model, *pictures) == pytest.approx(runs.results(workdir)["last_accuracy"])
   np.testing.assert_array_equal(gr_jax.load(workdir, 3).network["params"]["classifier"]["kernel"],
                                 model.network["params"]["classifier"]["kernel"])
-
-
-def test_nearest_mean_decides_where_the_method_says_so_after_every_task(tmp_path, pictures):
-  # The settings of tests/methods/test_runs.py, so that its programs are compiled once.
-  recorded = train.train(runs.short(method="icarl", epochs=2, milestones=(), batch_size=100, steps_per_call=2, **{
-      "scenario.num_tasks": 2, "checkpoint_every_epochs": 1}), tmp_path)
-  assert recorded["scores"]["nearest_mean"]["task_accuracies"] == recorded["task_accuracies"]
-  for task, classes in ((1, 5), (2, 10)):
-    model = gr_jax.load(tmp_path, task)
-    assert (model.task, len(model.classes), model.score) == (task, classes, "nearest_mean")
-    assert accuracy_of(model, *pictures) == pytest.approx(recorded["task_accuracies"][task - 1])
-    np.testing.assert_allclose(model(pictures[0][:3]).probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
 def test_probabilities_do_not_depend_on_the_batch(model, pictures):

@@ -36,6 +36,18 @@ def test_everything_as_arrays(tmp_path):
   assert found.columns("task")["correct"][0].tolist() == [3, 4]
 
 
+def test_arrays_of_an_evaluation(tmp_path):
+  write(tmp_path)
+  (tmp_path / "evaluation").mkdir()
+  np.savez(tmp_path / "evaluation" / "task_1.npz", confusion=np.eye(2, dtype=np.int32))
+  (tmp_path / "evaluation" / "task_2.npz").write_bytes(b"PK damaged")
+  found = gr_jax.load_results(tmp_path)
+  np.testing.assert_array_equal(found.evaluation(1)["confusion"], np.eye(2))
+  for task in (2, 3):
+    with pytest.raises(UserError, match=f"task_{task}.npz cannot be read"):
+      found.evaluation(task)
+
+
 def test_frames(tmp_path, monkeypatch):
   write(tmp_path)
   found = gr_jax.load_results(tmp_path)

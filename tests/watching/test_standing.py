@@ -12,8 +12,9 @@ from gr_jax.watching import lines, standing
 
 CONFIG = {"epochs": 4, "batch_size": 32, "stop_after_task": None, "scenario": {"num_tasks": 3}}
 # Steps of an epoch: 3, 2 and 2, and in later tasks a second stage of two epochs of one step.
-TASKS = [{"steps_per_epoch": steps, "stages": [{"name": "train", "epochs": 4, "steps_per_epoch": steps}, *(
-    [{"name": "correct_bias", "epochs": 2, "steps_per_epoch": 1}] if number else [])]}
+TASKS = [{"steps_per_epoch": steps, "stages": [
+    {"name": "train", "epochs": 4, "steps_per_epoch": steps, "batch_size": 40},
+    *([{"name": "correct_bias", "epochs": 2, "steps_per_epoch": 1, "batch_size": 32}] if number else [])]}
          for number, steps in enumerate((3, 2, 2))]
 
 
@@ -62,8 +63,8 @@ def test_a_run_on_its_way(tmp_path):
       path: part for path, part in before.items() if path.name != ".lock"}
   assert (found.task, found.num_tasks, found.stage, found.epoch, found.epochs) == (2, 3, "train", 2, 4)
   assert (found.accuracy, found.average, found.checkpoint) == (0.9, 0.8, 12)
-  # The median of 1/3 s a step three times, and of 0.2 s once; 32 images a step.
-  assert found.rate == pytest.approx(32 * 3)
+  # The median of 1/3 s a step three times, and of 0.2 s once; 40 images a step.
+  assert found.rate == pytest.approx(40 * 3)
   # Of 12 + 10 + 10 steps 16 are done; 0.5 s after each of two tasks; a second has passed since the last row.
   assert found.left == pytest.approx(16 / 3 + 2 * 0.5 - 1) and found.age == pytest.approx(1)
   assert text.splitlines()[:3] == [f"{folder}: running, process {os.getpid()}",
