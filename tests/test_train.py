@@ -97,7 +97,7 @@ def test_event_files_hold_what_metrics_jsonl_holds(finished):
 def test_config_and_scenario_are_saved(finished):
   workdir, _ = finished
   saved = json.loads((workdir / "config.json").read_text())
-  assert saved == json.loads(json.dumps(configuration.to_dict(configuration.check(runs.short()))))
+  assert saved == json.loads(json.dumps(configuration.to_dict(configuration.check(runs.short(tensorboard=True)))))
   assert saved["method_options"]["distillation"] == "dakd"
   drawn = json.loads((workdir / "scenario.json").read_text())
   assert sum(drawn["counts"]) == 438 and sum(drawn["holdout_counts"]) == 48
