@@ -32,6 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.scenario.seed = 0
 
   config.method = "gr"
+  # Separated by commas, such as "lws,gvalign"; they wrap the method in this order.
+  config.addons = ""
   # Options that are not set have their defaults (gr_jax/docs/methods.md).
   config.method_options = ml_collections.ConfigDict()
   config.memory = ml_collections.ConfigDict()

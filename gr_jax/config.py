@@ -18,6 +18,7 @@ from gr_jax.data.sources import catalogue
 from gr_jax.data.sources import folder as folder_source
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
+from gr_jax.methods import addons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Config:
   """A checked config. docs/config.md explains every key.
 
   Attributes:
-    method_options: all options of the method; see methods.registry.
+    method_options: all options of the method, its parts and add-ons; see methods.registry.
     folder: None for other data sets.
   """
   dataset: str = _key()
@@ -100,6 +101,7 @@ class Config:
   model: str = _key()
   precision: str = _key(allowed=models.PRECISIONS)
   method: str = _key()
+  addons: str = _key()
   method_options: Mapping[str, Any]
   seed: int = _at_least(0)
   replicas: int = _at_least(1)
@@ -245,7 +247,7 @@ def check(config: AnyConfig) -> Config:
     if key not in needed:
       raise UserError(f"config key {key!r} belongs to the data set 'folder', but dataset is {flat['dataset']!r}; "
                       f"remove the key, or set dataset to 'folder' (see configs/folder_lt.py)")
-  found = _build(flat, methods.resolve(flat["method"], options))
+  found = _build(flat, methods.resolve(flat["method"], options, addons.names(flat["addons"])))
   _check_together(found)
   return found
 
@@ -277,7 +279,8 @@ def _check_together(config: Config) -> None:
                     f"scenario.num_tasks of 2 or more, or set --config.scenario.first_task_classes=None")
   _check_memory(config.memory)
   # Of a total, the data set's number of classes decides; training.experiment checks it.
-  methods.make(config.method, config.method_options, memory=config.memory.quota(1))
+  methods.make(config.method, config.method_options, memory=config.memory.quota(1),
+               chosen=addons.names(config.addons))
   stop = config.stop_after_task
   if stop is not None and stop > tasks:
     raise UserError(f"stop_after_task is {stop}, but scenario.num_tasks is {tasks}; choose {tasks} or fewer")

@@ -46,6 +46,7 @@ def parse(argv: list[str]) -> list[str]:
   """absl's parser for commands with a config; errors suggest the nearest key."""
   from gr_jax import config as configuration
   from gr_jax import methods
+  from gr_jax.methods import addons
   kept, unset, options = [], set(), {}
   for arg in argv:
     name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
@@ -91,7 +92,8 @@ def parse(argv: list[str]) -> list[str]:
   if options:
     with _CONFIG.value.unlocked():
       # The type of an option depends on the method, which another flag may set.
-      _CONFIG.value[configuration.OPTIONS].update(methods.parse(_CONFIG.value.method, options))
+      _CONFIG.value[configuration.OPTIONS].update(methods.parse(
+          _CONFIG.value.method, options, addons.names(_CONFIG.value.addons)))
   return rest
 
 

@@ -146,9 +146,37 @@ def lost_evenness(lost: AnyArray, old: AnyArray) -> jax.Array:
   return jnp.where(degenerate, 1.0, jnp.clip(spread, 0.0, 1.0))
 
 
+def evenness(counts: AnyArray, classes: AnyArray) -> jax.Array:
+  """Entropy of the shares of `classes` in the counts, over its maximum; float32 in [0, 1], 1 with one class or none.
+
+  Args:
+    counts: [classes], 0 or more; a count of 0 adds nothing.
+    classes: [classes] bool.
+  """
+  counts = jnp.where(classes, counts, 0).astype(jnp.float32)
+  total, number = jnp.sum(counts), jnp.sum(classes)
+  shares = counts / jnp.where(total > 0, total, 1.0)
+  entropy = -jnp.sum(shares * jnp.log(jnp.where(shares > 0, shares, 1.0)))
+  spread = entropy / jnp.log(jnp.maximum(number, 2).astype(jnp.float32))
+  return jnp.where((number < 2) | (total <= 0), 1.0, jnp.clip(spread, 0.0, 1.0))
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, classes: AnyArray) -> jax.Array:
   """Cross-entropy over the softmax of `classes` ([classes] bool); infinite for a label outside them."""
   return prior_regularized_cross_entropy(logits, labels, classes)
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArray) -> jax.Array:
+  """-sum_bj t_bj log softmax(z_b)_j / sum_bj t_bj, with the softmax over `classes`; 0 if all targets are 0.
+
+  Args:
+    logits: [batch, classes] float.
+    targets: [batch, classes], 0 or more; a row of zeros takes no part. Those outside `classes` are ignored.
+    classes: [classes] bool.
+  """
+  targets = jnp.where(classes, targets, 0.0)
+  total = jnp.sum(targets)
+  return -jnp.sum(targets * masked_log_softmax(logits, classes)) / jnp.where(total > 0, total, 1.0)
 
 
 def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: AnyArray) -> jax.Array:

@@ -85,3 +85,33 @@ def new_and_memory(ratio: int) -> Sampler:
     return -(-int(counts[~old].sum()) // size)
 
   return Sampler(prepare, pick, batch, steps, multiple=ratio)
+
+
+# Images of a class that follow each other.
+_REPEATS = 4
+
+
+def _class_after_class(pool: Any, key: jax.Array, context: Any) -> tuple[jax.Array, Any]:
+  counts, capacity = context.counts.astype(jnp.int32), pool.rows.size
+  for_classes, for_rows = jax.random.split(key)
+  place, ends = jnp.arange(capacity), jnp.cumsum(counts)
+  # The rows are sorted by class; they are shuffled inside each class.
+  class_of_row = jnp.searchsorted(ends, place, side="right")
+  rows = pool.rows[jnp.lexsort((jax.random.uniform(for_rows, (capacity,)), class_of_row))]
+  # Blocks of one class each; round r has one block of each class that has images, in random order. More blocks than
+  # needed, so that the last round is drawn from all of these classes.
+  present = jnp.argsort(counts == 0, stable=True)
+  classes = jnp.maximum(jnp.sum(counts > 0), 1)
+  block = jnp.arange(-(-capacity // _REPEATS) + counts.size)
+  order = jnp.lexsort((jax.random.uniform(for_classes, block.shape), block // classes))
+  class_of_place = present[order % classes][place // _REPEATS]
+  # Each class goes round its own images.
+  turn = place // _REPEATS // classes * _REPEATS + place % _REPEATS
+  first, count = (ends - counts)[class_of_place], jnp.maximum(counts[class_of_place], 1)
+  return rows[first + turn % count], pool.size
+
+
+# As many images as EVERY_IMAGE, but class after class: four images of one, then of the next, in rounds over all classes
+# that have images, each round in random order. Classes go round their own images, which are shuffled in each epoch
+# (the class-aware sampler of Long-Tailed-CIL, notes, section 15).
+CLASS_BALANCED = EVERY_IMAGE._replace(prepare=_class_after_class)

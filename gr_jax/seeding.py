@@ -10,6 +10,8 @@ from gr_jax.typing import AnyInteger
 BACKBONE, CLASSIFIER, ORDER, AUGMENT = range(4)
 # Offset of stage numbers, far above the purposes.
 _STAGES = 2**20
+# Far above the places in a batch, each of which has a key folded from the step's.
+_MIXING = 2**30
 
 
 def derive(root: jax.Array, task: AnyInteger | int, step: AnyInteger | int, purpose: int) -> jax.Array:
@@ -27,3 +29,8 @@ def derive(root: jax.Array, task: AnyInteger | int, step: AnyInteger | int, purp
 def of_stage(root: jax.Array, stage: int) -> jax.Array:
   """The root of a stage's keys that do not depend on the global step; for the first stage, the run's root."""
   return jax.random.fold_in(root, _STAGES + stage) if stage else root
+
+
+def of_mixing(key: jax.Array) -> jax.Array:
+  """The key for mixing the images of a step, from the step's key (purpose AUGMENT)."""
+  return jax.random.fold_in(key, _MIXING)

@@ -9,9 +9,9 @@ PACKAGE = runs.ROOT / "gr_jax"
 # From the bottom up. A module may import its own layer and those before it.
 LAYERS = (
     ("errors", "files", "typing"),
-    ("calibration", "losses", "memory", "metrics", "neural_collapse", "optimizer", "reweighting", "sampling",
+    ("calibration", "losses", "memory", "metrics", "mixing", "neural_collapse", "optimizer", "reweighting", "sampling",
      "seeding"),
-    ("alignment", "nearest_mean", "pooled_outputs", "rectification", "separated"),
+    ("alignment", "class_statistics", "nearest_mean", "pooled_outputs", "rectification", "separated"),
     ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
     ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing"),
     ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "compare", "benchmark"))

@@ -9,7 +9,7 @@ import runs
 
 from gr_jax import config as configuration
 from gr_jax import methods, scenario, train
-from gr_jax.methods import combining
+from gr_jax.methods import addons, combining
 from gr_jax.runs import console
 from gr_jax.scenario import plan
 from gr_jax.training import experiment
@@ -23,7 +23,8 @@ CONFIG_PAGE = PAGES["gr_jax/docs/config.md"]
 OPTIONS = {f"method_options.{key}" for _, options in methods.METHODS.values() for key in options}
 
 
-PARTS = {f"method_options.{key}" for key in combining.OPTIONS}
+PARTS = {f"method_options.{key}" for options in (combining.OPTIONS, *map(addons.options_of, addons.ADDONS))
+         for key in options}
 
 
 def known_keys():
@@ -177,7 +178,8 @@ def test_the_page_of_keys_names_every_key():
 
 @pytest.mark.parametrize("title, options", [
     *((f"`{name}`", options) for name, (_, options) in methods.METHODS.items()),
-    ("Parts that combine", combining.OPTIONS)])
+    ("Parts that combine", combining.OPTIONS),
+    *((f"Add-on `{name}`", addons.options_of(name)) for name in addons.ADDONS)])
 def test_the_page_of_keys_has_every_option(title, options):
   """A row: `method_options.KEY`, type, default, choices, meaning; a table for each method that has options."""
   part = CONFIG_PAGE[CONFIG_PAGE.index("## Options of the methods"):CONFIG_PAGE.index("## Old and new names")]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import lws
 
 from gr_jax import sampling
 from gr_jax.data.arrays import Pool
@@ -62,3 +63,42 @@ def test_an_empty_memory_leaves_its_places_to_new_images():
   sampler, arrays, exemplars, new = epoch((0, 0, 0, 6, 3), ratio=4)
   rows = np.asarray(sampler.pick(arrays, jnp.arange(20)))
   assert len(exemplars) == 0 and set(rows) == set(new)
+
+
+def class_after_class(pool, counts, seed):
+  """The rows of an epoch of the class-aware sampler."""
+  context = types.SimpleNamespace(counts=jnp.asarray(counts, jnp.float32))
+  arrays = sampling.CLASS_BALANCED.prepare(pool, jax.random.key(seed), context)
+  return np.asarray(sampling.CLASS_BALANCED.pick(arrays, jnp.arange(int(pool.size))))
+
+
+@pytest.mark.parametrize("counts, seed", [([30, 5, 2, 9, 0, 0], 0), ([0, 7, 1, 40, 0, 0], 1), ([3, 0, 0, 0, 0, 0], 2)])
+def test_class_after_class(counts, seed):
+  """Against NumPy's list of rows from the same cycles; classes without images are left out."""
+  counts, size = np.asarray(counts), sum(counts)
+  rows = np.random.default_rng(seed).permutation(1000)[:size].astype(np.int32)
+  of_class = dict(enumerate(np.split(rows, np.cumsum(counts)[:-1])))
+  pool = Pool(np.pad(rows, (0, 64 - size)), np.int32(size))
+  found = class_after_class(pool, counts, seed)
+  owner = {row: c for c, own in of_class.items() for row in own.tolist()}
+  classes = [owner[row] for row in found[::4].tolist()]
+  present = np.flatnonzero(counts)
+  rounds = [classes[i:i + len(present)] for i in range(0, len(classes), len(present))]
+  # Each round has each class that has images once, but the last one, which the epoch's length cuts off.
+  assert all(sorted(part) == present.tolist() for part in rounds[:-1]) and len(set(rounds[-1])) == len(rounds[-1])
+  cycles = {}
+  for c in present:
+    taken = [row for row in found.tolist() if owner[row] == c]
+    assert len(set(taken[:counts[c]])) == min(len(taken), counts[c])
+    cycles[int(c)] = [taken[:counts[c]]] * (len(taken) // counts[c] + 4)
+  np.testing.assert_array_equal(found, lws.class_aware_rows(rounds, cycles, size))
+  assert size < 4 or not np.array_equal(found, class_after_class(pool, counts, seed + 9))
+
+
+def test_class_after_class_draws_all_classes_equally_often():
+  counts, shown = np.asarray([200, 3, 20]), np.zeros(3)
+  pool = Pool(np.arange(256, dtype=np.int32), np.int32(223))
+  for seed in range(5):
+    found = class_after_class(pool, counts, seed)
+    shown += np.bincount(np.searchsorted(np.cumsum(counts), found, side="right"), minlength=3)
+  np.testing.assert_allclose(shown / shown.sum(), 1 / 3, atol=0.02)

@@ -23,6 +23,7 @@ from gr_jax.config import Config
 from gr_jax.data import augment
 from gr_jax.data.arrays import Data
 from gr_jax.devices import convolution_library, parallel
+from gr_jax.methods import addons
 from gr_jax.methods.base import Stage
 from gr_jax.models import folding
 from gr_jax.runs import console
@@ -164,11 +165,12 @@ def variants(bench: Bench) -> dict[str, dict[str, Any]]:
   if stage.uses_teacher:
     changes["teacher"] = {"model": _SilentTeacher(found.model)}
   if found.method.name == "gr":
+    chosen = addons.names(config.addons)
     options = dict(config.method_options)
     distillation = "kd" if stage.uses_teacher else "none"
     for name, others in (("reweighting", {}), (_BASELINE, {"prior": False, "distillation": distillation})):
       method = methods.make("gr", {**options, "reweighting": "none", **others},
-                            memory=found.exemplars_per_class(found.num_classes))
+                            memory=found.exemplars_per_class(found.num_classes), chosen=chosen)
       changes[name] = {"method": method, "stage": method.stages[bench.plan.index]}
   # Updates are not replaced by zeros: XLA would then remove the backward pass too.
   changes["weight decay and momentum"] = {"tx": optimizer.scale_by_epoch(found.learning_rates(stage))}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import pathlib
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,9 +31,10 @@ _SHARE = 0.6
 class Inputs(NamedTuple):
   """Inputs of a call of the train program: it runs steps first..stop-1 over the rows of `pool` in `data`.
 
-  If pictures are transferred, `data` is split over the devices and holds steps 0..stop-1; `pool` is empty.
+  If pictures are transferred, `data` is split over the devices and holds steps 0..stop-1; `pool` is empty. A stage that
+  sees no pictures gets the carry as `data`.
   """
-  data: Data
+  data: Any
   pool: Pool
   first: np.int32
   stop: np.int32
@@ -83,6 +84,14 @@ def resident(data: Data, devices: Sequence[jax.Device]) -> Feed:
       yield chunk, Inputs(data, there, np.int32(chunk.first), np.int32(chunk.stop))
 
   return feed
+
+
+def without_pictures(carry: Any, chunks: Iterable[Chunk], devices: Sequence[jax.Device]
+                     ) -> Generator[tuple[Chunk, Inputs], None, None]:
+  """The inputs of a stage that draws its features from the carry (methods.base.Stage.source)."""
+  nothing = parallel.replicate(Pool(np.zeros(0, np.int32), np.int32(0)), devices)
+  for chunk in chunks:
+    yield chunk, Inputs(carry, nothing, np.int32(chunk.first), np.int32(chunk.stop))
 
 
 def travelling(read: Read, *, samplers: Sequence[Sampler], steps: int, devices: Sequence[jax.Device]) -> Feed:

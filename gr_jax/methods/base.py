@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gr_jax.models.heads import Head
@@ -30,6 +31,7 @@ class Context(NamedTuple):
     original: [classes] float32, n_j, training images before any was dropped; 0 = unseen.
     lost: [classes] float32, s_j = n_j - n'_j of old classes, else 0.
     task_of_class: [classes] int32.
+    progress: float32 scalar, finished epochs of the stage over all of them, in [0, 1); 0 outside the train step.
   """
   task: AnyInteger
   old: AnyArray
@@ -38,6 +40,7 @@ class Context(NamedTuple):
   original: AnyArray
   lost: AnyArray
   task_of_class: AnyArray
+  progress: AnyArray | np.floating = np.float32(0.0)
 
   @property
   def seen(self) -> AnyArray:
@@ -69,11 +72,41 @@ class Loss(NamedTuple):
     teacher: whether it compares with the previous model; such terms are left out of the first task.
     kind: what parts that combine (methods.combining) may change: "cross_entropy": of a softmax of `student.logits`;
       "distillation": compares `student.logits` with `teacher.logits` and reads no other output; "other".
+    view: "clean", or "mixed": its `student` are the outputs of mixed images, and its `labels` their targets [batch,
+      classes], which sum to 1 (Stage.mixing); the teacher always sees clean images.
   """
   value: (Callable[[Outputs, None, jax.Array, Context], jax.Array]
           | Callable[[Outputs, Outputs, jax.Array, Context], jax.Array])
   teacher: bool = False
   kind: str = "other"
+  view: str = "clean"
+
+
+class Track(NamedTuple):
+  """State that follows a stage step by step, for `Stage.penalty`; new in each stage.
+
+  Attributes:
+    init: head -> state.
+    step: (state, student outputs and labels [batch] of the clean images on this device, total) -> state, where `total`
+      sums a tree over the devices.
+  """
+  init: Callable[[HeadParams], Any]
+  step: Callable[[Any, Outputs, jax.Array, Callable[[Any], Any]], Any]
+
+
+class Boundary(NamedTuple):
+  """What a method learns from images, in one pass: after a task (Method.after_memory) or before a stage (Stage.before).
+
+  The images are those of the task's first stage, or of the stage. They are not augmented, and the network is in
+  evaluation mode.
+
+  Attributes:
+    measure: (outputs, labels [block], valid [block] bool, context) -> arrays of fixed shapes, summed over the valid
+      images of a block.
+    keep: (carry, sums over all images, context) -> carry.
+  """
+  measure: Callable[[Outputs, jax.Array, jax.Array, Context], Any]
+  keep: Callable[[Any, Any, Context], Any]
 
 
 class Stage(NamedTuple):
@@ -97,8 +130,21 @@ class Stage(NamedTuple):
     summary: (rule state, steps of the stage) -> values to record after a task, by name; [classes] each.
     trainable: (head, context) -> mask, broadcastable to the head's parameters. It masks the update, weight decay and
       momentum included. None: train the columns of seen classes and all other parameters.
-    penalty: (head, context) -> scalar, added to the loss.
+    penalty: (head, state of `track`, context) -> scalar, added to the loss.
     end: (head, context) -> head, applied after the last step.
+    head: how the head's parameters are read in this stage, by student and teacher; None: as `Method.head` does.
+    schedule: of `learning_rate`, if that is given: "constant", or "cosine", half a cosine.
+    rates: head parameter -> factor of its learning rate; 1 for all others.
+    steps: None: as many as its images need; else one epoch of so many steps.
+    before: what is measured before the first step, with the network as it is then.
+    start: (head, state of the rule, carry, context) -> (head, state of the rule), applied before the first step, after
+      `before`; without it the state of the rule is new in each stage.
+    remember: (state of the rule, carry) -> carry, applied after the last step.
+    track: state for the penalty.
+    mixing: alpha of Beta(alpha, alpha): each image is also seen mixed with another one of the batch, by a share drawn
+      once a step; both views share one batch norm. None: no mixed view.
+    source: (key, carry, context) -> (features [n, features], targets [n, classes]); such a stage sees no image, all
+      devices draw the same, and its losses get the targets as labels. The backbone must be "frozen".
   """
   name: str
   losses: Mapping[str, Loss]
@@ -114,8 +160,18 @@ class Stage(NamedTuple):
   report: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
   summary: Callable[[Any, int], dict[str, jax.Array]] = lambda state, steps: {}
   trainable: Callable[[HeadParams, Context], HeadMask] | None = None
-  penalty: Callable[[HeadParams, Context], jax.Array] | None = None
+  penalty: Callable[[HeadParams, Any, Context], jax.Array] | None = None
   end: Callable[[HeadParams, Context], HeadParams] | None = None
+  head: Head | None = None
+  schedule: str = "constant"
+  rates: Mapping[str, float] = {}
+  steps: int | None = None
+  before: Boundary | None = None
+  start: Callable[[HeadParams, Any, dict[str, jax.Array], Context], tuple[HeadParams, Any]] | None = None
+  remember: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None
+  track: Track | None = None
+  mixing: float | None = None
+  source: Callable[[jax.Array, dict[str, jax.Array], Context], tuple[jax.Array, jax.Array]] | None = None
 
   @property
   def uses_teacher(self) -> bool:
@@ -123,25 +179,13 @@ class Stage(NamedTuple):
 
   def epochs(self, epochs: int) -> int:
     """The stage's number of epochs if the config has `epochs`."""
+    if self.steps is not None:
+      return 1
     # Rounded first, because 0.1 * 30 is more than 3 in floating point.
     return math.ceil(round(self.epochs_share * epochs, 9))
 
   def takes_part(self, task: int) -> bool:
     return self.tasks == "all" or (self.tasks == "later") == (task > 0)
-
-
-class Boundary(NamedTuple):
-  """What a method learns from images once a task is trained and its exemplars are chosen.
-
-  One pass over the images of the task's first stage, not augmented, with the network in evaluation mode.
-
-  Attributes:
-    measure: (outputs, labels [block], valid [block] bool, context) -> arrays of fixed shapes, summed over the valid
-      images of a block.
-    keep: (carry, sums over all images, context) -> carry.
-  """
-  measure: Callable[[Outputs, jax.Array, jax.Array, Context], Any]
-  keep: Callable[[Any, Any, Context], Any]
 
 
 # (outputs, carry, context) -> [batch, classes]; the prediction is the seen class with the largest score. The context is
@@ -182,6 +226,12 @@ class Method(NamedTuple):
   def uses_teacher(self) -> bool:
     return any(stage.uses_teacher for stage in self.stages)
 
+  def carrying(self, further: Callable[[int, int], dict[str, jax.Array]]) -> Method:
+    """The method with more in `carry`, by other names."""
+    own = self.carry
+    return self._replace(carry=lambda features, num_classes: {
+        **({} if own is None else own(features, num_classes)), **further(features, num_classes)})
+
   def init_carry(self, features: int, num_classes: int) -> dict[str, jax.Array]:
     """What is kept from task to task besides the network.
 
@@ -193,6 +243,12 @@ class Method(NamedTuple):
       return found
     return {**found, "exemplar_means": jnp.zeros((num_classes, features), jnp.float32),
             "has_mean": jnp.zeros(num_classes, bool)}
+
+
+def usual_mask(head: HeadParams, context: Context) -> HeadMask:
+  """What a stage without `trainable` trains: the columns of seen classes, and all parameters that are not named."""
+  del head
+  return {"kernel": context.seen, "bias": context.seen}
 
 
 def logits(outputs: Outputs, carry: Any, context: Context) -> jax.Array:

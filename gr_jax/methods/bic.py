@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,8 @@ def make(*, memory: int, temperature: float, bias_epochs_share: float, bias_lear
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     return losses.cross_entropy(student.logits, labels, context.seen)
 
-  def penalty(head: HeadParams, context: Context) -> jax.Array:
+  def penalty(head: HeadParams, tracked: Any, context: Context) -> jax.Array:
+    del tracked
     return bias_penalty * jnp.square(head["beta"][context.task])
 
   stages = (

@@ -144,13 +144,14 @@ def on_columns(rule: optax.GradientTransformationExtraArgs, terms: Mapping[str, 
   def init_fn(params: HeadParams) -> Any:
     return rule.init(_columns(params))
 
-  def update_fn(updates, state, params=None, *, gradients, **arguments):
+  def update_fn(updates: Any, state, params=None, *, gradients, **arguments):
     by_kind = {kind: [_columns(gradients[name]) for name, loss in terms.items()
                       if name in gradients and loss.kind == kind]
                for kind in ("cross_entropy", "distillation", "other")}
     taken = {kind: _sum(by_kind[kind]) for kind in ("cross_entropy", "distillation") if by_kind[kind]}
-    columns, state = rule.update(_columns(updates), state, None if params is None else _columns(params),
-                                 gradients=taken, **arguments)
+    found, state = rule.update(_columns(updates), state, None if params is None else _columns(params), gradients=taken,
+                               **arguments)
+    columns: Any = found
     return {**updates, **_sum([columns, *by_kind["other"]])}, state
 
   # optax's annotation cannot say that extra arguments are needed.

@@ -16,6 +16,7 @@ class Option(NamedTuple):
   allowed: tuple[str, ...] | None = None
   low: float | None = None
   above: float | None = None
+  below: float | None = None
 
 
 Options = Mapping[str, Option]
@@ -29,6 +30,11 @@ def weight(default: float) -> Option:
 def positive(default: float) -> Option:
   """A number above 0."""
   return Option(default, above=0.0)
+
+
+def share(default: float) -> Option:
+  """A number of 0 or more, below 1."""
+  return Option(default, low=0.0, below=1.0)
 
 
 def parsed(key: str, option: Option, text: str) -> Any:
@@ -58,6 +64,8 @@ def checked(key: str, option: Option, value: Any) -> Any:
     raise UserError(f"method_options.{key} is {value}; it must be {option.low:g} or more")
   if option.above is not None and not (math.isfinite(value) and value > option.above):
     raise UserError(f"method_options.{key} is {value}; it must be above {option.above:g}")
+  if option.below is not None and not value < option.below:
+    raise UserError(f"method_options.{key} is {value}; it must be below {option.below:g}")
   return kind(value)
 
 

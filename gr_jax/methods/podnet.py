@@ -49,7 +49,8 @@ def make(*, loss: str, proxies: int, flat_weight: float, spatial_weight: float, 
   def new_columns(head: HeadParams, context: Context) -> HeadMask:
     return {"kernel": context.new}
 
-  terms = {"cross_entropy" if loss == "long_tailed_cil" else "nca": Loss(classify), "flat": Loss(flat, teacher=True),
+  terms = {"cross_entropy" if loss == "long_tailed_cil" else "nca": Loss(
+      classify, kind="cross_entropy" if loss == "long_tailed_cil" else "other"), "flat": Loss(flat, teacher=True),
            "spatial": Loss(spatial, teacher=True)}
   stages = [Stage("train", terms, trainable=new_columns)]
   if balanced_epochs_share:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gr_jax import reweighting
 from gr_jax.errors import UserError
-from gr_jax.methods import bic, combining, eeil, finetune, gr, icarl, il2m, joint, lucir, lwf, podnet, ssil, wa
+from gr_jax.methods import (
+    addons,
+    bic,
+    combining,
+    dynamic_distillation,
+    eeil,
+    finetune,
+    gr,
+    icarl,
+    il2m,
+    joint,
+    lucir,
+    lwf,
+    podnet,
+    simplecil,
+    ssil,
+    wa,
+)
 from gr_jax.methods.base import Method
-from gr_jax.methods.options import Option, Options, checked, nearest, parsed
+from gr_jax.methods.options import Option, Options, checked, nearest, parsed, share
 from gr_jax.methods.options import weight as _weight
 
 _TEMPERATURE = Option(2.0, above=0.0)
@@ -44,6 +61,11 @@ METHODS: dict[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
     "lucir": (lucir.make, {
         "distillation_weight": _weight(5.0), "ranking_weight": _weight(1.0), "margin": _weight(0.5),
         "hardest": Option(2, low=1)}),
+    "dynamic_distillation": (dynamic_distillation.make, {
+        "distillation_weight": _weight(0.7), "ramp_start": _weight(0.5),
+        "entropy": Option("evenness", dynamic_distillation.ENTROPIES), "temperature": _TEMPERATURE,
+        "consistency": _weight(0.1), "momentum": share(0.9)}),
+    "simplecil": (simplecil.make, {}),
 }
 NAMES = tuple(METHODS)
 _PUBLISHED = frozenset(NAMES)
@@ -60,69 +82,85 @@ def register(name: str, factory: Callable[..., Method], options: Mapping[str, Op
   METHODS[name] = (factory, dict(options))
 
 
-def resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  """All options of a method: checks the given ones and fills in the defaults.
+def resolve(name: str, given: Mapping[str, Any], chosen: Sequence[str] = ()) -> dict[str, Any]:
+  """All options of a method and its add-ons: checks the given ones and fills in the defaults.
 
   Parts that combine (methods.combining) appear only if they are switched on.
+
+  Args:
+    name: one of NAMES.
+    given: options by name.
+    chosen: add-ons, see addons.names.
 
   Raises:
     UserError: unknown method or option, an option of another method, wrong type, value out of range.
   """
-  accepted = options_of(name)
+  accepted = options_of(name, chosen)
   _check_known(name, given, accepted)
   found = {key: checked(key, accepted[key], value) for key, value in given.items()}
-  own = METHODS[name][1]
-  complete = {key: found.get(key, checked(key, option, option.default)) for key, option in own.items()}
-  return {**complete, **combining.resolve({key: value for key, value in found.items() if key not in own})}
+  combined = {key: value for key, value in found.items() if key in combining.OPTIONS and key not in METHODS[name][1]}
+  complete = {key: found.get(key, checked(key, option, option.default)) for key, option in accepted.items()
+              if key in METHODS[name][1] or key not in combining.OPTIONS}
+  return {**complete, **combining.resolve(combined)}
 
 
-def parse(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-  """Parses options from the command line; raises as `resolve`."""
-  accepted = options_of(name)
+def parse(name: str, given: Mapping[str, str], chosen: Sequence[str] = ()) -> dict[str, Any]:
+  """Parses options from the command line; arguments and errors as for `resolve`."""
+  accepted = options_of(name, chosen)
   _check_known(name, given, accepted)
   return {key: parsed(key, accepted[key], text) for key, text in given.items()}
 
 
-def make(name: str, options: Mapping[str, Any], *, memory: int) -> Method:
-  """The method of a config.
+def make(name: str, options: Mapping[str, Any], *, memory: int, chosen: Sequence[str] = ()) -> Method:
+  """The method of a config, with its parts and add-ons.
 
   Args:
     name: one of NAMES.
     options: see `resolve`; missing ones have their defaults.
     memory: exemplars per class.
+    chosen: add-ons, in the order in which they wrap; see addons.names.
 
   Raises:
-    UserError: see `resolve`; parts that do not combine with the method; or fewer exemplars than it needs.
+    UserError: see `resolve`; parts or add-ons that do not fit the method; or fewer exemplars than are needed.
   """
-  found = resolve(name, options)
+  found = resolve(name, options, chosen)
   factory, own = METHODS[name]
-  arguments = {key: found.pop(key) for key in own}
+  arguments = {key: found[key] for key in own}
   if "memory" in inspect.signature(factory).parameters:
     arguments["memory"] = memory
-  method = combining.combine(factory(**arguments), **found)
+  parts = {key: value for key, value in found.items() if key in combining.OPTIONS and key not in own}
+  method = addons.wrap(combining.combine(factory(**arguments), **parts), chosen, found)
   if memory < method.min_memory:
-    raise UserError(f"memory.per_class is {memory}, but {name} needs {method.min_memory} or more exemplars per class; "
-                    f"set for example --config.memory.per_class=20")
+    with_them = f" with {', '.join(chosen)}" if chosen else ""
+    raise UserError(f"memory.per_class is {memory}, but {name}{with_them} needs {method.min_memory} or more exemplars "
+                    f"per class; set for example --config.memory.per_class=20")
   return method
 
 
-def options_of(name: str) -> Options:
-  """Options by name: of the parts that combine, and of the method; raises UserError for an unknown method."""
+def options_of(name: str, chosen: Sequence[str] = ()) -> Options:
+  """Options by name: of the parts that combine, the method and its add-ons; UserError for an unknown method."""
   if name not in METHODS:
     raise UserError(f"method is {name!r}; it can be {', '.join(map(repr, METHODS))}" + nearest(name, METHODS))
   # Gradient Reweighting has all parts as its own options.
-  return METHODS[name][1] if name == "gr" else {**combining.OPTIONS, **METHODS[name][1]}
+  parts = {} if name == "gr" else combining.OPTIONS
+  return {**parts, **METHODS[name][1], **{key: option for addon in chosen for key, option in
+                                          addons.options_of(addon).items()}}
 
 
 def _check_known(name: str, given: Mapping[str, Any], accepted: Options) -> None:
   own = METHODS[name][1]
   for key in given:
-    if key not in accepted:
-      owners = [other for other, (_, options) in METHODS.items() if key in options]
-      parts = [part for part in accepted if part not in own]
-      raise UserError(
-          f"method_options.{key} is not an option of method {name!r}"
-          + (f" (it belongs to {', '.join(map(repr, owners))})" if owners else "")
-          + nearest(key, accepted, "method_options.")
-          + (f"; {name!r} has {', '.join(own)}" if own else f"; {name!r} has none")
-          + (f"; parts that combine: {', '.join(parts)}" if parts else ""))
+    if key in accepted:
+      continue
+    addon = addons.owner_of(key)
+    if addon is not None:
+      raise UserError(f"method_options.{key} is an option of the add-on {addon!r}, which is not chosen; add "
+                      f"--config.addons={addon}, or leave the option out")
+    owners = [other for other, (_, options) in METHODS.items() if key in options]
+    others = [other for other in accepted if other not in own]
+    raise UserError(
+        f"method_options.{key} is not an option of method {name!r}"
+        + (f" (it belongs to {', '.join(map(repr, owners))})" if owners else "")
+        + nearest(key, accepted, "method_options.")
+        + (f"; {name!r} has {', '.join(own)}" if own else f"; {name!r} has none")
+        + (f"; parts and add-ons have {', '.join(others)}" if others else ""))

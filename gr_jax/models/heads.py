@@ -25,7 +25,7 @@ class Head(NamedTuple):
     renew: (key, params, new [classes] bool) -> parameters with freshly drawn new columns.
     apply: (params, features [batch, features], context) -> (logits, scores), each [batch, classes] float32. `context`
       is a methods.base.Context.
-    kind: "linear": W^T f + b; "cosine": eta cos(f, w_j); "other". Parts and add-ons read it.
+    kind: "linear": W^T f + b; "cosine": eta cos(f, w_j); "proxies"; "other". Parts and add-ons read it.
   """
   init: Callable[[int, int, int], dict[str, jax.Array]]
   renew: Callable[[jax.Array, dict, AnyArray], dict[str, jax.Array]]
@@ -120,4 +120,4 @@ def proxies(number: int) -> Head:
     scores = jnp.sum(jax.nn.softmax(similarities, axis=1) * similarities, axis=1)
     return params["scale"] * scores, scores
 
-  return Head(start, draw_columns, apply)
+  return Head(start, draw_columns, apply, kind="proxies")

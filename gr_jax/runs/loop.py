@@ -61,7 +61,7 @@ def learn(experiment: Experiment, programs: Programs, evaluate: Callable[[dict, 
         if not progress.inside_stage:
           standing = _begin_stage(experiment, programs, plan, stage, standing)
         rows, teacher = np.concatenate(_rows(experiment, stage, standing.progress)), standing.teacher
-        state, progress = run_stage(experiment, programs, stage, rows, standing, saving)
+        state, carry, progress = run_stage(experiment, programs, stage, rows, standing, saving)
       carry, exemplars = _choose_exemplars(experiment, programs, plan, state, carry, progress)
       network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
       reports, seconds = progress.reports, time.monotonic() - started
@@ -135,7 +135,7 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
     stage = plan.stages[min(progress.stage, len(plan.stages) - 1)]
     abstract = experiment.abstract_state(stage.index)
     if not progress.inside_stage:
-      abstract = abstract.replace(opt_state=(), rule=())
+      abstract = abstract.between_stages()
     return items(abstract, jax.eval_shape(lambda: carry),
                  {"params": abstract.params, "batch_stats": abstract.batch_stats} if inside else None)
 
@@ -143,7 +143,7 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
       targets, warn=lambda line: console.say(f"warning: {line}")))
   processes.agree({"checkpoint to resume from": newest and newest[0]})
   if newest is None:
-    state = programs.init(experiment.root).replace(opt_state=(), rule=())
+    state = programs.init(experiment.root).between_stages()
     return Standing(Progress(), state, parallel.replicate(carry, experiment.devices), None)
   step, record, found = newest
   progress, found = Progress.from_record(record), parallel.replicate(found, experiment.devices)
@@ -151,5 +151,6 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
               f"done")
   model, training = found["model"], found["training"]
   state = TrainState(params=model["params"], batch_stats=model["batch_stats"], step=training["step"],
-                     opt_state=training.get("opt_state", ()), rule=training.get("rule", ()))
+                     opt_state=training.get("opt_state", ()), rule=training.get("rule", ()),
+                     tracked=training.get("tracked", ()))
   return Standing(progress, state, model.get("carry", {}), found.get("teacher"))

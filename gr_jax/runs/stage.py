@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gr_jax.data import feed
 from gr_jax.devices import parallel
 from gr_jax.runs import bar, journal, meter, results
 from gr_jax.runs.checkpoints import Checkpoints
@@ -30,7 +31,7 @@ class Standing(NamedTuple):
   Attributes:
     progress: how far the run has come.
     state: parameters, and the optimizer's and rule's state of the stage.
-    carry: what is kept from task to task.
+    carry: what is kept from task to task, and from stage to stage.
     teacher: the model that losses compare with (Stage.teacher), inside a task that has one; else None.
   """
   progress: Progress
@@ -53,12 +54,14 @@ def items(state: TrainState, carry: dict[str, jax.Array], teacher: Any = None) -
   training = {"step": state.step}
   if state.opt_state != ():
     training |= {"opt_state": state.opt_state, "rule": state.rule}
+  if jax.tree.leaves(state.tracked):
+    training |= {"tracked": state.tracked}
   return {"model": model, "training": training, **({} if teacher is None else {"teacher": teacher})}
 
 
 def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows: np.ndarray, standing: Standing,
-              saving: Saving) -> tuple[TrainState, Progress]:
-  """Runs the epochs of a stage; returns the state after it, without momentum and rule, and the progress.
+              saving: Saving) -> tuple[TrainState, dict[str, Any], Progress]:
+  """Runs the epochs of a stage; returns the state after it, without momentum and rule, the carry and the progress.
 
   Args:
     experiment, programs: of the run.
@@ -76,16 +79,23 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   everywhere = lambda tree: parallel.replicate(tree, experiment.devices)
   context, among = everywhere(plan.context), pool(rows, experiment.capacity)
   if not progress.inside_stage:
+    if compiled.before is not None:
+      carry = compiled.before(state, carry, plan.context, rows)
     state = compiled.begin(state)
+    if compiled.start is not None:
+      head, rule = compiled.start(state.params["classifier"], state.rule, carry, context)
+      state = state.replace(params={**state.params, "classifier": head}, rule=rule)
   # The program takes the folded teacher; checkpoints hold the original.
   kept = teacher if plan.number and experiment.method.uses_teacher else None
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
   done = progress.epoch * plan.steps_per_epoch + progress.steps
+  remaining = chunks(plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps)
   with meter.Meter(plan, outlook=_outlook(experiment, progress), rates=experiment.learning_rates(stage), done=done,
                    sums=progress.sums, log=saving.log,
                    started=saving.started) as measured, _blaming(lambda: state), \
-       contextlib.closing(programs.feed(plan, among, experiment.root, chunks(
-           plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps))) as fed:
+       contextlib.closing(
+           programs.feed(plan, among, experiment.root, remaining) if stage.source is None else
+           feed.without_pictures(carry, remaining, experiment.devices)) as fed:
     for chunk, inputs in fed:
       window = Window(inputs.pool, experiment.root, *everywhere((np.int32(chunk.epoch), inputs.first, inputs.stop)))
       state, metrics = compiled.run(state, folded, context, inputs.data, window)
@@ -102,12 +112,14 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   summary = {name: np.asarray(values).tolist() for name, values in stage.summary(
       state.rule, plan.stop_step - plan.first_step).items()}
   progress = progress.after_stage({**summary, **measured.reports}, time.monotonic() - saving.started)
-  state = state.replace(opt_state=(), rule=())
+  if compiled.remember is not None:
+    carry = compiled.remember(state.rule, carry)
+  state = state.between_stages()
   if compiled.end is not None:
     state = state.replace(params=compiled.end(state.params, context))
   if plan.stop_step < experiment.plans[plan.number].stop_step:
     _save(saving, plan.stop_step, items(state, carry, kept), progress, saving.asked())
-  return state, progress
+  return state, carry, progress
 
 
 def _outlook(experiment: Experiment, progress: Progress) -> bar.Outlook:

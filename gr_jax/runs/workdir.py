@@ -94,7 +94,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
   """A saved config with keys of earlier versions moved to their current place, and later keys as the run had them."""
   moved = {key: config.pop(key) for key in configuration.MOVED if key in config}
-  return {"tensorboard": False, "evaluate_on": "test", **config,
+  return {"addons": "", "tensorboard": False, "evaluate_on": "test", **config,
           configuration.OPTIONS: {**config.get(configuration.OPTIONS, {}), **moved},
           "memory": {"total": None, **config["memory"]}}
 

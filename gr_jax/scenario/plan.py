@@ -150,7 +150,7 @@ def make_plans(counts: np.ndarray, tasks: Sequence[Task], method: Method, *, epo
       context = make_context(counts, task, number, per_class=m, rows=stage.rows, held_out=method.held_out,
                              task_of_class=task_of_class)
       size, length, sampler = int(context.counts.sum()), stage.epochs(epochs), stage.sampler
-      steps_per_epoch = sampler.steps(context.counts, context.old, batch_size)
+      steps_per_epoch = stage.steps or sampler.steps(context.counts, context.old, batch_size)
       stop = step + length * steps_per_epoch
       stages.append(StagePlan(number, task, index, stage.name, context, size, sampler.batch(batch_size), length,
                               steps_per_epoch, step, stop))

@@ -20,6 +20,7 @@ from gr_jax.data.sources import catalogue
 from gr_jax.data.sources.base import Source
 from gr_jax.devices import parallel, processes
 from gr_jax.errors import UserError
+from gr_jax.methods import addons
 from gr_jax.methods.base import Method, Stage
 from gr_jax.scenario import plan
 from gr_jax.training import step
@@ -129,17 +130,20 @@ class Experiment:
     """The learning rate in every epoch of a stage."""
     config = self.config
     if stage.learning_rate is not None:
-      return (stage.learning_rate,) * stage.epochs(config.epochs)
+      return optimizer.learning_rates(
+          schedule="cosine" if stage.schedule == "cosine" else "steps", base=stage.learning_rate,
+          epochs=stage.epochs(config.epochs), milestones=(), decay=1.0)
     return optimizer.learning_rates(
         schedule=config.schedule, base=config.learning_rate, epochs=stage.epochs(config.epochs),
         milestones=config.milestones, decay=config.learning_rate_decay)
 
   def begin_stage(self, state: TrainState, index: int) -> TrainState:
-    """The state before the first step of a stage: new momentum, new rule state."""
-    stage = self.method.stages[index]
+    """The state before the first step of a stage: new momentum, new state of the rule and of what is tracked."""
+    stage, head = self.method.stages[index], state.params["classifier"]
     return state.replace(
         opt_state=self.optimizer(stage).init(step.trained_params(state.params, stage)),
-        rule=() if stage.rule is None else stage.rule.init(state.params["classifier"]))
+        rule=() if stage.rule is None else stage.rule.init(head),
+        tracked=() if stage.track is None else stage.track.init(head))
 
   def init_state(self, root: jax.Array, index: int = 0) -> TrainState:
     """The state before the first task, in the form of a stage; depends only on the seed."""
@@ -258,7 +262,8 @@ def recorded(config: AnyConfig, record: Mapping[str, Any]) -> Experiment:
 
 
 def _method_and_model(config: Config, platform: str) -> tuple[Method, Any]:
-  method = methods.make(config.method, config.method_options, memory=config.memory.quota(1))
+  method = methods.make(config.method, config.method_options, memory=config.memory.quota(1),
+                        chosen=addons.names(config.addons))
   return method, models.make_backbone(config.model, platform=platform, precision=config.precision,
                                       axis_name=parallel.AXIS, signed=method.signed_features, maps=method.uses_maps)
 
@@ -282,7 +287,8 @@ def _with_memory_of_all(method: Method, config: Config, num_classes: int) -> Met
     needs = f"; method {config.method!r} needs {method.min_memory} of each class" if method.min_memory > 1 else ""
     raise UserError(f"memory.total is {total}, too small for the {num_classes} classes of the data set{needs}; set "
                     f"--config.memory.total={least} or more, or use memory.per_class")
-  return methods.make(config.method, config.method_options, memory=total // num_classes)
+  return methods.make(config.method, config.method_options, memory=total // num_classes,
+                      chosen=addons.names(config.addons))
 
 
 def _check_batch(config: Config, method: Method, devices: int) -> None:

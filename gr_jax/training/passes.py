@@ -217,7 +217,7 @@ def make_measure(
   def run(network: dict, data: Data, pool: Pool, context: Context) -> Any:
     folded = folding.fold_teacher(network)
 
-    def of_block(i: AnyInteger) -> Any:
+    def of_block(i: Any) -> Any:
       _, valid, inside = _block_of(i, block, pool.size)
       picked = pool.rows[inside]
       outputs = _outputs(model, method, folded, prepare(data.images[picked], data.sizes[picked]), context)

@@ -39,6 +39,7 @@ def make_run(
     batch_size: images of a step, over all devices.
     num_devices: that share the batch.
     travelling: `data` holds only this device's share of these steps, batch after batch, and the pool is ignored.
+      A stage with a source ignores both.
 
   Returns:
     run(state, teacher, context, data, window) -> (state, summed metrics). The last batch of an epoch is filled up from
@@ -50,7 +51,7 @@ def make_run(
 
   def run(state, teacher, context, data, window: Window):
     share = jnp.arange(local)
-    if travelling:
+    if travelling or stage.source is not None:
       batch_of = lambda i: i * local + share
     else:
       epoch = order.epoch_of(stage.sampler, window.pool, window.root, context, number, window.epoch)
@@ -81,4 +82,5 @@ def make_program(
   """`make_run` as one pmapped program over `devices`; donates the state. If pictures travel, data must be split."""
   run = make_run(step, stage=stage, number=number, batch_size=batch_size, num_devices=len(devices),
                  travelling=travelling)
-  return parallel.spread(run, devices, num_args=5, donate=(0,), parted=(3,) if travelling else ())
+  parted = (3,) if travelling and stage.source is None else ()
+  return parallel.spread(run, devices, num_args=5, donate=(0,), parted=parted)

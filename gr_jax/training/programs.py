@@ -16,7 +16,7 @@ from gr_jax.data import augment, feed, stream
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.feed import Feed
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Context, HeadParams
+from gr_jax.methods.base import Boundary, Context, HeadParams
 from gr_jax.models import folding
 from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training import passes, program
@@ -33,10 +33,16 @@ class StagePrograms:
     begin: state without momentum and rule -> the state before the first step.
     run: see program.make_program.
     end: (params, context) -> params, applied after the last step; None for nothing.
+    before: (state, carry, context, rows) -> carry, measured before the first step; None for nothing.
+    start: (head, state of the rule, carry, context) -> (head, state of the rule), applied then; None for nothing.
+    remember: (state of the rule, carry) -> carry, applied after the last step; None for nothing.
   """
   begin: Callable[[TrainState], TrainState]
   run: Callable[..., tuple[TrainState, StepMetrics]]
   end: Callable[[Any, Context], Any] | None
+  before: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
+  start: Callable[[HeadParams, Any, Any, Context], tuple[HeadParams, Any]] | None
+  remember: Callable[[Any, Any], Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +108,20 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
           params, batch_stats, parallel.replicate(context, devices), root),
       make_teacher=jax.jit(make_teacher, out_shardings=everywhere),
       fold_teacher=jax.jit(folding.fold_teacher, out_shardings=everywhere),
-      stages=tuple(_stage(experiment, index, streamed) for index in range(len(experiment.method.stages))),
+      stages=tuple(_stage(experiment, index, pictures, data) for index in range(len(experiment.method.stages))),
       features=_features(experiment, pictures, data), logits=_logits(experiment),
-      after_memory=_after_memory(experiment, pictures, data))
+      after_memory=_measuring(experiment, pictures, data, experiment.method.after_memory))
 
 
-def _stage(experiment: Experiment, index: int, streamed: bool) -> StagePrograms:
+def _stage(experiment: Experiment, index: int, pictures: Data | stream.Originals, data: Data | None) -> StagePrograms:
   config, source, devices = experiment.config, experiment.source, experiment.devices
+  streamed = isinstance(pictures, stream.Originals)
   stage, everywhere = experiment.method.stages[index], experiment.root.sharding
   view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
   plain = augment.make_plain(**view, cropped=True)
   step = make_train_step(
       model=experiment.model, method=experiment.method, stage=stage, tx=experiment.optimizer(stage),
-      axis_name=parallel.AXIS,
+      axis_name=parallel.AXIS, epochs=stage.epochs(config.epochs),
       # Streamed pictures are already augmented.
       augment=(lambda keys, images, sizes: plain(images, sizes)) if streamed else augment.make_augment(
           config.augmentation, **view))
@@ -123,7 +130,15 @@ def _stage(experiment: Experiment, index: int, streamed: bool) -> StagePrograms:
       begin=jax.jit(functools.partial(experiment.begin_stage, index=index), out_shardings=everywhere),
       run=program.make_program(step, stage=stage, number=index, batch_size=stage.sampler.batch(config.batch_size),
                                devices=devices, travelling=experiment.path[0] != "resident"),
-      end=None if stage.end is None else jax.jit(_ending(stage.end), out_shardings=everywhere))
+      end=None if stage.end is None else jax.jit(_ending(stage.end), out_shardings=everywhere),
+      before=_measuring(experiment, pictures, data, stage.before),
+      start=None if stage.start is None else jax.jit(_copying(stage.start), out_shardings=everywhere),
+      remember=None if stage.remember is None else jax.jit(_copying(stage.remember), out_shardings=everywhere))
+
+
+def _copying(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function with results that share no buffer with its arguments, since the state is donated to the next step."""
+  return lambda *arguments: jax.tree.map(jnp.copy, function(*arguments))
 
 
 def _ending(finish: Callable[[HeadParams, Context], HeadParams]) -> Callable[[Any, Context], Any]:
@@ -196,24 +211,24 @@ def _logits(experiment: Experiment) -> Callable[[TrainState, TaskPlan, np.ndarra
   return logits
 
 
-def _after_memory(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
-                  ) -> Callable[[TrainState, Any, Context, np.ndarray], Any] | None:
-  """Programs.after_memory; arguments as for `_features`."""
+def _measuring(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None, boundary: Boundary | None
+               ) -> Callable[[TrainState, Any, Context, np.ndarray], Any] | None:
+  """(state, carry, context, rows) -> carry, as a boundary changes it; None without one. Arguments as `_features`."""
   method, devices = experiment.method, experiment.devices
-  if method.after_memory is None:
+  if boundary is None:
     return None
   _, looking = _looking(experiment, pictures, data)
   run = passes.make_measure(
-      model=experiment.model, method=method, measure=method.after_memory.measure,
+      model=experiment.model, method=method, measure=boundary.measure,
       block=experiment.config.evaluation_block, devices=devices, prepare=_prepare(experiment, pictures))
-  keep = jax.jit(method.after_memory.keep, out_shardings=experiment.root.sharding)
+  keep = jax.jit(boundary.keep, out_shardings=experiment.root.sharding)
 
-  def after_memory(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
+  def measuring(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
     there, network = parallel.replicate(context, devices), {"params": state.params, "batch_stats": state.batch_stats}
     parts = [run(network, here, among, there) for here, among, _ in looking(rows)]
     return keep(carry, jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts), there)
 
-  return after_memory
+  return measuring
 
 
 def pictures_together(experiment: Experiment) -> int:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gr_jax import mixing, seeding
 from gr_jax.data.arrays import Data
-from gr_jax.methods.base import Context, Method, Outputs, Stage
+from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, usual_mask
 from gr_jax.models import Backbone, heads
 from gr_jax.training.state import TrainState
 
@@ -36,7 +37,8 @@ class StepMetrics(NamedTuple):
 
 def make_train_step(
     *, model: Backbone, method: Method, stage: Stage, tx: optax.GradientTransformationExtraArgs,
-    augment: Augment | None = None, axis_name: str | None = None) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    augment: Augment | None = None, axis_name: str | None = None, epochs: int = 1
+    ) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """Binds everything that is fixed for a stage; returns the pure step.
 
   Args:
@@ -47,21 +49,34 @@ def make_train_step(
     augment: (keys [batch], images [batch, ...], sizes [batch, 2]) -> model inputs; None: the unchanged images as
       float32.
     axis_name: the pmap axis; None outside pmap.
+    epochs: of the stage, for `Context.progress`.
 
   Returns:
     step(state, teacher, context, data, batch, key, epoch) -> (next state, metrics). `teacher` is {"params",
     "batch_stats"} of the previous task's model, preferably folded (folding.fold_teacher), or None; `batch` [local
     batch] int32 holds this device's rows of `data`; `key` is the step's key. All results are equal on all devices.
+    In a stage with a source, `data` is the carry, and `batch` is not used.
   """
+  read = stage.head or method.head
+
   def step(state: TrainState, teacher: Any, context: Context, data: Data, batch: jax.Array, key: jax.Array,
            epoch: jax.Array) -> tuple[TrainState, StepMetrics]:
-    x, labels = _inputs(data, batch, key, augment, axis_name), data.labels[batch]
-    network = {"params": state.params["backbone"], "batch_stats": state.batch_stats}
-    (features, maps), back_to_backbone, batch_stats = _encode(model, method, stage, network, x)
+    context = context._replace(progress=epoch / epochs)
+    if stage.source is not None:
+      x, (features, maps, labels) = None, _drawn(stage.source, key, data, context)
+      back_to_backbone, batch_stats = None, state.batch_stats
+    else:
+      x, labels = _inputs(data, batch, key, augment, axis_name), {"clean": data.labels[batch]}
+      views = x
+      if stage.mixing is not None:
+        mixed, labels["mixed"] = _mixed(x, labels["clean"], key, stage.mixing, context.old.shape[0], axis_name)
+        views = jnp.concatenate([x, mixed])
+      network = {"params": state.params["backbone"], "batch_stats": state.batch_stats}
+      (features, maps), back_to_backbone, batch_stats = _encode(model, method, stage, network, views)
     student, back_to_head = jax.vjp(
-        lambda head, features: Outputs(*method.head.apply(head, features, context), features, maps),
+        lambda head, features: Outputs(*read.apply(head, features, context), features, maps),
         state.params["classifier"], features)
-    target = None if teacher is None else _teach(model, method, teacher, x, context)
+    target = None if teacher is None else _teach(model, method, read, teacher, x, context)
 
     # All losses are functions of the outputs: their cotangents are added there, and one backward pass serves them all.
     values, pulls = {}, {}
@@ -69,7 +84,8 @@ def make_train_step(
       if loss.teacher and target is None:
         values[name] = jnp.zeros(())
       else:
-        values[name], pulls[name] = jax.value_and_grad(loss.value)(student, target, labels, context)
+        values[name], pulls[name] = jax.value_and_grad(_of_view(loss, stage))(
+            student, target, labels[loss.view], context)
     together = _sum(list(pulls.values()))
     summed, on_features = back_to_head(together)
     # A rule needs the head's gradient of each loss.
@@ -85,17 +101,23 @@ def make_train_step(
       total, rule_state = stage.rule.update(
           total, state.rule, state.params["classifier"], gradients=head_grads, old=context.old, new=context.new,
           counts=context.original)
+    tracked = state.tracked
+    if stage.track is not None:
+      tracked = stage.track.step(
+          tracked, jax.lax.stop_gradient(_view(student, "clean", stage)), labels["clean"],
+          lambda tree: tree if axis_name is None else jax.lax.psum(tree, axis_name))
     if stage.penalty is not None:
-      penalty, pull = jax.value_and_grad(stage.penalty)(state.params["classifier"], context)
+      penalty, pull = jax.value_and_grad(stage.penalty)(state.params["classifier"], tracked, context)
       values, total = {**values, "penalty": penalty}, _sum([total, pull])
 
     trained = {"classifier": heads.mask(state.params["classifier"], context.seen),
                **{name: state.params[name] for name in grads}}
     updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=epoch)
+    updates = _at_rates(updates, stage)
     params = {**state.params, **_updated({name: state.params[name] for name in trained}, updates)}
     params["classifier"] = _where_trained(params["classifier"], state.params["classifier"], stage, context)
     after = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
-                       rule=rule_state)
+                       rule=rule_state, tracked=tracked)
     return after, StepMetrics(jnp.ones(()), values, stage.report(rule_state))
 
   return step
@@ -123,6 +145,45 @@ def _inputs(data: Data, batch: jax.Array, key: jax.Array, augment: Augment | Non
   return augment(keys, images, data.sizes[batch])
 
 
+def _mixed(x: jax.Array, labels: jax.Array, key: jax.Array, concentration: float, num_classes: int,
+           axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+  """This device's images mixed with partners from the global batch, and their targets [batch, classes]."""
+  def gather(array: jax.Array) -> jax.Array:
+    return array if axis_name is None else jax.lax.all_gather(array, axis_name, tiled=True)
+
+  # Drawn for the global batch, so that the number of devices does not matter.
+  for_share, for_partners = jax.random.split(seeding.of_mixing(key))
+  share = mixing.draw_share(for_share, concentration)
+  everyone, every_label = gather(x), gather(labels)
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(x)
+  partners = jax.random.permutation(for_partners, len(everyone))[first + jnp.arange(len(x))]
+  own, theirs = (jax.nn.one_hot(found, num_classes) for found in (labels, every_label[partners]))
+  return mixing.mix(x, everyone[partners], share), mixing.mix(own, theirs, share)
+
+
+def _drawn(source: Callable[..., tuple[jax.Array, jax.Array]], key: jax.Array, carry: Any, context: Context
+           ) -> tuple[jax.Array, tuple, dict[str, jax.Array]]:
+  """Features, maps and labels of a stage that sees no images."""
+  features, targets = source(key, carry, context)
+  return features, (), {"clean": targets}
+
+
+def _view(outputs: Outputs, view: str, stage: Stage) -> Outputs:
+  """Outputs of one view: the batch is the clean images and, with mixing, the mixed ones after them."""
+  if stage.mixing is None:
+    return outputs
+  half = len(outputs.logits) // 2
+  return jax.tree.map(lambda leaf: leaf[:half] if view == "clean" else leaf[half:], outputs)
+
+
+def _of_view(loss: Loss, stage: Stage) -> Callable[..., jax.Array]:
+  """A loss as a function of the outputs of all views."""
+  def value(student: Outputs, teacher: Any, labels: jax.Array, context: Context) -> jax.Array:
+    return loss.value(_view(student, loss.view, stage), teacher, labels, context)
+
+  return value
+
+
 def _encode(model: Backbone, method: Method, stage: Stage, network: dict, x: jax.Array
             ) -> tuple[tuple[jax.Array, tuple], Callable[[Any], Any] | None, Any]:
   """((features, maps), their cotangent -> gradient of the backbone, or None if it is frozen, batch_stats)."""
@@ -138,12 +199,20 @@ def _encode(model: Backbone, method: Method, stage: Stage, network: dict, x: jax
   return encoded, lambda pull: backward(pull)[0], batch_stats
 
 
-def _teach(model: Backbone, method: Method, teacher: Any, x: jax.Array, context: Context) -> Outputs:
+def _teach(model: Backbone, method: Method, read: heads.Head, teacher: Any, x: Any, context: Context) -> Outputs:
   """Outputs of the previous model, without gradient."""
   variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
   features, maps = model.apply(variables, x, train=False)
-  found = method.head.apply(teacher["params"]["classifier"], features, context)
+  found = read.apply(teacher["params"]["classifier"], features, context)
   return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
+
+
+def _at_rates(updates: Any, stage: Stage) -> Any:
+  """The updates with those of the head's parameters at the stage's rates for them."""
+  if not stage.rates:
+    return updates
+  return {**updates, "classifier": {
+      name: stage.rates.get(name, 1.0) * update for name, update in updates["classifier"].items()}}
 
 
 def _updated(params: dict, updates: Any) -> Any:
@@ -157,6 +226,5 @@ def _sum(trees: list[Any]) -> Any:
 
 def _where_trained(after: dict, before: dict, stage: Stage, context: Context) -> dict:
   """The updated head where the stage trains it, else the old one; stages without a mask train the seen columns."""
-  usual = {"kernel": context.seen, "bias": context.seen}
-  masks = usual if stage.trainable is None else stage.trainable(before, context)
+  masks = (usual_mask if stage.trainable is None else stage.trainable)(before, context)
   return {name: jnp.where(masks[name], after[name], before[name]) if name in masks else after[name] for name in after}

@@ -104,7 +104,7 @@ def test_equal_counts_make_the_prior_the_identity():
     ("wa", {"reweighting": "drg"}, "reweighting is 'drg'.*did you mean 'dgr'"),
     ("wa", {"distillation": "kd"}, "distillation is 'kd'; it can be 'own', 'dakd'"),
     ("joint", {"distilation": "dakd"},
-     "did you mean method_options.distillation.*'joint' has prior; parts that combine")])
+     "did you mean method_options.distillation.*'joint' has prior; parts and add-ons have")])
 def test_what_does_not_combine_is_refused(name, options, words):
   with pytest.raises(UserError, match=words):
     methods.make(name, options, memory=20)

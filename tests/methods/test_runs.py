@@ -24,10 +24,24 @@ SETTINGS = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2, "batch_size"
             "checkpoint_every_epochs": 1}
 OPTIONS = {"bic": {"method_options.bias_epochs_share": 1.0}, "eeil": {"method_options.balanced_epochs_share": 1.0},
            "podnet": {"method_options.balanced_epochs_share": 1.0}, "ssil": {"batch_size": 96}}
+# Methods with parts and with add-ons.
+OPTIONS |= {
+    "parts": {"method": "lucir", "method_options.reweighting": "dgr", "method_options.prior": True},
+    "lws": {"method": "lucir", "addons": "lws", "method_options.lws_epochs_share": 1.0},
+    "gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_steps": 12},
+    "gpa": {"method": "gr", "addons": "gpa"},
+    "lws,gvalign": {"method": "podnet", "addons": "lws,gvalign", "method_options.balanced_epochs_share": 1.0,
+                    "method_options.lws_epochs_share": 1.0, "method_options.gvalign_steps": 12}}
+COMBINED = tuple(name for name in OPTIONS if name not in methods.NAMES)
+CASES = (*methods.NAMES, *COMBINED)
+
+
+def settings_of(name):
+  return {**SETTINGS, "method": name, **OPTIONS.get(name, {})}
 
 
 def config_of(name, **changes):
-  return runs.short(**{**SETTINGS, "method": name, **OPTIONS.get(name, {}), **changes})
+  return runs.short(**{**settings_of(name), **changes})
 
 
 @contextlib.contextmanager
@@ -85,17 +99,18 @@ def test_exemplar_means_outlive_a_task(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_killed_in_every_stage_and_between(tmp_path, name):
   """SIGKILL once each stage has a checkpoint inside it and once it is over; the rerun command ends bit-equal."""
-  settings = {**SETTINGS, **OPTIONS.get(name, {}), "method": name, "epochs": 6, "steps_per_call": 1}
+  settings = {**settings_of(name), "epochs": 6, "steps_per_call": 1}
   flags = ("--config=configs/digits_lt.py", "--config.evaluation_block=50",
            *(f"--config.{key}={value}" for key, value in settings.items()))
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   done = runs.run("main", *flags, f"--workdir={whole}")
   assert done.returncode == 0, done.stderr
   epochs = [(row["task"], row["stage"], row["epoch"]) for row in runs.rows(whole, "epoch")]
-  places = [place for place in epochs if place[2] in (3, 6)]
+  last = {place[:2]: place[2] for place in epochs}
+  places = [place for place in epochs if place[2] in (3, last[place[:2]])]
   for place in places:
     process = runs.start("main", *flags, f"--workdir={cut}")
     deadline = time.monotonic() + 240
@@ -135,24 +150,26 @@ def test_two_devices_equal_one_in_every_stage(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_devices_agree_for_every_method(tmp_path, name):
   assert_devices_agree(name, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_method_learns_digits(tmp_path, name):
   """Above chance (2 of 10 classes are new at the end), and joint training above finetuning without a memory."""
-  found = train.train(runs.get_config("digits_lt", method=name), tmp_path / name)
+  found = train.train(runs.get_config("digits_lt", **{"method": name, **(OPTIONS[name] if name in COMBINED else {})}),
+                      tmp_path / "run")
   assert found["tasks_done"] == 5 and found["average_incremental_accuracy"] > 0.5
-  assert all(np.isfinite(row["loss"]) for row in runs.rows(tmp_path / name, "epoch"))
+  assert all(np.isfinite(row["loss"]) for row in runs.rows(tmp_path / "run", "epoch"))
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_programs_are_those_of_the_stages(name):
   """As many in two tasks as in ten: one a stage, and another where the first task has no teacher."""
-  expected = {"finetune": 1, "joint": 1, "il2m": 1, "bic": 3, "eeil": 3, "podnet": 3}.get(name, 2)
+  expected = {"finetune": 1, "joint": 1, "il2m": 1, "bic": 3, "eeil": 3, "podnet": 3, "lws": 3, "gvalign": 3,
+              "lws,gvalign": 5}.get(name, 2)
   for tasks in (2, 10):
     found = experiment.load(config_of(name, **{"scenario.num_tasks": tasks}))
     assert len(console.stage_programs(found)) == expected

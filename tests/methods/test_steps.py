@@ -58,12 +58,15 @@ def context(**changes):
 class Case:
   """A step at rate 1 without momentum and decay, so that before - after is the gradient."""
 
-  def __init__(self, method, index=0, *, labels=None, teacher=True, around=None, seed=0):
+  def __init__(self, method, index=0, *, labels=None, teacher=True, around=None, seed=0, scale=None):
     self.method, self.stage, self.context = method, method.stages[index], around or context()
     rng = np.random.default_rng(seed)
     self.x, self.before = rng.normal(size=(2, BATCH, FEATURES)).astype(np.float32)
     self.labels = (rng.integers(0, 5, BATCH) if labels is None else np.asarray(labels)).astype(np.int32)
     self.head, self.old_head = self._head(rng), self._head(rng)
+    if scale is not None:
+      for head in (self.head, self.old_head):
+        head["class_scale"] = np.asarray(scale, np.float32)
     params = {"backbone": {"shift": jnp.zeros_like(self.x)}, "classifier": jax.tree.map(jnp.asarray, self.head)}
     tx = optimizer.sgd((1.0,), momentum=0.0, weight_decay=0.0)
     step = steps.make_train_step(model=Shift(), method=method, stage=self.stage, tx=tx)
