@@ -12,11 +12,11 @@ from gr_jax import config as configuration
 from gr_jax import methods
 from gr_jax.config import Config
 from gr_jax.errors import UserError
+from gr_jax.methods.addons import names as addon_names
 
 # Keys that a comparison sets itself -> how.
-_RESERVED = {"method": "--methods", "seed": "--seeds", "replicas": "--seeds", "evaluate_on": "--tune",
-             "distributed": "one process a device"}
-_ADDONS = "addons"
+_RESERVED = {"method": "--methods", "addons": "--methods", "seed": "--seeds", "replicas": "--seeds",
+             "evaluate_on": "--tune", "distributed": "one process a device"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def parse(texts: str, base: Config) -> list[Entry]:
 
   Args:
     texts: entries separated by commas; a value may have commas inside parentheses.
-    base: the config that all entries start from, without options of a method.
+    base: the config that all entries start from, without add-ons and options of a method.
 
   Raises:
     UserError: no entry, a bad one, an unknown method, add-on or key, a value out of range, two entries that are the
@@ -85,6 +85,9 @@ def parse(texts: str, base: Config) -> list[Entry]:
   names = split(texts)
   if not names or not all(names):
     raise UserError(f"--methods is {texts!r}; it takes entries separated by commas, such as gr,lucir,wa:temperature=1")
+  if base.addons:
+    raise UserError(f"the config has the add-ons {base.addons!r}, but a comparison has several methods; name add-ons "
+                    f"in --methods, such as --methods=gr,lucir+lws")
   if base.method_options != methods.resolve(base.method, {}):
     raise UserError(f"the config sets options of the method {base.method!r}, but a comparison has several methods; "
                     f"give options in --methods, such as --methods=wa:temperature=1,gr")
@@ -121,35 +124,34 @@ def _entry(name: str, base: Config) -> Entry:
     if not equals or not key:
       raise UserError(f"--methods has the entry {name!r}, but {setting!r} is not KEY=VALUE; an entry is "
                       f"NAME[+ADDON][:KEY=VALUE], such as wa:temperature=1")
-    key = resolve(key, method)
+    key = resolve(key, method, addons)
     if key in values:
       raise UserError(f"--methods has the entry {name!r}, which sets {key} twice")
     values[key] = value
-  if addons and _ADDONS not in configuration.KEYS:
-    raise UserError(f"--methods has the entry {name!r}, but {addons[0]!r} is not an add-on: this version has none")
-  config = {**_without_options(base), "method": method, **({_ADDONS: ",".join(addons)} if addons else {})}
+  config = {**_without_options(base), "method": method, "addons": ",".join(addons)}
   try:
     return Entry(name, method, tuple(addons), changed(configuration.check(config), values))
   except UserError as error:
     raise UserError(f"--methods, entry {name!r}: {error}") from error
 
 
-def resolve(key: str, method: str) -> str:
-  """The config key that a short key of an entry means: an option of its method, else a key of the config.
+def resolve(key: str, method: str, addons: Sequence[str]) -> str:
+  """The config key that a short key of an entry means: an option of its method or add-ons, else a key of the config.
 
   Raises:
     UserError: unknown, or set by the comparison itself.
   """
   prefix = f"{configuration.OPTIONS}."
   option = key.removeprefix(prefix)
-  if option in methods.options_of(method):
+  chosen = addon_names(",".join(addons))
+  if option in methods.options_of(method, chosen):
     return prefix + option
-  if key in _RESERVED or key == _ADDONS:
-    raise UserError(f"{key} cannot be set for one method; a comparison sets it by {_RESERVED.get(key, '--methods')}")
+  if key in _RESERVED:
+    raise UserError(f"{key} cannot be set for one method; a comparison sets it by {_RESERVED[key]}")
   if key in configuration.KEYS:
     return key
   # Unknown to both: an option of the method, misspelt, is the likelier meaning.
-  methods.parse(method, {option: ""})
+  methods.parse(method, {option: ""}, chosen)
   raise configuration.unknown_key(key)
 
 
@@ -157,7 +159,8 @@ def changed(config: Config, values: Mapping[str, str]) -> Config:
   """The config with keys set to values from the command line; raises UserError as config.check."""
   flat, prefix = configuration.flatten(config), f"{configuration.OPTIONS}."
   options = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-  flat |= {prefix + key: value for key, value in methods.parse(config.method, options).items()}
+  flat |= {prefix + key: value for key, value in methods.parse(
+      config.method, options, addon_names(config.addons)).items()}
   flat |= {key: _parsed(key, value) for key, value in values.items() if not key.startswith(prefix)}
   return configuration.check(flat)
 
@@ -179,9 +182,9 @@ def settings(entry: Entry, tune: Sequence[str]) -> list[Setting]:
     if len(set(values)) < 2 or len(set(values)) < len(values) or not all(values):
       raise UserError(f"--tune is {text!r}; it takes KEY=VALUE,VALUE,... with two or more different values, such as "
                       f"--tune=learning_rate=0.05,0.1")
-    if not _belongs(key, entry.method):
+    if not _belongs(key, entry):
       continue
-    key = resolve(key, entry.method)
+    key = resolve(key, entry.method, entry.addons)
     if key in choices or key in _fixed(entry):
       raise UserError(f"--tune={text}: {key} is set twice for the entry {entry.name!r}; remove one of the two")
     choices[key] = values
@@ -201,19 +204,19 @@ def check_tune(entries: Sequence[Entry], tune: Sequence[str]) -> None:
   """Refuses a key of --tune that no entry has; raises UserError."""
   for text in tune:
     key = text.partition("=")[0]
-    if not any(_belongs(key, entry.method) for entry in entries):
-      resolve(key, entries[0].method)
+    if not any(_belongs(key, entry) for entry in entries):
+      resolve(key, entries[0].method, entries[0].addons)
       raise UserError(f"--tune={text}: no entry of --methods has {key}")
 
 
-def _belongs(key: str, method: str) -> bool:
-  """Whether --tune's key is one of the config, or an option of this method."""
+def _belongs(key: str, entry: Entry) -> bool:
+  """Whether --tune's key is one of the config, or an option of this entry's method or add-ons."""
   return key in configuration.KEYS or key in _RESERVED or (
-      key.removeprefix(f"{configuration.OPTIONS}.") in methods.options_of(method))
+      key.removeprefix(f"{configuration.OPTIONS}.") in methods.options_of(entry.method, entry.addons))
 
 
 def _fixed(entry: Entry) -> set[str]:
-  return {resolve(setting.partition("=")[0], entry.method) for setting in entry.name.split(":")[1:]}
+  return {resolve(setting.partition("=")[0], entry.method, entry.addons) for setting in entry.name.split(":")[1:]}
 
 
 def _without_options(config: Config) -> dict[str, Any]:

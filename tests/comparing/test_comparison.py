@@ -161,7 +161,7 @@ def test_flags_give_the_config_back(tmp_path):
   """As the command reads them, tuples and None included, whatever the config file says."""
   base = configuration.check(runs.get_config("digits_lt", milestones=(), stop_after_task=2, **{
       "memory.per_class": None, "memory.total": 30}))
-  entry, = entries.parse("bic:bias_learning_rate=0.01:milestones=(4,)", base)
+  entry, = entries.parse("lucir+lws:lws_scale_rate=0.2:milestones=(4,)", base)
   code = ("import json, sys; from gr_jax import config, flags; flags.parse(sys.argv[:1] + sys.argv[2:]); "
           "print(json.dumps(config.flatten(flags.config())))")
   config_flag, _, *others = plan.flags(FILE, entry.config, tmp_path)

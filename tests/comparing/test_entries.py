@@ -37,7 +37,11 @@ def test_an_entry_is_a_method_with_settings_of_its_own():
     ("gr:seed=1", "seed cannot be set for one method; a comparison sets it by --seeds"),
     ("gr:evaluate_on=holdout", "evaluate_on cannot be set"), ("lucir+", "an entry is NAME"),
     ("lucir:memory.per_class=0", "memory.per_class is 0, but lucir needs"),
-    ("lucir+nothing", "entry 'lucir.nothing'.*'nothing'")])
+    ("lucir+nothing", "entry 'lucir.nothing': addons is 'nothing', but 'nothing' is no add-on; it can be 'lws'"),
+    ("lucir+lws+lws", "names 'lws' twice"),
+    ("lucir+lsw:lws_scale_rate=1", "'lsw' is no add-on.*did you mean 'lws'"),
+    ("lucir:lws_scale_rate=1", "lws_scale_rate is an option of the add-on 'lws', which is not chosen"),
+    ("lucir+lws:addons=gpa", "addons cannot be set for one method; a comparison sets it by --methods")])
 def test_bad_entries(texts, words):
   with pytest.raises(UserError, match=words):
     entries.parse(texts, BASE)
@@ -47,6 +51,17 @@ def test_a_flag_that_would_have_no_effect_is_refused():
   with pytest.raises(UserError, match="use --methods"):
     entries.refuse_flags(["--methods=gr", "--config.method=wa"])
   entries.refuse_flags(["--methods=gr", "--config.epochs=3", "--config=method.py"])
+
+
+def test_add_ons_wrap_a_method_and_have_options():
+  lws, both = entries.parse("lucir+lws:lws_scale_rate=0.2,lucir+gvalign", BASE)
+  assert (lws.method, lws.addons, lws.config.addons) == ("lucir", ("lws",), "lws")
+  assert lws.config.method_options["lws_scale_rate"] == 0.2 and both.config.addons == "gvalign"
+  assert lws.folder == "lucir+lws_lws_scale_rate=0.2"
+  plain, tuned = entries.parse("lucir,lucir+lws", BASE)
+  assert [len(entries.settings(entry, ["lws_scale_rate=0.1,0.2"])) for entry in (plain, tuned)] == [0, 2]
+  with pytest.raises(UserError, match="the config has the add-ons 'lws'.*name add-ons in --methods"):
+    entries.parse("gr", configuration.check(runs.get_config("digits_lt", addons="lws", method="lucir")))
 
 
 def test_options_of_the_config_belong_to_no_entry():
