@@ -1,21 +1,26 @@
 """Resident, prefetched and streamed pictures: the same rows, boxes and results; what is chosen, what is refused."""
 
+import functools
 import json
 import subprocess
 import sys
 
 import builders
 import jax
+import jax.numpy as jnp
 import numpy as np
 import photographs
 import pytest
 import runs
 
-from gr_jax import evaluate, train
-from gr_jax.data import feed
+from gr_jax import evaluate, methods, scenario, train
+from gr_jax.data import feed, order
+from gr_jax.data.arrays import Data
 from gr_jax.data.sources import tfds_source
+from gr_jax.devices import parallel
 from gr_jax.errors import UserError
-from gr_jax.training import experiment
+from gr_jax.scenario import plan
+from gr_jax.training import experiment, programs
 
 PATHS = ("resident", "prefetch", "stream")
 SIDE = 37
@@ -136,3 +141,27 @@ def test_calls_are_short_where_pictures_travel():
 def test_refusals(changes, words):
   with pytest.raises(UserError, match=words):
     experiment.load(runs.short(**changes))
+
+
+def test_transferred_pictures_are_those_that_the_sampler_picks():
+  """SS-IL's batches, over two devices and two epochs; the label of a picture is its row."""
+  counts, devices, root = np.asarray([3, 2, 20, 7]), jax.devices()[:2], jax.random.key(5)
+  method = methods.make("ssil", {}, memory=20)
+  stage = plan.make_plans(counts, (scenario.Task(0, 2), scenario.Task(2, 4)), method, epochs=2, batch_size=8,
+                          per_class=2)[1].stages[0]
+  rows = np.r_[0, 2, 3, 4, 5:32]
+  data = Data(np.zeros((32, 1, 1, 1), np.uint8), np.ones((32, 2), np.int32), np.arange(32, dtype=np.int32))
+  pool = programs.pool(rows, 40)
+  fed = feed.travelling(feed.gather(data, functools.partial(parallel.shares, devices)), steps=3, devices=devices,
+                        samplers=[stage.sampler for stage in method.stages])
+  sampler, taken = method.stages[1].sampler, []
+  for chunk, inputs in fed(stage, pool, root, plan.chunks(stage, steps_per_call=3)):
+    steps = chunk.stop - chunk.first
+    epoch = order.epoch_of(sampler, pool, root, stage.context, stage.index, chunk.epoch)
+    expected = sampler.pick(epoch, jnp.arange(chunk.first * 10, chunk.stop * 10)).reshape(steps, 2, 5)
+    found = np.asarray(inputs.data.labels)[:, :5 * steps].reshape(2, steps, 5).swapaxes(0, 1)
+    np.testing.assert_array_equal(found, expected)
+    # Each device has four new images and one exemplar.
+    assert ((found < 5).sum(axis=-1) == 1).all()
+    taken += found.reshape(-1).tolist()
+  assert set(taken) == set(rows)
