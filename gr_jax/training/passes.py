@@ -237,7 +237,7 @@ def _rounds(stop: AnyInteger, block: int) -> jax.Array:
   return (stop + together - 1) // together
 
 
-def _block_of(i: jax.Array, block: int, stop: AnyInteger) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _block_of(i: AnyInteger, block: int, stop: AnyInteger) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Rows of this device's block in round i, which of them are valid, and the rows clipped to 0..stop-1."""
   number = i * jax.lax.axis_size(parallel.AXIS) + jax.lax.axis_index(parallel.AXIS)
   rows = number * block + jnp.arange(block)
