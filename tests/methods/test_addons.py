@@ -115,10 +115,10 @@ def test_second_stage_has_thirty_of_160_epochs_and_half_a_cosine():
 
 
 def test_mixed_view_adds_its_cross_entropy_and_leaves_the_clean_losses():
-  method, (head, x, labels) = make("lucir", "gvalign", gvalign_mixup=0.4), drawn_case()
+  method, (head, x, labels) = make("lucir", "gvalign"), drawn_case()
   after, metrics = one_step(method, 0, head, x, labels, seed=3)
   for_share, for_partners = jax.random.split(seeding.of_mixing(jax.random.key(3)))
-  share = float(mixing.draw_share(for_share, 0.4))
+  share = float(mixing.draw_share(for_share, 1.0))
   partners = np.asarray(jax.random.permutation(for_partners, BATCH))
   mixed = share * x.astype(np.float64) + (1 - share) * x[partners]
   kernel = np.where(SEEN, head["kernel"], 1.0).astype(np.float64)
@@ -135,14 +135,24 @@ def test_mixed_view_adds_its_cross_entropy_and_leaves_the_clean_losses():
   assert sorted(partners) == list(range(BATCH)) and 0 < share < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("concentration", [0.4, 1.0, 3.0])
+def test_shares_are_drawn_from_a_beta_distribution(concentration):
+  """Mean 1 / 2, variance 1 / (4 (2 alpha + 1))."""
+  shares = np.asarray(jax.vmap(lambda key: mixing.draw_share(key, concentration))(
+      jax.random.split(jax.random.key(0), 4000)))
+  assert shares.mean() == pytest.approx(0.5, abs=0.02) and ((shares >= 0) & (shares <= 1)).all()
+  assert shares.var() == pytest.approx(1 / (4 * (2 * concentration + 1)), rel=0.06)
+
+
 def measured(method, index, features, labels, carry, around):
   """The carry after a stage's measurement, in two blocks of which the second has an invalid row."""
   boundary, half = method.stages[index].before, len(features) // 2
   padded = np.concatenate([features, features[:1]])
-  parts = [boundary.measure(Outputs(None, None, jnp.asarray(padded[part]), ()), np.r_[labels, labels[:1]][part],
-                            np.arange(len(padded))[part] < len(features), around)
-           for part in (slice(half), slice(half, None))]
-  return boundary.keep(carry, jax.tree.map(jnp.add, *parts), around)
+  rows = (padded, np.r_[labels, labels[:1]], np.arange(len(padded)) < len(features))
+  parts = [jax.jit(boundary.measure)(Outputs(None, None, block, ()), own, valid, around)
+           for block, own, valid in zip(*(np.split(part, [half]) for part in rows))]
+  return jax.jit(boundary.keep)(carry, jax.tree.map(np.add, *parts), around)
 
 
 def test_statistics_are_means_and_numpys_covariance():
@@ -254,16 +264,17 @@ def test_add_ons_wrap_in_the_order_given():
   assert set(make("lucir", "gvalign,gpa").init_carry(FEATURES, 7)) == {"gvalign_means", "gvalign_root", "gpa_means"}
 
 
-def test_add_ons_and_parts_together():
+@pytest.mark.parametrize("name, options", [
+    pytest.param("gr", {}, marks=pytest.mark.slow), ("lucir", {"reweighting": "dgr"})])
+def test_add_ons_and_parts_together(name, options):
   """The rule of Gradient Reweighting sees neither the scales nor eta, on a method's own rule and on a combined one."""
-  for name, options in (("gr", {}), ("lucir", {"reweighting": "dgr"})):
-    method = make(name, "gpa,lws", **options)
-    head, x, labels = drawn_case(cosine=name == "lucir", scale=2.0)
-    after, metrics = one_step(method, 0, head, x, labels)
-    own = {part: values for part, values in head.items() if part != "class_scale"}
-    alone, _ = one_step(make(name, "gpa", **options), 0, own, x, labels)
-    assert np.isfinite(float(metrics.loss)) and after.rule.phi.shape == (7,)
-    np.testing.assert_array_equal(after.params["classifier"]["kernel"], alone.params["classifier"]["kernel"])
+  method = make(name, "gpa,lws", **options)
+  head, x, labels = drawn_case(cosine=name == "lucir", scale=2.0)
+  after, metrics = one_step(method, 0, head, x, labels)
+  own = {part: values for part, values in head.items() if part != "class_scale"}
+  alone, _ = one_step(make(name, "gpa", **options), 0, own, x, labels)
+  assert np.isfinite(float(metrics.loss)) and after.rule.phi.shape == (7,)
+  np.testing.assert_array_equal(after.params["classifier"]["kernel"], alone.params["classifier"]["kernel"])
 
 
 @pytest.mark.parametrize("name, chosen, options, words", [

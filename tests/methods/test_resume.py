@@ -62,8 +62,11 @@ def end_inside(name, folder, monkeypatch, task, stage, looks=1, **changes):
 
 @pytest.mark.parametrize("name, stages", [
     ("eeil", {"train", "balance"}), ("il2m", {"train"}), ("ssil", {"first", "train"}),
-    ("podnet", {"train", "balance"}), ("parts", {"train"}), ("lws", {"train", "scale_classes"}),
-    ("simplecil", {"train", "class_means"}), ("dynamic_distillation", {"train"})])
+    ("podnet", {"train", "balance"}), ("lws", {"train", "scale_classes"}),
+    # The slow tests of test_runs.py have these too.
+    pytest.param("parts", {"train"}, marks=pytest.mark.slow),
+    pytest.param("simplecil", {"train", "class_means"}, marks=pytest.mark.slow),
+    pytest.param("dynamic_distillation", {"train"}, marks=pytest.mark.slow)])
 def test_interrupted_inside_the_last_stage(tmp_path, monkeypatch, name, stages):
   """In the second task, after the first epoch; what the first stage left behind must be in the checkpoint."""
   whole = train.train(config_of(name), tmp_path / "whole")

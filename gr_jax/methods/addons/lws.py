@@ -86,9 +86,10 @@ def _without_scale(rule: optax.GradientTransformationExtraArgs) -> optax.Gradien
     return rule.init(rest(params))
 
   def update_fn(updates: Any, state, params=None, *, gradients, **arguments):
-    found, state = rule.update(rest(updates), state, None if params is None else rest(params),
-                               gradients={name: rest(gradient) for name, gradient in gradients.items()}, **arguments)
-    return {**updates, **found}, state
+    result = rule.update(rest(updates), state, None if params is None else rest(params),
+                         gradients={name: rest(gradient) for name, gradient in gradients.items()}, **arguments)
+    found: Any = result[0]
+    return {**updates, **found}, result[1]
 
   # optax's annotation cannot say that extra arguments are needed.
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
