@@ -13,7 +13,7 @@ LAYERS = (
      "seeding"),
     ("alignment", "class_statistics", "nearest_mean", "pooled_outputs", "rectification", "separated"),
     ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
-    ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing"),
+    ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing", "report"),
     ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "compare", "benchmark"))
 # Files of a folder at most; methods, commands and front rooms are lists of equals.
 LARGEST = 14

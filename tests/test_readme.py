@@ -152,7 +152,8 @@ def test_commands_name_files_modules_and_keys_that_exist(page):
   for path in re.findall(r"(?:--config=|--sweep=)?((?:configs|launch|tests)/[\w/]+\.(?:py|sh|yaml|md|npz))", text):
     assert (runs.ROOT / path).is_file(), path
   for module in re.findall(r"python -m gr_jax\.(\w+)", text):
-    assert (runs.ROOT / "gr_jax" / f"{module}.py").is_file(), module
+    files = (runs.ROOT / "gr_jax" / place for place in (f"{module}.py", f"{module}/__main__.py"))
+    assert any(file.is_file() for file in files), module
   named = set(re.findall(r"--config\.([a-z_]+(?:\.[a-z_]+)*)\b(?!\.KEY)", text))
   named |= set(re.findall(r"`((?:scenario|memory|folder|method_options)\.(?!json)[a-z_]+)(?:=\w+)?`", text))
   # The method that methods.md adds has an option of its own.

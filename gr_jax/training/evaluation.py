@@ -76,18 +76,19 @@ def make_evaluator(experiment: Experiment, pictures: Data, *, holdout: Data | No
     cells = _cells(groups)
     labels = np.zeros(features.shape[0], np.int32)
     labels[:stop] = pictures.labels[:stop]
-    found = jax.tree.map(np.asarray, evaluate(network, features, *everywhere((labels,)), context, everywhere(
-        passes.Setting(np.int32(stop), inverse, np.stack([cells[name] for name in cells]),
-                       np.stack([groups[name] for name in GROUPS])))))
+    setting = passes.Setting(np.int32(stop), inverse, np.stack([cells[name] for name in cells]),
+                             np.stack([groups[name] for name in GROUPS]))
+    found = {name: np.asarray(values) for name, values in evaluate(
+        network, features, *everywhere((labels,)), context, everywhere(setting))._asdict().items()}
     labels = labels[:stop]
     expected = np.bincount(labels, minlength=drawn.num_classes)
-    if not np.array_equal(found.counts[0, 2], expected):
-      raise AssertionError(f"evaluated {found.counts[0, 2].sum()} images, expected {expected.sum()}")
+    if not np.array_equal(found["counts"][0, 2], expected):
+      raise AssertionError(f"evaluated {found['counts'][0, 2].sum()} images, expected {expected.sum()}")
     variants = VARIANTS if fitted else VARIANTS[:1]
     figures = {"calibration": {"temperatures": fitted, **dict.fromkeys(VARIANTS), **{
         name: _calibration(found, number, labels, groups) for number, name in enumerate(variants)}},
                "neural_collapse": _collapse(found, network["params"]["classifier"]["kernel"], groups, cells)}
-    return Evaluation(found.counts, figures, _arrays(found, labels, groups, variants, plan.task.stop))
+    return Evaluation(found["counts"], figures, _arrays(found, labels, groups, variants, plan.task.stop))
 
   return run
 
@@ -153,47 +154,47 @@ def _two_inverse(fitted: dict[str, Any], plan: StagePlan) -> np.ndarray:
   return np.where(plan.context.old, 1 / (fitted["old"] or 1.0), 1 / fitted["new"])
 
 
-def _calibration(found: passes.Found, variant: int, labels: np.ndarray, groups: dict[str, np.ndarray]
+def _calibration(found: dict[str, np.ndarray], variant: int, labels: np.ndarray, groups: dict[str, np.ndarray]
                  ) -> dict[str, Any]:
   """The figures of one variant for each group of images, by label; None for an empty group."""
-  judged = {name: getattr(found, name)[variant, :len(labels)] for name in ("confidence", "nll", "brier")}
-  correct, figures = found.predicted[variant, :len(labels)] == labels, {}
+  judged = {name: found[name][variant, :len(labels)] for name in ("confidence", "nll", "brier")}
+  correct, figures = found["predicted"][variant, :len(labels)] == labels, {}
   for name in GROUPS:
     chosen = groups[name][labels]
     figures[name] = calibration.figures(
         {key: values[chosen] for key, values in judged.items()}, correct[chosen],
-        found.class_bins[variant, groups[name]]) if chosen.any() else None
+        found["class_bins"][variant, groups[name]]) if chosen.any() else None
   return figures
 
 
-def _collapse(found: passes.Found, kernel: jax.Array, groups: dict[str, np.ndarray],
+def _collapse(found: dict[str, np.ndarray], kernel: jax.Array, groups: dict[str, np.ndarray],
               cells: dict[tuple[str, str], np.ndarray]) -> dict[str, Any]:
   """Neural collapse in each group of classes."""
-  within, figures = dict(zip(cells, found.within.astype(np.float64))), {}
+  within, figures = dict(zip(cells, found["within"].astype(np.float64))), {}
   # Of several proxies for a class, their mean.
   columns = np.asarray(kernel)
   columns = columns if columns.ndim == 2 else columns.mean(axis=tuple(range(1, columns.ndim - 1)))
   for number, name in enumerate(GROUPS):
     parts = [within[cell] for cell in cells if name == "all" or name in cell]
     # A class without an image, which held-out images may have, has no mean.
-    classes = groups[name] & (found.counts[0, 2] > 0)
+    classes = groups[name] & (found["counts"][0, 2] > 0)
     figures[name] = neural_collapse.figures(
-        found.means[classes], np.sum(parts, axis=0), columns[:, classes],
-        images=int(found.counts[0, 2][groups[name]].sum()), disagreeing=int(found.disagreeing[number]))
+        found["means"][classes], np.sum(parts, axis=0), columns[:, classes],
+        images=int(found["counts"][0, 2][groups[name]].sum()), disagreeing=int(found["disagreeing"][number]))
   return figures
 
 
-def _arrays(found: passes.Found, labels: np.ndarray, groups: dict[str, np.ndarray], variants: tuple[str, ...], seen: int
-            ) -> dict[str, np.ndarray]:
+def _arrays(found: dict[str, np.ndarray], labels: np.ndarray, groups: dict[str, np.ndarray],
+            variants: tuple[str, ...], seen: int) -> dict[str, np.ndarray]:
   """Evaluation.arrays."""
   confusion = np.zeros((seen, seen), np.int32)
-  np.add.at(confusion, (labels, found.predicted[0, :len(labels)]), 1)
+  np.add.at(confusion, (labels, found["predicted"][0, :len(labels)]), 1)
   reliability = []
   for variant in range(len(variants)):
-    correct = found.predicted[variant, :len(labels)] == labels
+    correct = found["predicted"][variant, :len(labels)] == labels
     reliability.append([calibration.reliability_bins(
-        found.confidence[variant, :len(labels)][groups[name][labels]], correct[groups[name][labels]])
+        found["confidence"][variant, :len(labels)][groups[name][labels]], correct[groups[name][labels]])
         for name in GROUPS])
   return {"confusion": confusion, "reliability": np.asarray(reliability),
-          "class_bins": found.class_bins[:len(variants), :seen], "variants": np.asarray(variants),
+          "class_bins": found["class_bins"][:len(variants), :seen], "variants": np.asarray(variants),
           "groups": np.asarray(GROUPS)}
