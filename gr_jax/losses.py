@@ -20,7 +20,7 @@ _LOST_OFFSET = 1e-3
 _SMALLEST_SQUARE = 1e-24
 
 
-def _check_shapes(logits: jax.Array, *others: jax.Array, labels: AnyArray | None = None, classes: AnyArray) -> None:
+def check_shapes(logits: jax.Array, *others: jax.Array, labels: AnyArray | None = None, classes: AnyArray) -> None:
   """Logits and `others` [batch, classes], labels [batch], classes [classes]."""
   chex.assert_rank(logits, 2)
   chex.assert_equal_shape([logits, *others])
@@ -57,7 +57,7 @@ def prior_regularized_cross_entropy(
     float32 scalar.
   """
   counts, labels = jnp.asarray(class_counts, jnp.float32), jnp.asarray(labels)
-  _check_shapes(logits, labels=labels, classes=counts)
+  check_shapes(logits, labels=labels, classes=counts)
   seen = counts > 0
   adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + log_prior(counts)
   log_probabilities = masked_log_softmax(adjusted, seen)
@@ -84,7 +84,7 @@ def distillation(
   Returns:
     float32 scalar, without w_kd and T^2.
   """
-  _check_shapes(student, teacher, classes=old)
+  check_shapes(student, teacher, classes=old)
   targets = _teacher_probabilities(teacher, old, temperature)
   return _soft_cross_entropy(targets, student.astype(jnp.float32) / temperature, old)
 
@@ -108,7 +108,7 @@ def distribution_aware_distillation(
     float32 scalar, without w_kd and T^2.
   """
   lost, old = jnp.asarray(lost), jnp.asarray(old)
-  _check_shapes(student, teacher, classes=old)
+  check_shapes(student, teacher, classes=old)
   chex.assert_equal_shape([lost, old])
   weights = lost_weights(lost, old)
   evenness = lost_evenness(lost, old)
@@ -195,7 +195,7 @@ def binary_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArra
     targets: [batch, classes] in [0, 1].
     classes: [classes] bool, the classes to sum over.
   """
-  _check_shapes(logits, targets, classes=classes)
+  check_shapes(logits, targets, classes=classes)
   logits = jnp.where(classes, logits.astype(jnp.float32), 0.0)
   each = jax.nn.softplus(logits) - jnp.where(classes, targets, 0.0) * logits
   return jnp.mean(jnp.sum(jnp.where(classes, each, 0.0), axis=-1))
@@ -222,7 +222,7 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: Any
     old, new: [classes] bool, may be traced.
     margin, hardest: as above.
   """
-  _check_shapes(scores, labels=labels, classes=old)
+  check_shapes(scores, labels=labels, classes=old)
   chex.assert_equal_shape([old, new])
   scores = scores.astype(jnp.float32)
   own = jnp.take_along_axis(scores, labels[:, None], axis=-1)

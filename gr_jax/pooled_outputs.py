@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from gr_jax.losses import unit
+from gr_jax.losses import check_shapes, unit
 from gr_jax.typing import AnyArray
 
 # A squared distance of unit vectors below this counts as zero: it comes from rounding, and so does its direction.
@@ -59,6 +59,7 @@ def nca(logits: jax.Array, labels: jax.Array, classes: AnyArray) -> jax.Array:
     labels: [batch] int; the loss of a label outside `classes` is infinite.
     classes: [classes] bool, may be traced.
   """
+  check_shapes(logits, labels=labels, classes=classes)
   classes, labels = jnp.asarray(classes), jnp.asarray(labels)
   logits = jnp.where(classes, logits.astype(jnp.float32), 0.0)
   shifted = jnp.where(classes, logits - jnp.max(logits, axis=-1, keepdims=True, where=classes, initial=-jnp.inf), 0.0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gr_jax.losses import check_shapes
 from gr_jax.typing import AnyArray
 
 
@@ -50,6 +51,7 @@ def measure(scores: jax.Array, labels: jax.Array, valid: AnyArray, old: AnyArray
     valid: [images] bool.
     old, new: [classes] bool, may be traced.
   """
+  check_shapes(scores, labels=labels, classes=new)
   # No scatter: on a GPU its order of additions is not fixed.
   own = valid[:, None] & (labels[:, None] == jnp.arange(scores.shape[-1]))
   top = jnp.max(scores, axis=-1, where=old | new, initial=-jnp.inf)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gr_jax.losses import masked_log_softmax
+from gr_jax.losses import check_shapes, masked_log_softmax
 from gr_jax.typing import AnyArray
 
 # The smallest share of a softmax that counts: its logarithm is -87.
@@ -55,6 +55,7 @@ def task_binary_distillation(student: jax.Array, teacher: jax.Array, old: AnyArr
     task_of_class: [classes] int.
     temperature: T.
   """
+  check_shapes(student, teacher, classes=old)
   log_p, log_rest = task_log_softmax(student / temperature, old, task_of_class)
   targets = task_log_softmax(jax.lax.stop_gradient(teacher) / temperature, old, task_of_class)
   q, rest = map(jnp.exp, targets)
@@ -69,6 +70,7 @@ def task_distillation(student: jax.Array, teacher: jax.Array, old: AnyArray, tas
 
   Arguments as for `task_binary_distillation`.
   """
+  check_shapes(student, teacher, classes=old)
   log_p, _ = task_log_softmax(student / temperature, old, task_of_class)
   log_q, _ = task_log_softmax(jax.lax.stop_gradient(teacher) / temperature, old, task_of_class)
   return jnp.mean(jnp.sum(jnp.where(old, jnp.exp(log_q) * (log_q - log_p), 0.0), axis=-1))
@@ -82,6 +84,7 @@ def group_cross_entropy(logits: jax.Array, labels: jax.Array, group: AnyArray) -
     labels: [batch] int.
     group: [classes] bool, may be traced; the new classes, or the old ones.
   """
+  check_shapes(logits, labels=labels, classes=group)
   labels = jnp.asarray(labels)
   images = jnp.asarray(group)[labels]
   picked = jnp.take_along_axis(masked_log_softmax(logits, group), labels[:, None], axis=-1)[:, 0]

@@ -395,3 +395,14 @@ def test_one_proxy_is_the_cosine_head():
   expected = jax.jit(cosine.apply)({"kernel": kernel, "scale": scale}, features.T, context())
   for ours, theirs in zip(found, expected):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_losses_of_tasks_refuse_shapes_that_do_not_fit():
+  z, labels = jnp.zeros((4, 7)), jnp.zeros(4, int)
+  for call in (lambda: separated.task_distillation(z, z[:1], OLD, TASK_OF_CLASS, 2.0),
+               lambda: separated.task_binary_distillation(z, z, OLD[:1], TASK_OF_CLASS, 2.0),
+               lambda: separated.group_cross_entropy(z, labels[:1], NEW),
+               lambda: pooled_outputs.nca(z[0], labels, SEEN),
+               lambda: pooled_outputs.spatial_distillation((z.reshape(4, 7, 1, 1),), ())):
+    with pytest.raises((AssertionError, ValueError)):
+      call()
