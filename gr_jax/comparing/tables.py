@@ -67,7 +67,7 @@ MEASURES = (
     Measure("seconds", "seconds", lambda r: r["seconds"], 0),
     Measure("parameters", "parameters", lambda r: r["memory"]["parameters"] + r["memory"]["extra_parameters"],
             decimals=0, deviates=False),
-    Measure("memory, MB", "memory_megabytes", lambda r: r["memory"]["megabytes"], 2, False))
+    Measure("memory, MB", "memory_megabytes", lambda r: r["memory"]["megabytes"], 3, False))
 
 
 def values(row: Row, measure: Measure) -> list[float]:

@@ -28,9 +28,9 @@ def test_markdown_has_mean_and_deviation_of_every_measure():
                       "seconds", "parameters", "memory, MB", "published: average incremental", "published: last"]
   averages = 100 * np.array([0.41, 0.47])
   assert lines[2] == ["gr", "2", f"{averages.mean():.2f} ± {averages.std(ddof=1):.2f}", "34.00 ± 4.24", "20.00 ± 0.00",
-                      "44.00 ± 4.24", "-", "24.00 ± 4.24", "10 ± 1", "1024", "1.50", "40.18", "34.54"]
+                      "44.00 ± 4.24", "-", "24.00 ± 4.24", "10 ± 1", "1024", "1.500", "40.18", "34.54"]
   assert lines[3] == ["wa:temperature=1", "1 of 3", "30.00", "20.00", "20.00", "30.00", "-", "10.00", "10", "1024",
-                      "1.50", "-", "-"]
+                      "1.500", "-", "-"]
   assert lines[4] == ["lwf_50%", "0 of 1", *["-"] * 11]
   without = tables.markdown([row._replace(published=None) for row in rows])
   assert "published" not in without

@@ -20,12 +20,12 @@ def test_no_test_picture_is_read(tmp_path, monkeypatch):
   def refuse(*args, **kwargs):
     raise AssertionError("test pictures are read")
 
-  def learn(found, programs, count_correct, folder, *, asked):
+  def learn(found, programs, evaluated, folder, *, asked):
     state = programs.init(found.root)
-    counts = count_correct({"params": state.params, "batch_stats": state.batch_stats, "carry": {}}, 1)
-    np.testing.assert_array_equal(counts[0, 2], [len(rows) for rows in found.scenario.holdout])
-    learned.append(counts[0])
-    return summaries.summarize(found, summaries.Progress().after_task(counts, (), 1.0))
+    measured = evaluated({"params": state.params, "batch_stats": state.batch_stats, "carry": {}}, 1)
+    np.testing.assert_array_equal(measured.counts[0, 2], [len(rows) for rows in found.scenario.holdout])
+    learned.append(measured.counts[0])
+    return summaries.summarize(found, summaries.Progress().after_task(measured, (), 1.0))
 
   learned = []
   monkeypatch.setattr(resident, "load_test", refuse)

@@ -11,7 +11,7 @@ from gr_jax import memory
 from gr_jax.errors import UserError
 from gr_jax.runs import loop
 from gr_jax.runs.footprint import footprint
-from gr_jax.training import experiment, pictures, programs
+from gr_jax.training import evaluation, experiment, pictures, programs
 
 TOTAL = {"memory.per_class": None, "memory.total": 23}
 
@@ -31,7 +31,7 @@ def test_a_fixed_total_and_logits(tmp_path, monkeypatch):
 
   def untrained(found, programs, plan, rows, standing, saving):
     states.append(jax.tree.map(np.asarray, standing.state.params["classifier"]))
-    return standing.state, standing.progress.after_stage({}, 0.0)
+    return standing.state, standing.carry, standing.progress.after_stage({}, 0.0)
 
   monkeypatch.setattr(memory, "select", watched)
   monkeypatch.setattr(loop, "run_stage", untrained)
@@ -39,7 +39,7 @@ def test_a_fixed_total_and_logits(tmp_path, monkeypatch):
       experiment.load(runs.short(method="finetune", **TOTAL, **{"memory.selection": "distance"})),
       devices=tuple(jax.devices()[:1]))
   train_pictures, tests = (pictures.load(found, split, lambda items, **_: items) for split in ("train", "test"))
-  results = loop.learn(found, programs.make_programs(found, train_pictures), programs.make_evaluator(found, tests),
+  results = loop.learn(found, programs.make_programs(found, train_pictures), evaluation.make_evaluator(found, tests),
                        tmp_path, asked=lambda: False)
   counts = found.scenario.counts
   assert [row["exemplars"] for row in runs.rows(tmp_path, "task")] == [
