@@ -179,6 +179,12 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArray)
   return -jnp.sum(targets * masked_log_softmax(logits, classes)) / jnp.where(total > 0, total, 1.0)
 
 
+def cross_entropies(logits: jax.Array, labels: jax.Array, classes: AnyArray) -> jax.Array:
+  """`cross_entropy` of each image, [batch] float32; labels must be in `classes`."""
+  check_shapes(logits, labels=labels, classes=classes)
+  return -jnp.take_along_axis(masked_log_softmax(logits, classes), labels[:, None], axis=-1)[:, 0]
+
+
 def sigmoid_distillation(student: jax.Array, teacher: jax.Array, old: AnyArray) -> jax.Array:
   """iCaRL: mean over the batch of sum_j BCE(sigmoid(z_j), sigmoid(q_j)) over the old classes.
 

@@ -100,7 +100,7 @@ def test_options_of_other_methods_are_checked(name, options, words):
         "digits_lt", method=name, **{f"method_options.{key}": value for key, value in options.items()}))
 
 
-NEED_EXEMPLARS = ("icarl", "bic", "eeil", "il2m", "ssil", "lucir", "podnet")
+NEED_EXEMPLARS = ("icarl", "bic", "eeil", "il2m", "ssil", "lucir", "podnet", "foster", "mafdrc")
 
 
 def test_numbers_that_a_method_needs():

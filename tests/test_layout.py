@@ -11,7 +11,7 @@ LAYERS = (
     ("errors", "files", "typing"),
     ("calibration", "losses", "memory", "metrics", "mixing", "neural_collapse", "optimizer", "reweighting", "sampling",
      "seeding"),
-    ("alignment", "class_statistics", "nearest_mean", "pooled_outputs", "rectification", "separated"),
+    ("alignment", "class_statistics", "class_weights", "nearest_mean", "pooled_outputs", "rectification", "separated"),
     ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
     ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing", "report"),
     ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "compare", "benchmark"))

@@ -25,7 +25,7 @@ from gr_jax.data.arrays import Data
 from gr_jax.devices import convolution_library, parallel
 from gr_jax.methods import addons
 from gr_jax.methods.base import Stage
-from gr_jax.models import folding
+from gr_jax.models import folding, frozen
 from gr_jax.runs import console
 from gr_jax.scenario.plan import StagePlan, rows_of
 from gr_jax.training import experiment as experiments
@@ -86,6 +86,8 @@ class Bench:
     if teacher and self.plan.number and self.stage.uses_teacher:
       # A copy: the state is donated, and folding leaves the head as it is.
       old = folding.fold_teacher(jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats}))
+    if self.stage.growth is not None:
+      old = {**(old or {}), "carry": frozen.fold_carry(found.init_carry())}
     window = Window(pool(rows, found.capacity), root, np.int32(0), np.int32(0), np.int32(self.steps))
     return parallel.replicate((state, old, self.plan.context, self.pictures, window), found.devices)
 
@@ -352,12 +354,14 @@ def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict
   config, source = found.config, found.source
   extract = passes.make_extract(
       model=found.model, capacity=found.capacity, block=config.evaluation_block, devices=found.devices,
+      growth=found.method.growth, blocks=found.method.blocks(len(found.plans)),
       prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
                                  cropped=source.uniform))
   rows = np.arange(found.plans[0].size)
-  data, among = parallel.replicate((pictures, pool(rows, found.capacity)), found.devices)
+  data, among, context = parallel.replicate(
+      (pictures, pool(rows, found.capacity), found.plans[0].stages[0].context), found.devices)
   extraction = repeat(
-      lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among)), calls)
+      lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among, context, carry)), calls)
   features = np.random.default_rng(0).normal(size=(500, found.model.num_features))
   m = max(1, found.exemplars_per_class(found.plans[0].task.stop))
   herding = repeat(lambda: memory.herd(features, m), calls)

@@ -59,6 +59,14 @@ def by_device(rows: np.ndarray, mine: np.ndarray) -> np.ndarray:
   return rows[:, mine].swapaxes(0, 1).reshape(len(mine), -1)
 
 
+def mean(value: jax.Array) -> jax.Array:
+  """The mean over the devices in a function given to `spread`; elsewhere the value itself."""
+  try:
+    return jax.lax.pmean(value, AXIS)
+  except NameError:
+    return value
+
+
 def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
   return jax.sharding.Mesh(np.asarray(devices), (AXIS,))
 

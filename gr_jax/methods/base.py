@@ -56,11 +56,16 @@ class Outputs(NamedTuple):
     scores: [batch, classes] float32, logits before a learned scale; equal to the logits if there is none.
     features: [batch, features] float32.
     maps: one [batch, height, width, channels] per stage of the backbone; () unless the method uses them.
+    branches: further logits by name, [batch, ...] each; see Head.branches.
+    frozen: [batch, size * features] float32, features of the stack of frozen backbones, 0 where none was computed; ()
+      without `Growth`.
   """
   logits: jax.Array
   scores: jax.Array
   features: jax.Array
   maps: tuple[jax.Array, ...]
+  branches: dict[str, jax.Array] = {}
+  frozen: jax.Array | tuple[()] = ()
 
 
 class Loss(NamedTuple):
@@ -68,15 +73,14 @@ class Loss(NamedTuple):
 
   Attributes:
     value: (student, teacher or None, labels [batch], context) -> float32 scalar, local mean, weights included. It gets
-      None where `teacher` is False.
+      None where `teacher` is False, and what `Stage.teach` returns if the stage has that.
     teacher: whether it compares with the previous model; such terms are left out of the first task.
     kind: what parts that combine (methods.combining) may change: "cross_entropy": of a softmax of `student.logits`;
       "distillation": compares `student.logits` with `teacher.logits` and reads no other output; "other".
     view: "clean", or "mixed": its `student` are the outputs of mixed images, and its `labels` their targets [batch,
       classes], which sum to 1 (Stage.mixing); the teacher always sees clean images.
   """
-  value: (Callable[[Outputs, None, jax.Array, Context], jax.Array]
-          | Callable[[Outputs, Outputs, jax.Array, Context], jax.Array])
+  value: Callable[[Outputs, Any, jax.Array, Context], jax.Array]
   teacher: bool = False
   kind: str = "other"
   view: str = "clean"
@@ -107,6 +111,31 @@ class Boundary(NamedTuple):
   """
   measure: Callable[[Outputs, jax.Array, jax.Array, Context], Any]
   keep: Callable[[Any, Any, Context], Any]
+
+
+class Networks(NamedTuple):
+  """What a stage may change before its first step.
+
+  Attributes:
+    params, batch_stats: of the trained network, as in TrainState.
+    carry: what outlives a task, see Method.init_carry; with frozen backbones also "frozen" (models/frozen.py) and
+      "heads".
+  """
+  params: dict[str, Any]
+  batch_stats: Any
+  carry: dict[str, Any]
+
+
+class Growth(NamedTuple):
+  """How the frozen backbones of `carry["frozen"]` are used beside the trained one. All shapes are those of the run.
+
+  Attributes:
+    count: context -> int scalar, how many of the stack are computed, from the first on; may be traced.
+    join: (features of the trained backbone [batch, features], those of the stack [batch, size * features], context) ->
+      features for the head [batch, blocks * features].
+  """
+  count: Callable[[Context], AnyInteger | int]
+  join: Callable[[jax.Array, jax.Array, Context], jax.Array]
 
 
 class Stage(NamedTuple):
@@ -145,6 +174,10 @@ class Stage(NamedTuple):
       once a step; both views share one batch norm. None: no mixed view.
     source: (key, carry, context) -> (features [n, features], targets [n, classes]); such a stage sees no image, all
       devices draw the same, and its losses get the targets as labels. The backbone must be "frozen".
+    begin: (networks, context, key) -> networks, applied before the first step.
+    growth: how frozen backbones are used; None: the trained backbone alone.
+    teach: (carry, features of the stack [batch, size * features], context) -> what losses get as `teacher`, without
+      gradient; needs `growth`. None: the previous model, for losses that ask for it.
   """
   name: str
   losses: Mapping[str, Loss]
@@ -172,6 +205,9 @@ class Stage(NamedTuple):
   track: Track | None = None
   mixing: float | None = None
   source: Callable[[jax.Array, dict[str, jax.Array], Context], tuple[jax.Array, jax.Array]] | None = None
+  begin: Callable[[Networks, Context, jax.Array], Networks] | None = None
+  growth: Growth | None = None
+  teach: Callable[[dict[str, Any], jax.Array, Context], Any] | None = None
 
   @property
   def uses_teacher(self) -> bool:
@@ -204,11 +240,18 @@ class Method(NamedTuple):
     exemplar_means: whether `carry` holds the normalised means of the exemplars' normalised features.
     held_out: images of each class reserved for a stage with rows="held_out"; they count as exemplars.
     signed_features: whether the backbone's last ReLU is left out.
+    standardised_features: whether the last map is batch-normalised, without scale and shift, before it is pooled.
     uses_maps: whether losses use `Outputs.maps`.
     min_memory: smallest number of exemplars per class that the method needs.
     carry: (features, classes) -> what else is kept from task to task besides the network, before the first task; a dict
       of arrays.
     after_memory: what changes it after each task.
+    stack: number of tasks -> number of frozen backbones in `carry["frozen"]`; 0: none.
+    kept_heads: names of the copies of the head in `carry["heads"]`.
+    blocks: number of tasks -> width of the head's features, in backbones.
+    growth: how frozen backbones are used to predict and to choose exemplars.
+    scores_frozen: whether scores read Outputs.frozen.
+    backbones: number of finished tasks -> number of backbones that the first score needs.
   """
   name: str
   stages: tuple[Stage, ...]
@@ -217,10 +260,17 @@ class Method(NamedTuple):
   exemplar_means: bool = False
   held_out: int = 0
   signed_features: bool = False
+  standardised_features: bool = False
   uses_maps: bool = False
   min_memory: int = 0
   carry: Callable[[int, int], dict[str, jax.Array]] | None = None
   after_memory: Boundary | None = None
+  stack: Callable[[int], int] = lambda tasks: 0
+  kept_heads: tuple[str, ...] = ()
+  blocks: Callable[[int], int] = lambda tasks: 1
+  growth: Growth | None = None
+  scores_frozen: bool = False
+  backbones: Callable[[int], int] = lambda tasks: 1
 
   @property
   def uses_teacher(self) -> bool:

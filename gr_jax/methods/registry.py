@@ -9,22 +9,25 @@ from typing import Any
 from gr_jax import reweighting
 from gr_jax.errors import UserError
 from gr_jax.methods import (
-    addons,
-    bic,
-    combining,
-    dynamic_distillation,
-    eeil,
-    finetune,
-    gr,
-    icarl,
-    il2m,
-    joint,
-    lucir,
-    lwf,
-    podnet,
-    simplecil,
-    ssil,
-    wa,
+  addons,
+  bic,
+  combining,
+  der,
+  dynamic_distillation,
+  eeil,
+  finetune,
+  foster,
+  gr,
+  icarl,
+  il2m,
+  joint,
+  lucir,
+  lwf,
+  mafdrc,
+  podnet,
+  simplecil,
+  ssil,
+  wa,
 )
 from gr_jax.methods.base import Method
 from gr_jax.methods.options import Option, Options, checked, nearest, parsed, share
@@ -66,6 +69,17 @@ METHODS: dict[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
         "entropy": Option("evenness", dynamic_distillation.ENTROPIES), "temperature": _TEMPERATURE,
         "consistency": _weight(0.1), "momentum": share(0.9)}),
     "simplecil": (simplecil.make, {}),
+    "der": (der.make, {"auxiliary_weight": _weight(1.0), "aligned": Option(True)}),
+    "foster": (foster.make, {
+        "boosting_beta": Option(0.96, low=0.0, below=1.0), "compression_beta": Option(0.97, low=0.0, below=1.0),
+        "distillation_weight": _weight(1.0), "temperature": _TEMPERATURE,
+        "compression_epochs_share": Option(130 / 170, above=0.0),
+        "old_features": Option("train", foster.OLD_FEATURES), "align": Option("none", foster.ALIGNMENTS),
+        "align_base": Option(1.0, above=0.0)}),
+    "mafdrc": (mafdrc.make, {
+        "adaptation_epochs_share": Option(0.35, above=0.0), "fusion_epochs_share": Option(0.65, above=0.0),
+        "branch_weight": Option(0.2, low=0.0, below=1.0), "old_weight": _weight(4.0), "new_weight": _weight(1.0),
+        "prior_power": _weight(1.2), "temperature": _TEMPERATURE}),
 }
 NAMES = tuple(METHODS)
 _PUBLISHED = frozenset(NAMES)

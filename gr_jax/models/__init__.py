@@ -52,7 +52,7 @@ def resolve_precision(precision: str, platform: str) -> str:
 
 def make_backbone(
     name: str, *, platform: str, precision: str = "float32", axis_name: str | None = None,
-    signed: bool = False, maps: bool = False) -> ResNet:
+    signed: bool = False, standardised: bool = False, maps: bool = False) -> ResNet:
   """The backbone called `name`: "resnet18", "resnet34" (ImageNet form), "resnet8", "resnet20", "resnet32",
   ... (CIFAR form).
 
@@ -64,6 +64,7 @@ def make_backbone(
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
     signed: whether the last block ends without ReLU.
     maps: whether it returns the maps of its stages.
+    standardised: whether features are those of the batch-normalised last map, without scale and shift.
 
   Raises:
     UserError: no such backbone, or a precision that the platform does not support.
@@ -71,9 +72,8 @@ def make_backbone(
   match = re.fullmatch(r"resnet(\d+)", name)
   depth = int(match[1]) if match else 0
   precision = resolve_precision(precision, platform)
-  shared = {"axis_name": axis_name, "signed": signed, "maps": maps,
-            "convolution": convolution.for_platform(platform),
-            "normalise": norm.for_platform(platform),
+  shared = {"axis_name": axis_name, "signed": signed, "standardised": standardised, "maps": maps,
+            "convolution": convolution.for_platform(platform), "normalise": norm.for_platform(platform),
             "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
             # XLA's default is TF32 on a GPU and bfloat16 on a TPU: float32 must be requested.
             "precision": jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT}

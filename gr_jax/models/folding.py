@@ -22,7 +22,8 @@ def fold(params: Any, batch_stats: Any) -> dict[str, Any]:
     batch_stats: its running means and variances.
 
   Returns:
-    {"params": scaled kernels, and only the bias of batch norm; "batch_stats": {}}.
+    {"params": scaled kernels, and only the bias of batch norm, and the factor and offset of a standardised last map;
+    "batch_stats": {}}.
 
   Raises:
     ValueError: a batch norm has no running statistics, for example because the network is already folded.
@@ -50,4 +51,8 @@ def _fold(params: Any, stats: Any) -> Any:
       folded[norm] = {"bias": params[norm]["bias"] - stats[norm]["mean"] * factor}
     elif kind != "BatchNorm":
       folded[name] = _fold(layer, stats.get(name, {})) if isinstance(layer, dict) else layer
+  # It has statistics but no parameters.
+  for name in (name for name in stats if name.startswith("Standardise_")):
+    factor = jax.lax.rsqrt(stats[name]["var"] + EPSILON)
+    folded[name] = {"factor": factor, "offset": -stats[name]["mean"] * factor}
   return folded

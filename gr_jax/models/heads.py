@@ -26,11 +26,13 @@ class Head(NamedTuple):
     apply: (params, features [batch, features], context) -> (logits, scores), each [batch, classes] float32. `context`
       is a methods.base.Context.
     kind: "linear": W^T f + b; "cosine": eta cos(f, w_j); "proxies"; "other". Parts and add-ons read it.
+    branches: (params, features, context) -> further logits by name, for losses.
   """
   init: Callable[[int, int, int], dict[str, jax.Array]]
   renew: Callable[[jax.Array, dict, AnyArray], dict[str, jax.Array]]
   apply: Callable[[dict, jax.Array, Any], tuple[jax.Array, jax.Array]]
   kind: str = "other"
+  branches: Callable[[dict, jax.Array, Any], dict[str, jax.Array]] = lambda params, features, context: {}
 
 
 def init(features: int, num_classes: int) -> dict[str, jax.Array]:

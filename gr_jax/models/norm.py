@@ -164,3 +164,35 @@ class BatchNorm(nn.Module):
       for running, now in ((mean, batch.mean), (variance, batch.variance)):
         running.value = _MOMENTUM * running.value + (1 - _MOMENTUM) * now
     return y
+
+
+class Standardise(nn.Module):
+  """Batch normalisation of a map without scale and shift, followed by the mean over its pixels.
+
+  The mean of a normalised map is that of the map, normalised: only two means over the pixels are needed.
+
+  Attributes:
+    train, axis_name: as in BatchNorm.
+    folded: factor and offset are parameters (models/folding.py).
+  """
+  train: bool
+  axis_name: str | None
+  folded: bool = False
+
+  @nn.compact
+  def __call__(self, pooled: jax.Array, squares: jax.Array) -> jax.Array:
+    """Means over the pixels of a map and of its squares, [batch, channels] float32 -> the same shape."""
+    channels = pooled.shape[-1:]
+    if self.folded:
+      return pooled * self.get_variable("params", "factor") + self.get_variable("params", "offset")
+    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+    variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+    now = Statistics(mean.value, variance.value)
+    if self.train and not self.is_initializing():
+      moments = jnp.stack([jnp.mean(pooled, axis=0), jnp.mean(squares, axis=0)])
+      if self.axis_name is not None:
+        moments = jax.lax.pmean(moments, self.axis_name)
+      now = Statistics(moments[0], jnp.maximum(moments[1] - moments[0] ** 2, 0.0))
+      for running, batch in ((mean, now.mean), (variance, now.variance)):
+        running.value = _MOMENTUM * running.value + (1 - _MOMENTUM) * batch
+    return (pooled - now.mean) * jax.lax.rsqrt(now.variance + EPSILON)

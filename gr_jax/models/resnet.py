@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gr_jax.models import norm as norms
-from gr_jax.models.norm import BatchNorm, Normalise
+from gr_jax.models.norm import BatchNorm, Normalise, Standardise
 
 # N(0, 2 / fan_out), not truncated.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -62,6 +62,7 @@ class ResNet(nn.Module):
     precision: of the convolutions' products, as in jax.lax.
     signed: leave out the last block's ReLU, so that features are signed.
     maps: also return the output of each stage, before its last ReLU.
+    standardised: batch-normalise the last map, without scale and shift, before it is pooled.
   """
   stages: tuple[int, ...]
   filters: int
@@ -73,6 +74,7 @@ class ResNet(nn.Module):
   precision: jax.lax.Precision | None = None
   signed: bool = False
   maps: bool = False
+  standardised: bool = False
 
   @property
   def num_features(self) -> int:
@@ -114,7 +116,11 @@ class ResNet(nn.Module):
     if self.convolution is not jax.lax.conv_general_dilated:
       # On a CPU, YNNPACK computes the mean and would also take preceding convolutions, which oneDNN does faster.
       x = jax.lax.optimization_barrier(x)
-    return jnp.mean(x.astype(jnp.float32), axis=(1, 2)), tuple(maps)
+    wide = x.astype(jnp.float32)
+    features = jnp.mean(wide, axis=(1, 2))
+    if self.standardised:
+      features = Standardise(train, self.axis_name, folded)(features, jnp.mean(jnp.square(wide), axis=(1, 2)))
+    return features, tuple(maps)
 
 
 def _pad(width: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import jax
 import tqdm
 
 from gr_jax.devices import convolution_library, processes
+from gr_jax.training import networks
 from gr_jax.training.experiment import Experiment
 
 
@@ -80,7 +81,7 @@ def dry_run_lines(experiment: Experiment) -> str:
       f"programs: {len(programs)}: {', '.join(programs)}",
       f"memory on each device: {_pictures(experiment)}, state {_mebibytes(size(state))} "
       f"({parameters} parameters), teacher "
-      f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}; plus activations",
+      f"{_mebibytes(size((state.params, state.batch_stats)) if teacher else 0)}{_stack(experiment)}; plus activations",
       *([f"replicas: {config.replicas}, seeds {config.seed} to {config.seed + config.replicas - 1}; steps per replica"]
         if config.replicas > 1 else []),
       "nothing was trained (--dry_run)"])
@@ -110,6 +111,16 @@ def _pictures(experiment: Experiment) -> str:
   if experiment.source.uniform or experiment.config.cache_dir == "off":
     return there
   return f"{there}, cache on disk {_mebibytes((train if path == 'prefetch' else 0) + test)}"
+
+
+def _stack(experiment: Experiment) -> str:
+  """Memory of frozen backbones, for methods that have some."""
+  method, tasks = experiment.method, len(experiment.plans)
+  if not method.stack(tasks):
+    return ""
+  backbone = experiment.abstract_state().params["backbone"]
+  return (f", {method.stack(tasks)} frozen backbones "
+          f"{_mebibytes(networks.stack_bytes(method, backbone, tasks))}")
 
 
 def _mebibytes(count: int) -> str:

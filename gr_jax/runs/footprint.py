@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gr_jax.training import networks
 from gr_jax.training.experiment import Experiment
 
 _MEGABYTE = 10**6
@@ -31,21 +32,27 @@ def footprint(experiment: Experiment, tasks_done: int, exemplars: Sequence[Seque
       classes keeps them all.
     image_megabytes: of these images as stored: uint8, side x side x channels.
     parameters: of one backbone and one head.
-    extra_parameters: all others that the method keeps for later tasks, such as further networks or class means.
+    extra_parameters: all others that the method keeps for later tasks, such as class means, or the further backbones
+      that its first score needs after these tasks.
     extra_megabytes: of these, at 4 bytes each.
-    teacher_parameters: of the copy of the previous model during a task. It is given up after each task and not counted
+    teacher_parameters: of the copies of earlier models during a task. They are given up after each task and not counted
       in `megabytes`.
     megabytes: image_megabytes + extra_megabytes. A megabyte is 10^6 bytes.
   """
   params, method = experiment.abstract_state().params, experiment.method
   common = sum(_size(params[name]) for name in _COMMON)
-  extra = _size(params) - common + _size(jax.eval_shape(experiment.init_carry))
+  carry = jax.eval_shape(experiment.init_carry)
+  frozen = {name: carry.pop(name) for name in ("frozen", "heads") if name in carry}
+  further = networks.extra_bytes(method, params["backbone"], tasks_done) // _FLOAT32_BYTES
+  extra = _size(params) - common + _size(carry) + further
+  # Frozen backbones that no prediction needs are those of teachers.
+  copies = 0 if method.backbones(len(experiment.plans)) > 1 else _size(frozen)
   images = _images(experiment, tasks_done, exemplars)
   image_bytes = images * experiment.kept_side**2 * len(experiment.source.mean)
   has_teacher = method.uses_teacher and len(experiment.plans) > 1
   return {"exemplars": images, "image_megabytes": image_bytes / _MEGABYTE, "parameters": common,
           "extra_parameters": extra, "extra_megabytes": extra * _FLOAT32_BYTES / _MEGABYTE,
-          "teacher_parameters": _size(params) if has_teacher else 0,
+          "teacher_parameters": (_size(params) if has_teacher else 0) + copies,
           "megabytes": (image_bytes + extra * _FLOAT32_BYTES) / _MEGABYTE}
 
 

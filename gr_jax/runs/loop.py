@@ -15,6 +15,7 @@ import numpy as np
 
 from gr_jax import memory, nearest_mean
 from gr_jax.devices import parallel, processes
+from gr_jax.methods.base import Networks
 from gr_jax.runs import checkpoints as checkpointing
 from gr_jax.runs import console, events, journal, results
 from gr_jax.runs.results import Progress
@@ -80,9 +81,9 @@ def learn(experiment: Experiment, programs: Programs, evaluate: Callable[[dict, 
 def _begin_stage(experiment: Experiment, programs: Programs, plan: TaskPlan, stage: StagePlan, standing: Standing
                  ) -> Standing:
   """The exemplars that the stage trains on and its teacher, where these come from the network as it is now."""
-  value, (progress, state, _, teacher) = experiment.method.stages[stage.index], standing
+  value, (progress, state, carry, teacher) = experiment.method.stages[stage.index], standing
   if value.rows == "exemplars":
-    chosen = _select(experiment, programs, plan, state, progress)
+    chosen = _select(experiment, programs, plan, state, carry, progress)
     progress = dataclasses.replace(progress, chosen=tuple(tuple(rows.tolist()) for rows in chosen))
   if value.teacher == "start" and plan.number:
     teacher = programs.make_teacher(state.params, state.batch_stats)
@@ -96,27 +97,30 @@ def _rows(experiment: Experiment, stage: StagePlan, progress: Progress) -> list[
                  [np.asarray(kept, np.int32) for kept in exemplars], method.held_out, seed=experiment.config.seed)
 
 
-def _select(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState, progress: Progress
-            ) -> tuple[np.ndarray, ...]:
+def _select(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState, carry: dict[str, Any],
+            progress: Progress) -> tuple[np.ndarray, ...]:
   """The exemplars of every seen class that the present network selects, without held-out images."""
   config, method = experiment.config, experiment.method
   replays = any(stage.rows == "present" for stage in method.stages)
+  features = functools.partial(
+      programs.features, Networks(state.params, state.batch_stats, carry), plan.stages[0].context)
+  # A stage may train on the new images alone.
+  source = next((stage for stage in plan.stages if method.stages[stage.index].rows == "present"), plan.stages[0])
   return memory.select(
-      _rows(experiment, plan.stages[0], progress),
+      _rows(experiment, source, progress),
       experiment.exemplars_per_class(plan.task.stop) - method.held_out if replays else 0, config.memory.selection,
-      features=functools.partial(programs.features, state), logits=functools.partial(programs.logits, state, plan),
+      features=features, logits=functools.partial(programs.logits, state, plan),
       seed=config.seed, task=plan.number)
 
 
 def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan, state: TrainState,
-                      carry: dict[str, jax.Array], progress: Progress
-                      ) -> tuple[dict[str, jax.Array], tuple[np.ndarray, ...]]:
+                      carry: dict[str, Any], progress: Progress) -> tuple[dict[str, Any], tuple[np.ndarray, ...]]:
   """What is kept after a task: the carry, and the exemplars of every seen class, without held-out images."""
-  method, exemplars = experiment.method, _select(experiment, programs, plan, state, progress)
+  method, exemplars = experiment.method, _select(experiment, programs, plan, state, carry, progress)
   if method.exemplar_means:
     means, has_mean = nearest_mean.means(
-        programs.features(state, np.concatenate(exemplars)), [len(kept) for kept in exemplars],
-        experiment.num_classes)
+        programs.features(Networks(state.params, state.batch_stats, carry), plan.stages[0].context,
+                          np.concatenate(exemplars)), [len(kept) for kept in exemplars], experiment.num_classes)
     carry = {**carry, **parallel.replicate({"exemplar_means": means, "has_mean": has_mean}, experiment.devices)}
   if programs.after_memory is not None:
     first = plan.stages[0]
@@ -126,7 +130,7 @@ def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan
 
 def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointing.Checkpoints) -> Standing:
   """The state of the run at the last checkpoint, or at the start."""
-  method, carry = experiment.method, experiment.init_carry()
+  method = experiment.method
 
   def targets(record: dict[str, Any]) -> dict[str, Any]:
     progress = Progress.from_record(record)
@@ -136,7 +140,7 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
     abstract = experiment.abstract_state(stage.index)
     if not progress.inside_stage:
       abstract = abstract.between_stages()
-    return items(abstract, jax.eval_shape(lambda: carry),
+    return items(abstract, jax.eval_shape(experiment.init_carry),
                  {"params": abstract.params, "batch_stats": abstract.batch_stats} if inside else None)
 
   newest = processes.together(lambda: checkpoints.restore_newest(
@@ -144,7 +148,7 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
   processes.agree({"checkpoint to resume from": newest and newest[0]})
   if newest is None:
     state = programs.init(experiment.root).between_stages()
-    return Standing(Progress(), state, parallel.replicate(carry, experiment.devices), None)
+    return Standing(Progress(), state, parallel.replicate(experiment.init_carry(), experiment.devices), None)
   step, record, found = newest
   progress, found = Progress.from_record(record), parallel.replicate(found, experiment.devices)
   console.say(f"resuming after step {step}: {progress.task} tasks, {progress.epoch} epochs and {progress.steps} steps "

@@ -13,6 +13,7 @@ import numpy as np
 
 from gr_jax.data import feed
 from gr_jax.devices import parallel
+from gr_jax.methods.base import Networks
 from gr_jax.runs import bar, journal, meter, results
 from gr_jax.runs.checkpoints import Checkpoints
 from gr_jax.runs.results import Progress
@@ -36,7 +37,7 @@ class Standing(NamedTuple):
   """
   progress: Progress
   state: TrainState
-  carry: dict[str, jax.Array]
+  carry: dict[str, Any]
   teacher: Any
 
 
@@ -48,7 +49,7 @@ class Saving(NamedTuple):
   asked: Callable[[], bool]
 
 
-def items(state: TrainState, carry: dict[str, jax.Array], teacher: Any = None) -> dict[str, Any]:
+def items(state: TrainState, carry: dict[str, Any], teacher: Any = None) -> dict[str, Any]:
   """The items of a checkpoint. Evaluation restores only `model`; momentum and rule are saved only inside a stage."""
   model = {"params": state.params, "batch_stats": state.batch_stats, **({"carry": carry} if carry else {})}
   training = {"step": state.step}
@@ -79,6 +80,10 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   everywhere = lambda tree: parallel.replicate(tree, experiment.devices)
   context, among = everywhere(plan.context), pool(rows, experiment.capacity)
   if not progress.inside_stage:
+    if compiled.open is not None:
+      params, batch_stats, carry = compiled.open(
+          Networks(state.params, state.batch_stats, carry), plan.context, experiment.root)
+      state = state.replace(params=params, batch_stats=batch_stats)
     if compiled.before is not None:
       carry = compiled.before(state, carry, plan.context, rows)
     state = compiled.begin(state)
@@ -88,6 +93,8 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   # The program takes the folded teacher; checkpoints hold the original.
   kept = teacher if plan.number and experiment.method.uses_teacher else None
   folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
+  if stage.growth is not None:
+    folded = {**(folded or {}), "carry": programs.fold_carry(carry)}
   done = progress.epoch * plan.steps_per_epoch + progress.steps
   remaining = chunks(plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps)
   with meter.Meter(plan, outlook=_outlook(experiment, progress), rates=experiment.learning_rates(stage), done=done,

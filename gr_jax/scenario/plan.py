@@ -69,13 +69,17 @@ class TaskPlan:
 
   @property
   def size(self) -> int:
-    """Images of the first stage."""
-    return self.stages[0].size
+    """Images of the largest stage."""
+    return self._largest.size
 
   @property
   def steps_per_epoch(self) -> int:
-    """Of the first stage."""
-    return self.stages[0].steps_per_epoch
+    """Of the largest stage."""
+    return self._largest.steps_per_epoch
+
+  @property
+  def _largest(self) -> StagePlan:
+    return max(self.stages, key=lambda stage: stage.size)
 
 
 class Chunk(NamedTuple):

@@ -12,6 +12,7 @@ from gr_jax import calibration, metrics, neural_collapse
 from gr_jax.data import augment, feed
 from gr_jax.data.arrays import Data
 from gr_jax.devices import parallel
+from gr_jax.methods.base import Context
 from gr_jax.scenario.plan import StagePlan
 from gr_jax.training import passes
 from gr_jax.training.experiment import Experiment
@@ -55,9 +56,11 @@ def make_evaluator(experiment: Experiment, pictures: Data, *, holdout: Data | No
   drawn, plans, split = experiment.scenario, experiment.plans, split or experiment.config.evaluate_on
   held = 0 if holdout is None or split == "holdout" else len(holdout.labels)
   encode = _encoder(experiment, [pictures, *([holdout] if holdout is not None and held else [])], split)
-  evaluate = passes.make_evaluate(method=experiment.method, num_classes=drawn.num_classes,
+  stacked = experiment.scored_stack * experiment.model.num_features
+  evaluate = passes.make_evaluate(method=experiment.method, num_classes=drawn.num_classes, stacked=stacked,
                                   block=experiment.config.evaluation_block, devices=experiment.devices)
-  score = passes.make_score(method=experiment.method, capacity=held, devices=experiment.devices) if held else None
+  score = passes.make_score(method=experiment.method, capacity=held, devices=experiment.devices,
+                            stacked=stacked) if held else None
 
   def run(network: dict, tasks_done: int) -> Evaluation:
     plan: StagePlan = plans[tasks_done - 1].stages[0]
@@ -66,7 +69,7 @@ def make_evaluator(experiment: Experiment, pictures: Data, *, holdout: Data | No
     # Pictures are in learning order, so those of the seen classes come first.
     stop = int(np.searchsorted(pictures.labels, plan.task.stop))
     stops = [stop, *([int(np.searchsorted(holdout.labels, plan.task.stop))] if holdout is not None and held else [])]
-    features = encode(network, stops)
+    features = encode(network, context, stops)
     fitted, inverse = None, np.ones((len(VARIANTS), drawn.num_classes), np.float32)
     if score is not None and holdout is not None and stops[1]:
       scores = np.asarray(score(network, features, context, everywhere(np.int32(stop))))
@@ -105,34 +108,39 @@ def _cells(groups: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
   return {(age, shot): groups[age] & groups[shot] for age in ("old", "new") for shot in ("many", "medium", "few")}
 
 
-def _encoder(experiment: Experiment, parts: list[Data], split: str) -> Callable[[dict, list[int]], jax.Array]:
-  """encode(network, stops) -> features of rows 0..stop-1 of each part, one after another; then anything."""
+def _encoder(experiment: Experiment, parts: list[Data], split: str
+             ) -> Callable[[dict, Context, list[int]], jax.Array]:
+  """encode(network, context, stops) -> features of rows 0..stop-1 of each part, one after another; then anything."""
   config, devices, source = experiment.config, experiment.devices, experiment.source
   resides, together = experiment.path[0] == "resident", pictures_together(experiment)
   sizes = [len(part.labels) for part in parts]
+  method, stacked = experiment.method, experiment.scored_stack
   extract = passes.make_extract(
       model=experiment.model, capacity=sum(sizes) if resides else together, block=config.evaluation_block,
+      growth=method.growth, blocks=method.blocks(len(experiment.plans)), stacked=stacked,
       devices=devices, prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
                                                   cropped=split == "test" or source.uniform))
   data = parallel.replicate(Data(*map(np.concatenate, zip(*parts))), devices) if resides else None
   place = jax.jit(lambda whole, part, first: jax.lax.dynamic_update_slice(whole, part, (first, 0)), donate_argnums=0,
                   out_shardings=experiment.root.sharding)
 
-  def encode(network: dict, stops: list[int]) -> jax.Array:
-    params, batch_stats = network["params"], network["batch_stats"]
+  def encode(network: dict, context: Context, stops: list[int]) -> jax.Array:
+    params, batch_stats, carry = network["params"], network["batch_stats"], network["carry"]
     if resides:
       starts = np.cumsum([0, *sizes])
       rows = np.concatenate([np.arange(start, start + stop) for start, stop in zip(starts, stops)])
-      return extract(params, batch_stats, data, parallel.replicate(pool(rows, sum(sizes)), devices))
+      return extract(params, batch_stats, data, parallel.replicate(pool(rows, sum(sizes)), devices), context, carry)
     # The rows behind those of the last call are overwritten by the next part, or unused.
-    rows = (-(-sum(sizes) // together) + 1) * together
-    found, done = parallel.replicate(np.zeros((rows, experiment.model.num_features), np.float32), devices), 0
+    rows, width = (-(-sum(sizes) // together) + 1) * together, (
+        experiment.num_features + stacked * experiment.model.num_features)
+    found, done = parallel.replicate(np.zeros((rows, width), np.float32), devices), 0
     for part, stop in zip(parts, stops):
       for first in range(0, stop, together):
         block = feed.rows_of(part, slice(first, min(first + together, stop)))
         count = len(block.labels)
         here, among = parallel.replicate((feed.padded(block, together), pool(np.arange(count), together)), devices)
-        found = place(found, extract(params, batch_stats, here, among), parallel.replicate(np.int32(done), devices))
+        codes = extract(params, batch_stats, here, among, context, carry)
+        found = place(found, codes, parallel.replicate(np.int32(done), devices))
         done += count
     return found
 

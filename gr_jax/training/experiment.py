@@ -22,6 +22,7 @@ from gr_jax.devices import parallel, processes
 from gr_jax.errors import UserError
 from gr_jax.methods import addons
 from gr_jax.methods.base import Method, Stage
+from gr_jax.models import frozen
 from gr_jax.scenario import plan
 from gr_jax.training import step
 from gr_jax.training.state import TrainState
@@ -107,6 +108,16 @@ class Experiment:
       return np.asarray([len(rows) for rows in self.scenario.holdout])
     return np.asarray([(self.source.test.labels == label).sum() for label in self.scenario.class_order])
 
+  @property
+  def num_features(self) -> int:
+    """Width of the head's features."""
+    return self.model.num_features * self.method.blocks(len(self.plans))
+
+  @property
+  def scored_stack(self) -> int:
+    """Number of frozen backbones that scores read besides the head's features."""
+    return self.method.stack(len(self.plans)) if self.method.scores_frozen else 0
+
   def exemplars_per_class(self, seen: int) -> int:
     """m, exemplars of each class once `seen` classes have been learned; held-out images of the method included."""
     return self.config.memory.quota(seen)
@@ -135,7 +146,7 @@ class Experiment:
           epochs=stage.epochs(config.epochs), milestones=(), decay=1.0)
     return optimizer.learning_rates(
         schedule=config.schedule, base=config.learning_rate, epochs=stage.epochs(config.epochs),
-        milestones=config.milestones, decay=config.learning_rate_decay)
+        milestones=tuple(map(stage.epochs, config.milestones)), decay=config.learning_rate_decay)
 
   def begin_stage(self, state: TrainState, index: int) -> TrainState:
     """The state before the first step of a stage: new momentum, new state of the rule and of what is tracked."""
@@ -154,9 +165,18 @@ class Experiment:
                        batch_stats=variables.get("batch_stats", {}), opt_state=(), rule=())
     return self.begin_stage(state, index)
 
-  def init_carry(self) -> dict[str, jax.Array]:
+  def init_carry(self) -> dict[str, Any]:
     """The carry before the first task."""
-    return self.method.init_carry(self.model.num_features, self.num_classes)
+    tasks, method = len(self.plans), self.method
+    carry: dict[str, Any] = method.init_carry(self.num_features, self.num_classes)
+    if method.stack(tasks):
+      state = self.abstract_state()
+      carry["frozen"] = frozen.empty(
+          {"params": state.params["backbone"], "batch_stats": state.batch_stats}, method.stack(tasks))
+    if method.kept_heads:
+      carry["heads"] = {name: method.head.init(self.model.num_features, self.num_classes, tasks)
+                        for name in method.kept_heads}
+    return carry
 
   def abstract_state(self, index: int = 0) -> TrainState:
     """Shapes and dtypes of the state in a stage; nothing is computed."""
@@ -265,7 +285,8 @@ def _method_and_model(config: Config, platform: str) -> tuple[Method, Any]:
   method = methods.make(config.method, config.method_options, memory=config.memory.quota(1),
                         chosen=addons.names(config.addons))
   return method, models.make_backbone(config.model, platform=platform, precision=config.precision,
-                                      axis_name=parallel.AXIS, signed=method.signed_features, maps=method.uses_maps)
+                                      axis_name=parallel.AXIS, signed=method.signed_features,
+                                      standardised=method.standardised_features, maps=method.uses_maps)
 
 
 def _plans(config: Config, drawn: scenario.Scenario, method: Method) -> tuple[plan.TaskPlan, ...]:

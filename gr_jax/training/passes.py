@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from gr_jax import calibration
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Context, Method, Outputs
-from gr_jax.models import Backbone, folding
+from gr_jax.methods.base import Context, Growth, Method, Outputs
+from gr_jax.models import Backbone, folding, frozen
+from gr_jax.training import networks
 from gr_jax.typing import AnyArray, AnyInteger
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
@@ -25,7 +26,7 @@ Prepare = Callable[[jax.Array, jax.Array], jax.Array]
 
 def fold(network: dict) -> dict:
   """A network {"params", "batch_stats", "carry"} with batch norm folded, as `score` takes it."""
-  return {**network, **folding.fold_teacher(network)}
+  return {**network, **folding.fold_teacher(network), "carry": frozen.fold_carry(network["carry"])}
 
 
 def score(model: Backbone, method: Method, network: dict, x: jax.Array, context: Context) -> tuple[jax.Array, ...]:
@@ -45,9 +46,10 @@ def score(model: Backbone, method: Method, network: dict, x: jax.Array, context:
 
 
 def _outputs(model: Backbone, method: Method, network: dict, x: jax.Array, context: Context) -> Outputs:
-  features, maps = model.apply(
+  encoded = model.apply(
       {"params": network["params"]["backbone"], "batch_stats": network["batch_stats"]}, x, train=False)
-  return Outputs(*method.head.apply(network["params"]["classifier"], features, context), features, maps)
+  others = networks.beside(model, method.growth, network["carry"], x, context)
+  return networks.outputs(method.head, method.growth, network["params"]["classifier"], encoded, others, context)
 
 
 class Setting(NamedTuple):
@@ -90,7 +92,13 @@ class Found(NamedTuple):
   disagreeing: jax.Array
 
 
-def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequence[jax.Device]
+def _read(method: Method, network: dict, codes: jax.Array, stacked: int, context: Context) -> Outputs:
+  """Outputs from what `make_extract` found, without maps; `stacked` columns are features of the stack."""
+  features, others = (codes[:, :-stacked], codes[:, -stacked:]) if stacked else (codes, ())
+  return networks.read(method.head, network["params"]["classifier"], (features, ()), others, context)
+
+
+def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequence[jax.Device], stacked: int = 0
                   ) -> Callable[..., Found]:
   """The program that counts correct images and measures calibration and class means, from features.
 
@@ -99,6 +107,7 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
     num_classes: K.
     block: rows that a device processes at a time.
     devices: that share the blocks.
+    stacked: as for `make_extract`, in columns.
 
   Returns:
     evaluate(network, features, labels, context, setting) -> Found, where `network` is {"params", "batch_stats",
@@ -106,14 +115,12 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
     feature maps.
   """
   def evaluate(network: dict, features: jax.Array, labels: jax.Array, context: Context, setting: Setting) -> Found:
-    size = features.shape[-1]
+    size = features.shape[-1] - stacked
     variants = setting.inverse.shape[0]
 
     def outputs_of(i):
       rows, valid, inside = _block_of(i, block, setting.stop)
-      picked = features[inside]
-      return rows[0], valid, labels[inside], Outputs(
-          *method.head.apply(network["params"]["classifier"], picked, context), picked, ())
+      return rows[0], valid, labels[inside], _read(method, network, features[inside], stacked, context)
 
     def judge(i, sums):
       (counts, by_image, class_bins, totals), (first, valid, own, outputs) = sums, outputs_of(i)
@@ -163,7 +170,8 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
   return parallel.spread(evaluate, devices, num_args=5)
 
 
-def make_score(*, method: Method, capacity: int, devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
+def make_score(*, method: Method, capacity: int, devices: Sequence[jax.Device], stacked: int = 0
+               ) -> Callable[..., jax.Array]:
   """The program for the scores of a few images, from features.
 
   Returns:
@@ -172,7 +180,7 @@ def make_score(*, method: Method, capacity: int, devices: Sequence[jax.Device]) 
   """
   def score(network: dict, features: jax.Array, context: Context, first: jax.Array) -> jax.Array:
     picked = jax.lax.dynamic_slice_in_dim(features, first, capacity)
-    outputs = Outputs(*method.head.apply(network["params"]["classifier"], picked, context), picked, ())
+    outputs = _read(method, network, picked, stacked, context)
     # The features are the same on all devices, so the scores are too.
     return next(iter(method.scores.values()))(outputs, network["carry"], context)
 
@@ -181,28 +189,43 @@ def make_score(*, method: Method, capacity: int, devices: Sequence[jax.Device]) 
 
 def make_extract(
     *, model: Backbone, prepare: Prepare, capacity: int, block: int,
-    devices: Sequence[jax.Device]) -> Callable[..., jax.Array]:
-  """The program that computes features in evaluation mode.
+    devices: Sequence[jax.Device], growth: Growth | None = None, blocks: int = 1, stacked: int = 0
+    ) -> Callable[..., jax.Array]:
+  """The program that computes the head's features in evaluation mode.
+
+  Args:
+    model, prepare, block, devices: as for `make_evaluate`.
+    capacity: rows of a pool.
+    growth, blocks: of the method (Method.growth, Method.blocks).
+    stacked: number of backbones of the stack whose features come after those for the head; 0 or all of them.
 
   Returns:
-    extract(params, batch_stats, data, pool) -> float32 [at least capacity, features]; row i belongs to
-    pool.rows[i], rows from pool.size on are 0.
+    extract(params, batch_stats, data, pool, context=None, carry={}) -> float32 [at least capacity, features]; row i
+    belongs to pool.rows[i], rows from pool.size on are 0. Only methods with `growth` need the last two.
   """
   rounds = -(-capacity // (block * len(devices)))
 
-  def extract(params, batch_stats, data: Data, pool: Pool) -> jax.Array:
-    variables = folding.fold(params["backbone"], batch_stats)
+  def extract(params, batch_stats, data: Data, pool: Pool, context: Any, carry: dict) -> jax.Array:
+    variables, carry = folding.fold(params["backbone"], batch_stats), frozen.fold_carry(carry)
 
     def fill(i, found):
       rows, valid, inside = _block_of(i, block, pool.size)
       picked = pool.rows[inside]
-      features, _ = model.apply(variables, prepare(data.images[picked], data.sizes[picked]), train=False)
+      x = prepare(data.images[picked], data.sizes[picked])
+      features, _ = model.apply(variables, x, train=False)
+      others = networks.beside(model, growth, carry, x, context)
+      features = networks.joined(growth, features, others, context)
+      if stacked:
+        assert isinstance(others, jax.Array)
+        features = jnp.concatenate([features, others], axis=1)
       return jax.lax.dynamic_update_slice(found, jnp.where(valid[:, None], features, 0.0), (rows[0], 0))
 
-    empty = jnp.zeros((rounds * len(devices) * block, model.num_features), jnp.float32)
+    empty = jnp.zeros((rounds * len(devices) * block, (blocks + stacked) * model.num_features), jnp.float32)
     return jax.lax.psum(jax.lax.fori_loop(0, _rounds(pool.size, block), fill, empty), parallel.AXIS)
 
-  return parallel.spread(extract, devices, num_args=4)
+  run = parallel.spread(extract, devices, num_args=6)
+  return lambda params, batch_stats, data, pool, context=None, carry=None: run(
+      params, batch_stats, data, pool, context if growth else None, carry if growth else {})
 
 
 def make_measure(
@@ -212,10 +235,10 @@ def make_measure(
 
   Returns:
     run(network, data, pool, context) -> the sums of `measure` over the images of `pool`, each counted once; `network`
-    is {"params", "batch_stats"}.
+    is {"params", "batch_stats", "carry"}.
   """
   def run(network: dict, data: Data, pool: Pool, context: Context) -> Any:
-    folded = folding.fold_teacher(network)
+    folded = fold(network)
 
     def of_block(i: Any) -> Any:
       _, valid, inside = _block_of(i, block, pool.size)

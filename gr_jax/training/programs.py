@@ -16,8 +16,8 @@ from gr_jax.data import augment, feed, stream
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.feed import Feed
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Boundary, Context, HeadParams
-from gr_jax.models import folding
+from gr_jax.methods.base import Boundary, Context, HeadParams, Networks
+from gr_jax.models import folding, frozen
 from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training import passes, program
 from gr_jax.training.experiment import Experiment
@@ -30,6 +30,7 @@ class StagePrograms:
   """The programs of one stage.
 
   Attributes:
+    open: (networks, context, root) -> networks, applied before the first step; None for nothing.
     begin: state without momentum and rule -> the state before the first step.
     run: see program.make_program.
     end: (params, context) -> params, applied after the last step; None for nothing.
@@ -37,6 +38,7 @@ class StagePrograms:
     start: (head, state of the rule, carry, context) -> (head, state of the rule), applied then; None for nothing.
     remember: (state of the rule, carry) -> carry, applied after the last step; None for nothing.
   """
+  open: Callable[[Networks, Context, jax.Array], Networks] | None
   begin: Callable[[TrainState], TrainState]
   run: Callable[..., tuple[TrainState, StepMetrics]]
   end: Callable[[Any, Context], Any] | None
@@ -57,8 +59,9 @@ class Programs:
     begin_task: (params, batch_stats, context, root) -> (params with new columns, teacher).
     make_teacher: (params, batch_stats) -> teacher, a copy, since the state's own arrays are donated to the next step.
     fold_teacher: teacher -> the same network with batch norm folded, as the stages' programs take it.
+    fold_carry: carry -> the same with the stack of frozen backbones folded, as those programs take it.
     stages: in the method's order.
-    features: (state, rows) -> [rows, features] NumPy float32, in evaluation mode.
+    features: (networks, context, rows) -> [rows, features] NumPy float32, in evaluation mode.
     logits: (state, plan of a task, features [rows, features]) -> [rows, seen classes] NumPy float32.
     after_memory: (state, carry, context, rows) -> carry, as the method changes it after a task; None for no change.
   """
@@ -69,8 +72,9 @@ class Programs:
   begin_task: Callable[[Any, Any, Context, jax.Array], tuple[Any, Any]]
   make_teacher: Callable[[Any, Any], Any]
   fold_teacher: Callable[[Any], Any]
+  fold_carry: Callable[[dict[str, Any]], dict[str, Any]]
   stages: tuple[StagePrograms, ...]
-  features: Callable[[TrainState, np.ndarray], np.ndarray]
+  features: Callable[[Networks, Context, np.ndarray], np.ndarray]
   logits: Callable[[TrainState, TaskPlan, np.ndarray], np.ndarray]
   after_memory: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
 
@@ -108,6 +112,7 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
           params, batch_stats, parallel.replicate(context, devices), root),
       make_teacher=jax.jit(make_teacher, out_shardings=everywhere),
       fold_teacher=jax.jit(folding.fold_teacher, out_shardings=everywhere),
+      fold_carry=jax.jit(frozen.fold_carry, out_shardings=everywhere),
       stages=tuple(_stage(experiment, index, pictures, data) for index in range(len(experiment.method.stages))),
       features=_features(experiment, pictures, data), logits=_logits(experiment),
       after_memory=_measuring(experiment, pictures, data, experiment.method.after_memory))
@@ -127,6 +132,7 @@ def _stage(experiment: Experiment, index: int, pictures: Data | stream.Originals
           config.augmentation, **view))
 
   return StagePrograms(
+      open=_opening(experiment, index),
       begin=jax.jit(functools.partial(experiment.begin_stage, index=index), out_shardings=everywhere),
       run=program.make_program(step, stage=stage, number=index, batch_size=stage.sampler.batch(config.batch_size),
                                devices=devices, travelling=experiment.path[0] != "resident"),
@@ -139,6 +145,22 @@ def _stage(experiment: Experiment, index: int, pictures: Data | stream.Originals
 def _copying(function: Callable[..., Any]) -> Callable[..., Any]:
   """The function with results that share no buffer with its arguments, since the state is donated to the next step."""
   return lambda *arguments: jax.tree.map(jnp.copy, function(*arguments))
+
+
+def _opening(experiment: Experiment, index: int) -> Callable[[Networks, Context, jax.Array], Networks] | None:
+  """StagePrograms.open."""
+  begin = experiment.method.stages[index].begin
+  if begin is None:
+    return None
+
+  def start(networks: Networks, context: Context, root: jax.Array) -> Networks:
+    key = seeding.derive(seeding.of_stage(root, index), context.task, 0, seeding.CLASSIFIER)
+    found = begin(networks, context, key)
+    # A copy, since the state's own arrays are donated to the next step.
+    return found._replace(carry=jax.tree.map(jnp.copy, found.carry))
+
+  compiled = jax.jit(start, out_shardings=experiment.root.sharding)
+  return lambda networks, context, root: compiled(networks, parallel.replicate(context, experiment.devices), root)
 
 
 def _ending(finish: Callable[[HeadParams, Context], HeadParams]) -> Callable[[Any, Context], Any]:
@@ -181,16 +203,19 @@ def _prepare(experiment: Experiment, pictures: Data | stream.Originals) -> passe
 
 
 def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
-              ) -> Callable[[TrainState, np.ndarray], np.ndarray]:
+              ) -> Callable[[Networks, Context, np.ndarray], np.ndarray]:
   """Programs.features; `data` holds the pictures if they stay on the devices, else None."""
   capacity, looking = _looking(experiment, pictures, data)
   extract = passes.make_extract(
       model=experiment.model, capacity=capacity, block=experiment.config.evaluation_block, devices=experiment.devices,
+      growth=experiment.method.growth, blocks=experiment.method.blocks(len(experiment.plans)),
       prepare=_prepare(experiment, pictures))
 
-  def features(state: TrainState, rows: np.ndarray) -> np.ndarray:
+  def features(networks: Networks, context: Context, rows: np.ndarray) -> np.ndarray:
+    params, batch_stats, carry = networks
+    there = parallel.replicate(context, experiment.devices)
     return np.concatenate([
-        np.asarray(extract(state.params, state.batch_stats, here, among))[:count]
+        np.asarray(extract(params, batch_stats, here, among, there, carry))[:count]
         for here, among, count in looking(rows)])
 
   return features
@@ -224,7 +249,8 @@ def _measuring(experiment: Experiment, pictures: Data | stream.Originals, data: 
   keep = jax.jit(boundary.keep, out_shardings=experiment.root.sharding)
 
   def measuring(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
-    there, network = parallel.replicate(context, devices), {"params": state.params, "batch_stats": state.batch_stats}
+    there = parallel.replicate(context, devices)
+    network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
     parts = [run(network, here, among, there) for here, among, _ in looking(rows)]
     return keep(carry, jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts), there)
 

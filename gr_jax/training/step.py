@@ -13,6 +13,7 @@ from gr_jax import mixing, seeding
 from gr_jax.data.arrays import Data
 from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, usual_mask
 from gr_jax.models import Backbone, heads
+from gr_jax.training import networks
 from gr_jax.training.state import TrainState
 
 Augment = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -53,8 +54,9 @@ def make_train_step(
 
   Returns:
     step(state, teacher, context, data, batch, key, epoch) -> (next state, metrics). `teacher` is {"params",
-    "batch_stats"} of the previous task's model, preferably folded (folding.fold_teacher), or None; `batch` [local
-    batch] int32 holds this device's rows of `data`; `key` is the step's key. All results are equal on all devices.
+    "batch_stats"} of the previous task's model, preferably folded (folding.fold_teacher), or None; a stage with
+    `growth` also takes "carry" in it, folded (frozen.fold_carry). `batch` [local batch] int32 holds this device's rows
+    of `data`; `key` is the step's key. All results are equal on all devices.
     In a stage with a source, `data` is the carry, and `batch` is not used.
   """
   read = stage.head or method.head
@@ -64,7 +66,7 @@ def make_train_step(
     context = context._replace(progress=epoch / epochs)
     if stage.source is not None:
       x, (features, maps, labels) = None, _drawn(stage.source, key, data, context)
-      back_to_backbone, batch_stats = None, state.batch_stats
+      back_to_backbone, batch_stats, others = None, state.batch_stats, ()
     else:
       x, labels = _inputs(data, batch, key, augment, axis_name), {"clean": data.labels[batch]}
       views = x
@@ -73,10 +75,11 @@ def make_train_step(
         views = jnp.concatenate([x, mixed])
       network = {"params": state.params["backbone"], "batch_stats": state.batch_stats}
       (features, maps), back_to_backbone, batch_stats = _encode(model, method, stage, network, views)
+      others = networks.beside(model, stage.growth, teacher and teacher.get("carry"), views, context)
     student, back_to_head = jax.vjp(
-        lambda head, features: Outputs(*read.apply(head, features, context), features, maps),
+        lambda head, features: networks.outputs(read, stage.growth, head, (features, maps), others, context),
         state.params["classifier"], features)
-    target = None if teacher is None else _teach(model, method, read, teacher, x, context)
+    target = _teach(model, method, stage, teacher, x, others, context)
 
     # All losses are functions of the outputs: their cotangents are added there, and one backward pass serves them all.
     values, pulls = {}, {}
@@ -199,11 +202,18 @@ def _encode(model: Backbone, method: Method, stage: Stage, network: dict, x: jax
   return encoded, lambda pull: backward(pull)[0], batch_stats
 
 
-def _teach(model: Backbone, method: Method, read: heads.Head, teacher: Any, x: Any, context: Context) -> Outputs:
-  """Outputs of the previous model, without gradient."""
+def _teach(model: Backbone, method: Method, stage: Stage, teacher: Any, x: Any, others: jax.Array | tuple[()],
+           context: Context) -> Any:
+  """What losses get as teacher: outputs of the previous model, without gradient; None if there is none."""
+  if stage.teach is not None:
+    assert isinstance(others, jax.Array)
+    # With mixed views, the clean ones come first.
+    return jax.lax.stop_gradient(stage.teach(teacher["carry"], others[:len(x)], context))
+  if teacher is None or "params" not in teacher:
+    return None
   variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
   features, maps = model.apply(variables, x, train=False)
-  found = read.apply(teacher["params"]["classifier"], features, context)
+  found = (stage.head or method.head).apply(teacher["params"]["classifier"], features, context)
   return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
 
 

@@ -23,7 +23,9 @@ from gr_jax.training import evaluation, experiment, pictures, programs
 SETTINGS = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2, "batch_size": 100, "steps_per_call": 2,
             "checkpoint_every_epochs": 1}
 OPTIONS = {"bic": {"method_options.bias_epochs_share": 1.0}, "eeil": {"method_options.balanced_epochs_share": 1.0},
-           "podnet": {"method_options.balanced_epochs_share": 1.0}, "ssil": {"batch_size": 96}}
+           "podnet": {"method_options.balanced_epochs_share": 1.0}, "ssil": {"batch_size": 96},
+           "foster": {"method_options.compression_epochs_share": 1.0},
+           "mafdrc": {"method_options.adaptation_epochs_share": 1.0, "method_options.fusion_epochs_share": 1.0}}
 # Methods with parts and with add-ons.
 OPTIONS |= {
     "parts": {"method": "lucir", "method_options.reweighting": "dgr", "method_options.prior": True},
@@ -168,8 +170,8 @@ def test_every_method_learns_digits(tmp_path, name):
 @pytest.mark.parametrize("name", CASES)
 def test_programs_are_those_of_the_stages(name):
   """As many in two tasks as in ten: one a stage, and another where the first task has no teacher."""
-  expected = {"finetune": 1, "joint": 1, "il2m": 1, "bic": 3, "eeil": 3, "podnet": 3, "lws": 3, "gvalign": 3,
-              "lws,gvalign": 5}.get(name, 2)
+  expected = {"finetune": 1, "joint": 1, "il2m": 1, "der": 1, "bic": 3, "eeil": 3, "podnet": 3, "foster": 3,
+              "mafdrc": 3, "lws": 3, "gvalign": 3, "lws,gvalign": 5}.get(name, 2)
   for tasks in (2, 10):
     found = experiment.load(config_of(name, **{"scenario.num_tasks": tasks}))
     assert len(console.stage_programs(found)) == expected

@@ -8,15 +8,18 @@ import pytest
 
 from references import (
   bic,
+  der,
   differences,
   eeil,
   finetune,
+  foster,
   icarl,
   il2m,
   joint,
   lucir,
   lwf,
   lws,
+  mafdrc,
   notation,
   podnet,
   ssil,
@@ -60,6 +63,16 @@ def mask(text):
   return np.array([c == "o" for c in text]), np.array([c == "n" for c in text])
 
 
+def other(p):
+  """Further logits [batch, classes], garbage in unseen columns."""
+  return 1 - 0.5 * p.logits
+
+
+def any_old_and_new(p):
+  """Logits of the auxiliary head of section 12, for any old class and two new ones."""
+  return 0.3 * p.logits[:, [1, 0, 7]]
+
+
 # Every loss of logits with its gradient, as functions of the logits and the rest of the problem.
 LOSSES = {
     "finetune": (lambda z, p: finetune.loss(z, p.labels, OLD, NEW),
@@ -98,6 +111,24 @@ LOSSES = {
              lambda z, p: ssil.gradient(z, p.teacher, p.labels, OLD, NEW, TASK_OF_CLASS)),
     "lws": (lambda z, p: lws.loss(z, SCALE, p.labels, SEEN),
             lambda z, p: lws.gradients(z, SCALE, p.labels, SEEN, NEW, frozen=False)[0]),
+    "der": (lambda z, p: der.loss(z, any_old_and_new(p), p.labels, OLD, NEW),
+            lambda z, p: der.gradients(z, any_old_and_new(p), p.labels, OLD, NEW)[0]),
+    "foster, boosting": (
+        lambda z, p: foster.boosting_loss(z, other(p), p.teacher, p.labels, OLD, NEW, COUNTS, weight=0.7),
+        lambda z, p: foster.boosting_gradients(z, other(p), p.teacher, p.labels, OLD, NEW, COUNTS, weight=0.7)[0]),
+    "foster, new features": (
+        lambda z, p: foster.boosting_loss(other(p), z, p.teacher, p.labels, OLD, NEW, COUNTS),
+        lambda z, p: foster.boosting_gradients(other(p), z, p.teacher, p.labels, OLD, NEW, COUNTS)[1]),
+    "foster, compression": (lambda z, p: foster.compression_loss(z, other(p), SEEN, COUNTS),
+                            lambda z, p: foster.compression_gradient(z, other(p), SEEN, COUNTS)),
+    "mafdrc, adaptation": (lambda z, p: mafdrc.adaptation_loss(z, p.fresh, NEW),
+                           lambda z, p: mafdrc.adaptation_gradient(z, p.fresh, NEW)),
+    "mafdrc, old branch": (
+        lambda z, p: mafdrc.fusion_loss(z, other(p), p.teacher, p.logits, p.labels, OLD, NEW, COUNTS),
+        lambda z, p: mafdrc.fusion_gradients(z, other(p), p.teacher, p.logits, p.labels, OLD, NEW, COUNTS)[0]),
+    "mafdrc, new branch": (
+        lambda z, p: mafdrc.fusion_loss(other(p), z, p.teacher, p.logits, p.labels, OLD, NEW, COUNTS),
+        lambda z, p: mafdrc.fusion_gradients(other(p), z, p.teacher, p.logits, p.labels, OLD, NEW, COUNTS)[1]),
 }
 
 
@@ -746,3 +777,86 @@ def test_podnet_by_hand():
   np.testing.assert_allclose(podnet.pooled(maps), row(5, 25, 10, 20) / math.sqrt(1150), rtol=1e-14)
   assert podnet.spatial([maps], [3 * maps]) == pytest.approx(0, abs=1e-15)
   assert podnet.factor(*mask("oooon")) == pytest.approx(math.sqrt(5))
+
+
+# ----------------------------------------------------------------------------------------- der, foster, mafdrc
+
+
+def test_der_auxiliary_gradient_is_that_of_central_differences():
+  p = problem()
+  auxiliary = any_old_and_new(p)
+  numeric = differences.numeric_gradient(lambda a: der.loss(p.logits, a, p.labels, OLD, NEW, 0.7), auxiliary)
+  np.testing.assert_allclose(der.gradients(p.logits, auxiliary, p.labels, OLD, NEW, 0.7)[1], numeric, rtol=1e-7,
+                             atol=1e-9)
+  assert np.abs(numeric).max() > 0.01
+
+
+def test_der_auxiliary_labels_by_hand():
+  old, new = mask("onno.")
+  np.testing.assert_array_equal(der.auxiliary_labels([3, 1, 2, 0], old, new), [0, 1, 2, 0])
+  with pytest.raises(ValueError, match=r"labels \[4\]"):
+    der.auxiliary_labels([4], old, new)
+
+
+def test_der_of_one_task_is_finetuning():
+  p = problem()
+  found = der.loss(p.logits, any_old_and_new(p), p.labels, NONE, SEEN)
+  assert found == finetune.loss(p.logits, p.labels, NONE, SEEN)
+
+
+def test_der_copies_the_old_block_by_hand():
+  # One feature a backbone, three backbones, one old class of three: its entries in the first two blocks.
+  np.testing.assert_array_equal(der.is_copied([True, False, False], 1, 3), [[1, 0, 0], [1, 0, 0], [0, 0, 0]])
+
+
+def test_foster_class_weights_by_hand():
+  # beta = 1/2: (1/2) / (1 - 1/2) = 1 for one image, (1/2) / (3/4) = 2/3 for two; scaled by 2 / (5/3) = 6/5.
+  found = foster.class_weights([1, 2, 9], np.array([True, True, False]), 0.5)
+  np.testing.assert_allclose(found, [1.2, 0.8, 1.0], rtol=1e-14)
+
+
+def test_foster_with_weights_one_is_plain():
+  p = problem()
+  np.testing.assert_allclose(foster.class_weights(COUNTS, SEEN, 0.0), np.ones(8))
+  found = foster.boosting_loss(p.logits, other(p), p.teacher, p.labels, OLD, NEW, COUNTS, beta=0.0, weight=0.0)
+  plain = finetune.loss(p.logits, p.labels, OLD, NEW) + finetune.loss(other(p), p.labels, OLD, NEW)
+  assert found == pytest.approx(plain, rel=1e-14)
+  found = foster.compression_loss(p.logits, other(p), SEEN, COUNTS, beta=0.0)
+  assert found == pytest.approx(notation.distillation(p.logits, other(p), SEEN), rel=1e-14)
+
+
+def test_foster_compression_targets_by_hand():
+  # softmax (1/2, 1/2) times (1.2, 0.8), made to add up to 1.
+  found = foster.compression_targets(row(3, 3, np.nan), np.array([True, True, False]), [1, 2, 9], beta=0.5)
+  np.testing.assert_allclose(found, row(0.6, 0.4))
+
+
+def test_mafdrc_branch_by_hand():
+  # A map with the values -1 and 1 in both channels: mean 0, variance 1. Its standardised mean over the pixels is 0, so
+  # a branch is shift @ kernel + bias; with other statistics the mean moves.
+  maps = np.array([-1.0, 1, 1, -1]).reshape(1, 2, 2, 1) * np.ones(2)
+  kernel, bias = np.array([[1.0, 2], [3, 4]]), np.array([10.0, 20])
+  np.testing.assert_allclose(mafdrc.branch(maps, [5, 6], [1, 2], kernel, bias), row(17, 30))
+  moved = mafdrc.branch(maps, [5, 6], [1, 2], kernel, bias, mean=np.array([-1.0, 0]), variance=1 - mafdrc.EPSILON)
+  np.testing.assert_allclose(moved, row(22, 40))
+
+
+def test_mafdrc_merges_by_hand():
+  np.testing.assert_array_equal(mafdrc.merged([2, 4], [6, 0], 1), [6, 0])
+  np.testing.assert_array_equal(mafdrc.merged([2, 4], [6, 0], 2), [4, 2])
+
+
+def test_mafdrc_prior_by_hand():
+  found = mafdrc.prior([3, 1, 100], np.array([True, True, False]), power=2.0)
+  np.testing.assert_allclose(found, [math.log(9 / 16), math.log(1 / 16), 0], rtol=1e-10)
+
+
+def test_mafdrc_counts_old_images_twice():
+  """Equal branches: L_ice is the mean in which an image of an old class counts twice; without any, plain CE."""
+  p = problem()
+  only = {"alpha": 1.0, "beta1": 0.0, "beta2": 0.0}
+  twice = np.concatenate([np.arange(BATCH), np.flatnonzero(OLD[p.labels])])
+  found = mafdrc.fusion_loss(p.logits, p.logits, p.teacher, p.logits, p.labels, OLD, NEW, COUNTS, **only)
+  assert found == pytest.approx(notation.cross_entropy(p.logits[twice], p.labels[twice], SEEN), rel=1e-14)
+  fresh = mafdrc.fusion_loss(p.logits, p.logits, p.teacher, p.logits, p.fresh, OLD, NEW, COUNTS, **only)
+  assert fresh == pytest.approx(notation.cross_entropy(p.logits, p.fresh, SEEN), rel=1e-14)
