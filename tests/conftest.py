@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -9,6 +10,9 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+# Most of the tests' time is compilation, and LLVM's part of it a third shorter like this; XLA's own passes, which fuse
+# and replace operations, are those of every run. The tests on the newest Python in .ci/run have LLVM's usual passes.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true")
 
 # As every command does.
 from gr_jax.devices import convolution_library  # noqa: E402
@@ -24,7 +28,25 @@ def pytest_configure(config):
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="gr_jax-tests-")
     config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True))
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+  # This process has imported JAX, which reads them then.
+  import jax
+  jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+# Of the files that take long, the longest first: a worker that begins with one when the others are done makes all wait.
+_LONGEST = ("test_train.py", "methods/test_runs.py", "data/test_feed.py", "runs/test_signals.py",
+            "devices/test_processes.py", "runs/test_faults.py", "test_benchmark.py", "data/test_large_images.py",
+            "models/test_convolution.py", "training/test_step.py", "models/test_norm.py", "test_main.py",
+            "data/test_stream.py", "data/test_cache.py", "serving/test_model.py", "data/sources/test_folder.py")
+
+
+def pytest_collection_modifyitems(items):
+  folder = pathlib.Path(__file__).parent
+  places = {folder / name: place for place, name in enumerate(_LONGEST)}
+  assert all(path.is_file() for path in places), "a file of _LONGEST has another name now"
+  items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -98,10 +98,10 @@ def follow_trajectory(number, devices, tolerance):
   return largest
 
 
-def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32"):
-  """Steps of a task with a teacher; ResNet-32 with batch norm and CIFAR's augmentation; (state, summed metrics)."""
+def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32", name="resnet32"):
+  """Steps of a task with a teacher; a ResNet with batch norm and CIFAR's augmentation; (state, summed metrics)."""
   axis = parallel.AXIS if compiled_by is None else None
-  model = models.make_backbone("resnet32", platform=devices[0].platform, precision=precision, axis_name=axis)
+  model = models.make_backbone(name, platform=devices[0].platform, precision=precision, axis_name=axis)
   view = {"image_size": 16, "mean": (0.5,) * 3, "std": (0.25,) * 3}
   chosen, tx = method(), optimizer.sgd((RATE,), momentum=0.9, weight_decay=5e-4)
   stage, = chosen.stages
@@ -113,7 +113,7 @@ def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32"):
   data = Data(rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8), np.full((count, 2), 16, np.int32),
               rng.integers(0, 4, count).astype(np.int32))
   context = plan.make_context(np.asarray([30, 20, 10, 5, 4, 4]), scenario.Task(2, 4), 1, per_class=4)
-  variables = model.init(jax.random.key(1), jnp.zeros((1, 16, 16, 3)), train=False)
+  variables = jax.jit(lambda: model.init(jax.random.key(1), jnp.zeros((1, 16, 16, 3)), train=False))()
 
   def initial(seed):
     head = heads.draw_columns(jax.random.key(seed), heads.init(64, classes), context.seen)

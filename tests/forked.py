@@ -21,7 +21,7 @@ import subprocess
 import sys
 
 # What JAX reads when it is imported, so that a forked process has to be told.
-_READ_AT_IMPORT = {"JAX_NUM_CPU_DEVICES": int, "JAX_COMPILATION_CACHE_DIR": str,
+_READ_AT_IMPORT = {"JAX_PLATFORMS": str, "JAX_NUM_CPU_DEVICES": int, "JAX_COMPILATION_CACHE_DIR": str,
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": float}
 _NUMBER = struct.Struct("i")
 

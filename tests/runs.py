@@ -1,6 +1,7 @@
 """Short digits runs for tests: configs, subprocesses, and what two runs must share to the bit."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -37,10 +38,19 @@ def get_config(name, **changes):
   return config
 
 
+# Three tasks, three epochs each: two seconds, once compiled, which takes half a minute. So that this happens once for
+# the whole suite, tests keep to these settings if they can; keys that may change between two starts compile nothing.
+_SHORT = {"epochs": 3, "milestones": (2,), "scenario.num_tasks": 3, "checkpoint_every_epochs": 1,
+          "evaluation_block": 50}
+
+
 def short(**changes):
-  """Digits: three tasks, three epochs each, a few seconds."""
-  return get_config("digits_lt", **{"epochs": 3, "milestones": (2,), "scenario.num_tasks": 3,
-                                    "checkpoint_every_epochs": 1, "evaluation_block": 50, **changes})
+  """The config of a short run on digits."""
+  return get_config("digits_lt", **{**_SHORT, **changes})
+
+
+# The same run by command.
+SHORT = ("--config=configs/digits_lt.py", *(f"--config.{key}={value}" for key, value in _SHORT.items()))
 
 
 # What programs take as an argument, and what they do not depend on.
@@ -59,6 +69,7 @@ def sharing_programs():
   made = {}
 
   def shared(make):
+    @functools.wraps(make)
     def made_once(experiment, pictures, **options):
       if not isinstance(pictures, Data) or experiment.path[0] != "resident":
         return make(experiment, pictures, **options)
@@ -106,6 +117,14 @@ def run_python(module, *flags, **environment_changes):
   """As `run`, by a start of Python, which takes seconds."""
   return subprocess.run(command(module, *flags), env=environment(**environment_changes), cwd=ROOT, text=True,
                         capture_output=True, timeout=300, check=False)
+
+
+def wait_for(condition, process=None):
+  """Until a condition holds; fails if the process ends before."""
+  deadline = time.monotonic() + 240
+  while not condition():
+    assert time.monotonic() < deadline and (process is None or process.poll() is None), "it did not come to that"
+    time.sleep(0.005)
 
 
 def place(port, count, index):

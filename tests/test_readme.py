@@ -57,7 +57,7 @@ def test_the_first_screen_has_the_two_commands():
                    re.search(r"```sh\n(.*?)```", README, re.DOTALL)[1].strip().splitlines())
   assert first == "pip install -e . && python -m gr_jax.main --config=configs/digits_lt.py"
   assert second == "pip install -e '.[test]' && pytest"
-  assert "install --quiet -e '.[test]'" in (runs.ROOT / ".ci" / "run").read_text()
+  assert "install --quiet --no-compile -e '.[test]'" in (runs.ROOT / ".ci" / "run").read_text()
 
 
 def test_the_first_screen_is_what_a_run_prints():
@@ -120,9 +120,7 @@ def test_reading_a_run_and_the_page_of_its_files(tmp_path, monkeypatch, capsys):
   """The README's code reads a short run; every key in that run's files stands in files.md."""
   monkeypatch.chdir(tmp_path)
   workdir = tmp_path / "runs" / "digits_lt-s0"
-  # One task without a memory: the fewest programs to compile.
-  results = train.train(runs.short(epochs=1, milestones=(), **{
-      "scenario.num_tasks": 1, "memory.per_class": 0}), workdir)
+  results = train.train(runs.short(stop_after_task=1), workdir)
   capsys.readouterr()
   names = {}
   exec(code_block("README.md", "results.json"), names)

@@ -25,3 +25,18 @@ def pictures(rng, count, side, channels=3):
   coarse = rng.uniform(0, 255, (count, 4, 4, channels))
   repeat = -(-side // 4)
   return np.kron(coarse, np.ones((1, repeat, repeat, 1)))[:, :side, :side].astype(np.uint8)
+
+
+def trained_variables(model, images, rng):
+  """A backbone's variables with batch norm as after training; at its start batch norm would do nothing."""
+  # Shapes alone: compiling the draws of the real initialisation takes up to a minute.
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+  def draw(path, leaf):
+    if path[-1].key == "kernel":
+      return jnp.asarray(rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:2]) / leaf.shape[3]), leaf.shape), jnp.float32)
+    if path[-1].key in ("mean", "bias"):
+      return jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32)
+    return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
+
+  return jax.tree.map_with_path(draw, shapes)

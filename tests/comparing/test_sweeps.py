@@ -66,20 +66,20 @@ def test_the_command_completes_skips_and_reports(tmp_path):
   file = tmp_path / "short.py"
   content = {"config": "configs/digits_lt.py", "seeds": (7, 8), "rows": {"full": {}}}
   file.write_text(f"def get_sweep():\n  return {content}\n")
-  flags = (f"--sweep={file}", f"--root={tmp_path}", "--seeds=0", "--set=epochs=1", "--set=milestones=()")
-  done = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
+  flags = (f"--sweep={file}", f"--root={tmp_path}", "--seeds=0",
+           *(flag.replace("--config.", "--set=") for flag in runs.SHORT[1:]))
+  done = runs.run("sweep", *flags)
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines()[-1].startswith("| full | 1 |")
   assert (tmp_path / "table.md").read_text() in done.stdout
   stamp = (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
-  assert runs.run("sweep", *flags, "--set=scenario.num_tasks=2").returncode == 0
-  assert stamp == (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
-  held = runs.run("sweep", *flags, "--set=scenario.num_tasks=2", "--holdout")
+  held = runs.run("sweep", *flags, "--holdout")
   assert held.returncode == 0 and "held out: last" in held.stdout, held.stderr
+  assert stamp == (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
   found = json.loads((tmp_path / "full-s0" / "holdout.json").read_text())["holdout_accuracies"]
-  assert len(found) == 2 and found[-1] == evaluate.evaluate(tmp_path / "full-s0", split="holdout")["accuracy"]
+  assert len(found) == 3 and found[-1] == evaluate.evaluate(tmp_path / "full-s0", split="holdout")["accuracy"]
   # The folder holds a run of another config by now.
-  failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=3")
+  failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr
 
 

@@ -13,13 +13,19 @@ import pytest
 import runs
 
 from gr_jax import seeding
-from gr_jax.data import augment, image, stream
+from gr_jax.data import augment, image, stream, workers
 from gr_jax.data.arrays import Data
 from gr_jax.data.sources import folder
 from gr_jax.errors import UserError
 
 SIDE, BATCH = 32, 16
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch):
+  """Each takes seconds of CPU time to start, and does what several do."""
+  monkeypatch.setattr(workers, "count", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def originals(files, **faults):
   return stream.Originals(split, np.arange(len(split.ids)), sizes, split.labels.astype(np.int32))
 
 
-def views(found, rows, starts, timeout=60, mine=None):
+def views(found, rows, starts, timeout=600, mine=None):
   """Chunks of one device's data, or of those whose places in a batch are `mine` [devices, share]."""
   read = stream.reader(found, side=SIDE, timeout=timeout,
                        mine=lambda size: np.arange(size)[None] if mine is None else mine)
@@ -42,7 +48,8 @@ def views(found, rows, starts, timeout=60, mine=None):
   return chunks if mine is not None else [jax.tree.map(lambda array: array[0], chunk) for chunk in chunks]
 
 
-def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files):
+def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files, monkeypatch):
+  monkeypatch.setattr(workers, "count", lambda: 2)
   found = originals(files)
   rows = [np.random.default_rng(0).permutation(32).astype(np.int32), np.arange(16, dtype=np.int32)]
   chunks = views(found, rows, [7, 9])
@@ -81,20 +88,21 @@ def test_a_process_reads_the_shares_of_its_devices(files):
 
 def test_central_crops_for_the_features(files):
   found, rows = originals(files), np.asarray([3, 30, 8, 9, 1], np.int32)
-  blocks = list(stream.central(found, rows, side=SIDE, block=2, timeout=60))
+  blocks = list(stream.central(found, rows, side=SIDE, block=2, timeout=600))
   assert [len(block.labels) for block in blocks] == [2, 2, 1]
   np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]),
                                 [image.central_crop(found.split.image(row), SIDE) for row in rows])
 
 
-@pytest.mark.parametrize("faults, words", [
-    ({"die": ["01_0003.jpg"]}, "a process that reads pictures died"),
-    ({"hang": ["01_0003.jpg"]}, r"not responded for 15 s \(worker_timeout\)")])
-def test_dead_or_hanging_worker_ends_it_in_a_bounded_time(files, faults, words):
+# A dead worker is noticed long before the timeout; one that hangs, which it does for ten minutes, after it.
+@pytest.mark.parametrize("faults, timeout, words", [
+    ({"die": ["01_0003.jpg"]}, 600, "a process that reads pictures died"),
+    ({"hang": ["01_0003.jpg"]}, 6, r"not responded for 6 s \(worker_timeout\)")])
+def test_dead_or_hanging_worker_ends_it_in_a_bounded_time(files, faults, timeout, words):
   started = time.monotonic()
   with pytest.raises(UserError, match=words):
-    views(originals(files, **faults), [np.arange(32, dtype=np.int32)], [0], timeout=15)
-  assert time.monotonic() - started < 90
+    views(originals(files, **faults), [np.arange(32, dtype=np.int32)], [0], timeout=timeout)
+  assert time.monotonic() - started < 300
 
 
 def test_workers_leave_with_a_killed_parent(files, tmp_path):
@@ -104,7 +112,7 @@ def test_workers_leave_with_a_killed_parent(files, tmp_path):
       "import pathlib, time\nimport numpy as np\nfrom data import test_stream\nfrom gr_jax.data import stream\n"
       "if __name__ == '__main__':\n"
       f"  found = test_stream.originals(pathlib.Path({str(files)!r}))\n"
-      "  views = stream.central(found, np.arange(8), side=16, block=2, timeout=60)\n"
+      "  views = stream.central(found, np.arange(8), side=16, block=2, timeout=600)\n"
       "  next(views)\n"
       "  print('begun', flush=True)\n"
       "  time.sleep(600)\n")
@@ -120,7 +128,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
   split = folder.FolderSplit(tmp_path, np.zeros(BATCH, np.int64), ["bad.png"] * BATCH)
   found = stream.Originals(split, np.arange(BATCH), np.full((BATCH, 2), 40, np.int32), np.zeros(BATCH, np.int32))
   with pytest.raises(UserError, match=f"^picture {tmp_path}/bad.png cannot be read"):
-    views(found, [np.arange(BATCH, dtype=np.int32)], [0], timeout=60)
+    views(found, [np.arange(BATCH, dtype=np.int32)], [0])
 
 
 def test_two_paths_on_photographs():

@@ -127,8 +127,7 @@ print(time.perf_counter() - start)
 
 
 def test_a_run_says_which_library_it_has(tmp_path):
-  done = runs.run("main", "--config=configs/digits_lt.py", "--config.epochs=1", "--config.milestones=()",
-                  "--config.scenario.num_tasks=2", "--config.stop_after_task=1", f"--workdir={tmp_path / 'run'}")
+  done = runs.run("main", *runs.SHORT, "--config.stop_after_task=1", f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 0, done.stderr
   expected = "oneDNN" if HAS_ONEDNN else "XLA"
   assert f"\nprecision: float32; convolutions: {expected}" in done.stdout

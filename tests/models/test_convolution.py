@@ -110,7 +110,7 @@ def test_bfloat16_is_as_exact_as_its_rounding(layer):
 
 
 # The library stays the same for all examples of a test, as it should.
-@hypothesis.settings(deadline=None, max_examples=15, derandomize=True,
+@hypothesis.settings(deadline=None, max_examples=8, derandomize=True,
                      suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @pytest.mark.usefixtures("library")
 @hypothesis.given(data=st.data())

@@ -83,7 +83,7 @@ def test_gradients_against_finite_differences():
   test_util.check_grads(loss, arguments, order=1, modes=["rev"], eps=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=12, derandomize=True)
+@hypothesis.settings(deadline=None, max_examples=6, derandomize=True)
 @hypothesis.given(data=st.data())
 def test_any_small_shape(data):
   few = st.integers(1, 4)

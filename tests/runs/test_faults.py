@@ -13,8 +13,7 @@ import runs
 from gr_jax import evaluate, train
 from gr_jax.errors import UserError
 
-_FLAGS = ("--config=configs/digits_lt.py", "--config.epochs=3", "--config.milestones=(2,)",
-          "--config.scenario.num_tasks=3", "--config.checkpoint_every_epochs=1", "--config.evaluation_block=50")
+_FLAGS = runs.SHORT
 
 # In a mount namespace of its own, which takes the small disk along when it ends. $1: mount point, $2: a folder outside
 # of it for what is looked at, $3...: the command.

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import builders
 import pytest
@@ -17,13 +16,6 @@ from gr_jax.runs import signals
 
 _FLAGS = ("--config=configs/digits_lt.py", "--config.epochs=16", "--config.milestones=(8,)",
           "--config.scenario.num_tasks=3", "--config.checkpoint_every_epochs=16", "--config.steps_per_call=1")
-
-
-def wait_for(condition, process=None):
-  deadline = time.monotonic() + 120
-  while not condition():
-    assert time.monotonic() < deadline and (process is None or process.poll() is None), "it did not come to that"
-    time.sleep(0.005)
 
 
 def has_row(workdir, text):
@@ -42,7 +34,7 @@ def unbroken(tmp_path_factory):
 def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, number):
   broken = tmp_path / "broken"
   process = runs.start("main", *_FLAGS, f"--workdir={broken}")
-  wait_for(lambda: has_row(broken, '"task": 2, "epoch": 6,'), process)
+  runs.wait_for(lambda: has_row(broken, '"task": 2, "epoch": 6,'), process)
   process.send_signal(number)
   _, said = process.communicate(timeout=60)
   assert process.returncode == signals.EXIT_CODE == 75, said
@@ -59,12 +51,20 @@ def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, nu
   runs.assert_equal(unbroken, broken)
 
 
-@pytest.mark.parametrize("after", [1, 2, 7, 12])
-def test_interrupted_after_any_call(tmp_path, monkeypatch, after):
-  """Calls of two of an epoch's five steps, so that interruptions fall inside epochs: sums and all go on exactly."""
-  settings = {"batch_size": 20, "steps_per_call": 2, "epochs": 2, "milestones": (), "scenario.num_tasks": 2,
-              "checkpoint_every_epochs": 2}
-  train.train(runs.short(**settings), tmp_path / "unbroken")
+# Calls of two of an epoch's nine steps, and of five in the second task, so that interruptions fall inside epochs.
+_CALLS = {"steps_per_call": 2, "stop_after_task": 2, "checkpoint_every_epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def unbroken_here(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("unbroken here") / "run"
+  train.train(runs.short(**_CALLS), workdir)
+  return workdir
+
+
+@pytest.mark.parametrize("after", [1, 2, 7, 18])
+def test_interrupted_after_any_call(unbroken_here, tmp_path, monkeypatch, after):
+  """Sums and all go on exactly."""
 
   @contextlib.contextmanager
   def asking_at_a_certain_call():
@@ -75,10 +75,10 @@ def test_interrupted_after_any_call(tmp_path, monkeypatch, after):
   with monkeypatch.context() as patch:
     patch.setattr(signals, "listening", asking_at_a_certain_call)
     with pytest.raises(signals.Interrupted, match="rerun the command to resume"):
-      train.train(runs.short(**settings), tmp_path / "run")
+      train.train(runs.short(**_CALLS), tmp_path / "run")
   # Another length of the calls changes nothing but the rounding of sums.
-  train.train(runs.short(**settings), tmp_path / "run")
-  runs.assert_equal(tmp_path / "unbroken", tmp_path / "run")
+  train.train(runs.short(**_CALLS), tmp_path / "run")
+  runs.assert_equal(unbroken_here, tmp_path / "run")
 
 
 _DEAF = """
@@ -111,7 +111,7 @@ def test_handlers_are_put_back_and_other_threads_left_alone():
   with signals.listening() as asked:
     assert not asked()
     os.kill(os.getpid(), signal.SIGTERM)
-    wait_for(asked)
+    runs.wait_for(asked)
   assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
   heard = []
 
@@ -130,7 +130,7 @@ def test_replicas_are_interrupted_together(tmp_path):
            "--config.scenario.num_tasks=2", f"--workdir={tmp_path / 'run'}", "--config.checkpoint_every_epochs=200")
   process = runs.start("main", *flags)
   folders = [tmp_path / "run" / f"seed-{seed}" for seed in (0, 1)]
-  wait_for(lambda: all(has_row(folder, '"epoch": 2,') for folder in folders), process)
+  runs.wait_for(lambda: all(has_row(folder, '"epoch": 2,') for folder in folders), process)
   process.terminate()
   _, said = process.communicate(timeout=60)
   assert process.returncode == 75, said
@@ -154,7 +154,7 @@ def test_a_resnet32_run_again_and_killed_is_bit_equal(tmp_path, precision):
            f"--config.precision={precision}")
   folders = [tmp_path / name for name in ("unbroken", "again", "killed")]
   process = runs.start("main", *flags, f"--workdir={folders[2]}")
-  wait_for(lambda: has_row(folders[2], '"task": 2, "epoch": 2,'), process)
+  runs.wait_for(lambda: has_row(folders[2], '"task": 2, "epoch": 2,'), process)
   process.kill()
   assert process.wait() == -signal.SIGKILL and not (folders[2] / "results.json").exists()
   for folder in folders:
