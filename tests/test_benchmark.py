@@ -10,6 +10,7 @@ import pytest
 import runs
 
 from gr_jax import benchmark
+from gr_jax import config as configuration
 from gr_jax.benchmarking import steps as timings
 from gr_jax.benchmarking import table
 from gr_jax.training import experiment, pictures
@@ -20,15 +21,16 @@ def found(tmp_path_factory):
   """The short form, which is the default, on pictures of mixed sizes: (report, folder of the pictures)."""
   folder = tmp_path_factory.mktemp("mixed") / "photos"
   photographs.write(folder, classes=4, per_class=20, test_per_class=2, sides=(40, 90))
-  return timings.measure(runs.get_config("folder_lt", **{
+  config = configuration.check(runs.get_config("folder_lt", **{
       "data_dir": str(folder), "image_size": 32, "stored_size": 37, "model": "resnet8", "batch_size": 8,
-      "scenario.num_tasks": 2, "evaluation_block": 8}), calls=1, steps=1, replicas=0, long=False), folder
+      "scenario.num_tasks": 2, "evaluation_block": 8}))
+  return timings.measure(config, calls=1, steps=1, replicas=0, long=False), folder
 
 
 @pytest.fixture(scope="module")
 def long():
-  return timings.measure(runs.get_config(
-      "digits_lt", **{"scenario.num_tasks": 3, "evaluation_block": 50}), calls=1, steps=1, replicas=2, long=True)
+  config = configuration.check(runs.get_config("digits_lt", **{"scenario.num_tasks": 3, "evaluation_block": 50}))
+  return timings.measure(config, calls=1, steps=1, replicas=2, long=True)
 
 
 def assert_figures(report, batch_size):
