@@ -62,3 +62,9 @@ def test_the_mathematics_touches_no_file_device_or_config():
       names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
       assert not {top for top in (name.split(".")[0] for name in names)} & {
           "os", "pathlib", "json", "ml_collections", "absl", "orbax", "grain"}, name
+
+
+def test_the_files_that_begin_first_exist():
+  import conftest
+  missing = [name for name in conftest.LONGEST if not (runs.ROOT / "tests" / name).is_file()]
+  assert not missing, f"renamed? change LONGEST in tests/conftest.py: {missing}"
