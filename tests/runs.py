@@ -104,7 +104,7 @@ def start(module, *flags, **environment_changes):
   return forked.Process(module, flags, environment=environment(**environment_changes), folder=ROOT)
 
 
-def run(module, *flags, timeout=300, **environment_changes):
+def run(module, *flags, timeout=900, **environment_changes):
   """Runs a command of the package to its end; returns the finished process with its output as text."""
   process = start(module, *flags, **environment_changes)
   try:
@@ -116,12 +116,12 @@ def run(module, *flags, timeout=300, **environment_changes):
 def run_python(module, *flags, **environment_changes):
   """As `run`, by a start of Python, which takes seconds."""
   return subprocess.run(command(module, *flags), env=environment(**environment_changes), cwd=ROOT, text=True,
-                        capture_output=True, timeout=300, check=False)
+                        capture_output=True, timeout=900, check=False)
 
 
 def wait_for(condition, process=None):
   """Until a condition holds; fails if the process ends before."""
-  deadline = time.monotonic() + 240
+  deadline = time.monotonic() + 900
   while not condition():
     assert time.monotonic() < deadline and (process is None or process.poll() is None), "it did not come to that"
     time.sleep(0.005)
