@@ -61,9 +61,10 @@ def end_inside(name, folder, monkeypatch, task, stage, looks=1, **changes):
 
 
 @pytest.mark.parametrize("name, stages", [
-    ("eeil", {"train", "balance"}), ("il2m", {"train"}), ("ssil", {"first", "train"}),
+    ("eeil", {"train", "balance"}), ("ssil", {"first", "train"}),
     ("podnet", {"train", "balance"}), ("lws", {"train", "scale_classes"}),
     # The slow tests of test_runs.py have these too.
+    pytest.param("il2m", {"train"}, marks=pytest.mark.slow),
     pytest.param("parts", {"train"}, marks=pytest.mark.slow),
     pytest.param("simplecil", {"train", "class_means"}, marks=pytest.mark.slow),
     pytest.param("dynamic_distillation", {"train"}, marks=pytest.mark.slow)])
@@ -101,5 +102,6 @@ def test_interrupted_among_drawn_features(tmp_path, monkeypatch):
   assert_ended_equal(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one_with_batches_of_new_images_and_exemplars(tmp_path):
   assert_devices_agree("ssil", tmp_path)
