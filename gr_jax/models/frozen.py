@@ -51,7 +51,7 @@ def walk(model: Backbone, stack: Any, images: jax.Array, count: AnyInteger | int
     [batch, size * features] float32; block i is that of backbone i, and 0 from `count` on.
   """
   width, size = model.num_features, jax.tree.leaves(stack)[0].shape[0]
-  found = jnp.zeros((len(images), size * width), jnp.float32)
+  found = jnp.zeros((images.shape[0], size * width), jnp.float32)
 
   def fill(i: jax.Array | int, found: jax.Array) -> jax.Array:
     features, _ = model.apply(take(stack, i), images, train=False)

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 import runs
-from methods.test_runs import assert_devices_agree, config_of
+from methods.test_runs import assert_devices_agree, assert_predictions_equal_the_run, config_of
 
+import gr_jax
 from gr_jax import evaluate, models, train
 from gr_jax.models.resnet import ResNet
 from gr_jax.runs import journal, loop, signals
 from gr_jax.runs.footprint import footprint
+from gr_jax.serving import exported
 from gr_jax.training import evaluation, experiment, networks, pictures, program, programs
 
 GROWING = ("der", "foster", "mafdrc")
@@ -92,6 +94,10 @@ def test_evaluation_of_any_task(tmp_path, monkeypatch):
     found = evaluate.evaluate(tmp_path, task)
     for name in ("compressed", "dual"):
       assert found["scores"][name]["accuracy_matrix"][:task] == whole["scores"][name]["accuracy_matrix"][:task]
+  assert_predictions_equal_the_run(tmp_path, whole)
+  # Exported, too: the stack of backbones with a batch of any size.
+  model, views = gr_jax.load(tmp_path), np.zeros((3, 8, 8, 1), np.uint8)
+  np.testing.assert_allclose(exported.exported(model).call(views), model(views).probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", GROWING)
