@@ -62,7 +62,8 @@ def asking_after(calls):
   return lambda: next(looks) > calls
 
 
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", [
+    "der", pytest.param("foster", marks=pytest.mark.slow), pytest.param("mafdrc", marks=pytest.mark.slow)])
 def test_resumed_anywhere_and_no_task_traces_anew(name, tmp_path, monkeypatch):
   """Three tasks: ended at every look, one after another; the third task traces nothing that the second has not."""
   made = Made(name, monkeypatch, **{"scenario.num_tasks": 3})
