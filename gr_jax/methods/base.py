@@ -130,11 +130,11 @@ class Growth(NamedTuple):
   """How the frozen backbones of `carry["frozen"]` are used beside the trained one. All shapes are those of the run.
 
   Attributes:
-    count: context -> int scalar, how many of the stack are computed, from the first on; may be traced.
+    walked: context -> int scalar, how many of the stack are computed, from the first on; may be traced.
     join: (features of the trained backbone [batch, features], those of the stack [batch, size * features], context) ->
       features for the head [batch, blocks * features].
   """
-  count: Callable[[Context], AnyInteger | int]
+  walked: Callable[[Context], AnyInteger | int]
   join: Callable[[jax.Array, jax.Array, Context], jax.Array]
 
 

@@ -29,7 +29,7 @@ def make(*, auxiliary_weight: float, aligned: bool) -> Method:
   def begin(networks: Networks, context: Context, key: jax.Array) -> Networks:
     params, carry = networks.params, networks.carry
     before = {"params": params["backbone"], "batch_stats": networks.batch_stats}
-    stack = frozen.put(carry["frozen"], before, jnp.maximum(context.task - 1, 0), when=context.task > 0)
+    stack = frozen.put(carry["frozen"], before, jnp.maximum(context.task - 1, 0), when=jnp.asarray(context.task > 0))
     head = blocks.grow(key, params["classifier"], context, block=context.task, columns=columns(context))
     return networks._replace(params={**params, "classifier": head}, carry={**carry, "frozen": stack})
 

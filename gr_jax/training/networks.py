@@ -20,7 +20,7 @@ def beside(model: Backbone, growth: Growth | None, carry: dict[str, Any] | None,
   if growth is None:
     return ()
   assert carry is not None
-  return frozen.walk(model, carry["frozen"], images, growth.count(context))
+  return frozen.walk(model, carry["frozen"], images, growth.walked(context))
 
 
 def joined(growth: Growth | None, features: jax.Array, others: jax.Array | tuple[()], context: Context) -> jax.Array:
