@@ -187,18 +187,21 @@ def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     The first replica's results with measures replaced by means, and `standard_deviation` (of a sample),
     `seeds` and `replicas` (the results of each).
   """
-  measures = [{name: one[name] for name in _AVERAGED} for one in found]
+  # Replicas that an earlier version finished lack some.
+  measures = [{name: one.get(name) for name in _AVERAGED} for one in found]
   return {**found[0], **_elementwise(np.mean, measures), "seeds": [one["seed"] for one in found],
           "standard_deviation": _elementwise(lambda values: np.std(values, ddof=1), measures),
           "replicas": list(found)}
 
 
 def _elementwise(function: Any, trees: Sequence[Any]) -> Any:
-  """Applies a function to the numbers at the same place of all trees; None stays None."""
+  """Applies a function to the numbers at the same place of all trees; None where a tree has None."""
   first = trees[0]
+  if any(tree is None for tree in trees):
+    return None
   if isinstance(first, dict):
     return {key: _elementwise(function, [tree[key] for tree in trees]) for key in first}
   if isinstance(first, list):
     return [_elementwise(function, list(items)) for items in zip(*trees)]
   # Integers, such as the number of classes in a group, are equal in all trees.
-  return first if first is None or isinstance(first, int) else float(function(trees))
+  return first if isinstance(first, int) else float(function(trees))
