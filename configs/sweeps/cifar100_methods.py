@@ -4,8 +4,8 @@
 def get_sweep() -> dict:
   """python -m gr_jax.sweep --sweep=configs/sweeps/cifar100_methods.py --set=data_dir=FOLDER"""
   rows = {name: {"method": name} for name in (
-      "gr", "finetune", "lwf", "wa", "icarl", "bic", "lucir", "joint", "eeil", "il2m", "ssil", "podnet", "der", "foster",
-      "mafdrc", "dynamic_distillation", "simplecil")}
+      "gr", "finetune", "lwf", "wa", "icarl", "bic", "lucir", "joint", "eeil", "il2m", "ssil", "podnet", "der",
+      "foster", "mafdrc", "dynamic_distillation", "simplecil")}
   rows |= {"finetune_without_memory": {"method": "finetune", "memory.per_class": 0},
            "joint_with_prior": {"method": "joint", "method_options.prior": True}}
   rows |= {f"lucir_{addon}": {"method": "lucir", "addons": addon} for addon in ("lws", "gvalign", "gpa")}
