@@ -26,7 +26,7 @@ class Head(NamedTuple):
     apply: (params, features [batch, features], context) -> (logits, scores), each [batch, classes] float32. `context`
       is a methods.base.Context.
     kind: "linear": W^T f + b; "cosine": eta cos(f, w_j); "proxies"; "other". Parts and add-ons read it.
-    branches: (params, features, context) -> further logits by name, for losses.
+    branches: (params, features, context) -> further logits by name, for losses and scores.
   """
   init: Callable[[int, int, int], dict[str, jax.Array]]
   renew: Callable[[jax.Array, dict, AnyArray], dict[str, jax.Array]]
