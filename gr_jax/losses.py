@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from gr_jax.devices import parallel
 from gr_jax.typing import AnyArray
 
 # Added to every count of lost images before computing the entropy (docs/method.md section 4).
@@ -175,8 +176,7 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array, classes: AnyArray)
     classes: [classes] bool.
   """
   targets = jnp.where(classes, targets, 0.0)
-  total = jnp.sum(targets)
-  return -jnp.sum(targets * masked_log_softmax(logits, classes)) / jnp.where(total > 0, total, 1.0)
+  return mean_over(-jnp.sum(targets * masked_log_softmax(logits, classes)), jnp.sum(targets))
 
 
 def cross_entropies(logits: jax.Array, labels: jax.Array, classes: AnyArray) -> jax.Array:
@@ -236,7 +236,21 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: Any
   highest = jax.lax.top_k(jnp.where(new, scores, -1e9), min(hardest, scores.shape[-1]))[0]
   counts = old[labels][:, None] & (jnp.arange(highest.shape[-1]) < jnp.sum(new))
   hinges = jnp.where(counts, jnp.maximum(margin - own + jnp.where(counts, highest, 0.0), 0.0), 0.0)
-  return jnp.sum(hinges) / jnp.maximum(jnp.sum(counts), 1)
+  return mean_over(jnp.sum(hinges), jnp.sum(counts))
+
+
+def mean_over(total: jax.Array, weight: jax.Array) -> jax.Array:
+  """A sum over this device's images, divided by the mean over the devices of their weight; 0 without any weight.
+
+  The mean of it over the devices is the mean over the global batch. A mean over each device's own images is not, where
+  the devices have different numbers of them.
+
+  Args:
+    total: float32 scalar.
+    weight: scalar, 0 or more: number of summed images, or sum of their weights.
+  """
+  weight = parallel.mean(jnp.asarray(weight, jnp.float32))
+  return total / jnp.where(weight > 0, weight, 1.0)
 
 
 def unit(values: jax.Array, axis: int) -> jax.Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from gr_jax.losses import check_shapes, masked_log_softmax
+from gr_jax.losses import check_shapes, masked_log_softmax, mean_over
 from gr_jax.typing import AnyArray
 
 # The smallest share of a softmax that counts: its logarithm is -87.
@@ -88,7 +88,7 @@ def group_cross_entropy(logits: jax.Array, labels: jax.Array, group: AnyArray) -
   labels = jnp.asarray(labels)
   images = jnp.asarray(group)[labels]
   picked = jnp.take_along_axis(masked_log_softmax(logits, group), labels[:, None], axis=-1)[:, 0]
-  return -jnp.sum(jnp.where(images, picked, 0.0)) / jnp.maximum(jnp.sum(images), 1)
+  return mean_over(-jnp.sum(jnp.where(images, picked, 0.0)), jnp.sum(images))
 
 
 def _same_task(classes: AnyArray, task_of_class: AnyArray) -> jax.Array:

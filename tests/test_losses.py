@@ -10,7 +10,8 @@ import trajectory
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gr_jax import losses
+from gr_jax import losses, separated
+from gr_jax.devices import parallel
 
 BATCH, CLASSES = 4, 6
 # One shape for all generated cases: which classes take part is data, so nothing compiles twice.
@@ -481,3 +482,26 @@ def test_shapes_that_do_not_fit_are_refused():
                lambda: losses.margin_ranking(logits, labels[:1], old, old)):
     with pytest.raises(AssertionError):
       call()
+
+
+@pytest.mark.parametrize("devices", (1, 2, 4))
+def test_means_over_some_images_are_those_of_the_global_batch(devices):
+  """Where the devices have different numbers of such images, one of them none."""
+  labels, old = np.asarray([0, 1, 0, 1, 0, 2, 3, 2], np.int32), jnp.arange(4) < 2
+  values = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+  terms = {
+      "ranking": lambda scores, labels: losses.margin_ranking(scores, labels, old, ~old),
+      "old": lambda logits, labels: separated.group_cross_entropy(logits, labels, old),
+      "soft": lambda logits, labels: losses.soft_cross_entropy(logits, jax.nn.one_hot(labels, 4), old)}
+
+  def share(values, labels):
+    mine = jax.lax.axis_index(parallel.AXIS) * (8 // devices) + jnp.arange(8 // devices)
+    found = {name: jax.value_and_grad(term)(values[mine], labels[mine]) for name, term in terms.items()}
+    return jax.lax.pmean({name: (value, jnp.zeros_like(values).at[mine].set(gradient))
+                          for name, (value, gradient) in found.items()}, parallel.AXIS)
+
+  found = parallel.spread(share, jax.devices()[:devices], 2)(values, labels)
+  for name, term in terms.items():
+    value, gradient = jax.value_and_grad(term)(values, labels)
+    np.testing.assert_allclose(found[name][0], value, rtol=1e-5)
+    np.testing.assert_allclose(found[name][1], gradient, atol=1e-6)
