@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gr_jax.devices import parallel
+from gr_jax import device_axis
 from gr_jax.typing import AnyArray
 
 # Added to every count of lost images before computing the entropy (docs/method.md section 4).
@@ -249,7 +249,7 @@ def mean_over(total: jax.Array, weight: jax.Array) -> jax.Array:
     total: float32 scalar.
     weight: scalar, 0 or more: number of summed images, or sum of their weights.
   """
-  weight = parallel.mean(jnp.asarray(weight, jnp.float32))
+  weight = device_axis.mean(jnp.asarray(weight, jnp.float32))
   return total / jnp.where(weight > 0, weight, 1.0)
 
 

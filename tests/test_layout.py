@@ -8,12 +8,12 @@ PACKAGE = runs.ROOT / "gr_jax"
 
 # From the bottom up. A module may import its own layer and those before it.
 LAYERS = (
-    ("errors", "files", "typing"), ("watching",), ("devices",),
+    ("device_axis", "errors", "files", "typing"),
     ("calibration", "losses", "memory", "metrics", "mixing", "neural_collapse", "optimizer", "reweighting", "sampling",
      "seeding"),
     ("alignment", "class_statistics", "class_weights", "nearest_mean", "pooled_outputs", "rectification", "separated"),
-    ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"), ("training",), ("runs",), ("serving",),
-    ("train", "cli"), ("benchmarking", "comparing", "report"),
+    ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
+    ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing", "report"),
     ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "compare", "benchmark"))
 # Files of a folder at most; methods, commands and front rooms are lists of equals.
 LARGEST = 14

@@ -429,9 +429,10 @@ def test_a_call_of_the_train_program_moves_nothing_between_host_and_device():
   plan, (stage,), (run,) = found.plans[1].stages[0], found.method.stages, made.stages
   state = made.init(found.root)
   params, teacher = made.begin_task(state.params, state.batch_stats, plan.context, found.root)
-  state, teacher = run.begin(state.replace(params=params, opt_state=(), rule=())), made.fold_teacher(teacher)
   rows = np.concatenate(rows_of(stage, plan, found.scenario.counts, [np.arange(5, dtype=np.int32)] * 4, 0,
                                 seed=0))
+  state, _ = run.begin(state.replace(params=params).between_stages(), {}, plan.context, rows, found.root)
+  teacher = made.fold_teacher(teacher)
   context, window = parallel.replicate(
       (plan.context, program.Window(programs.pool(rows, found.capacity), found.root, np.int32(0), np.int32(0),
                                     np.int32(2))), found.devices)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-AXIS = "devices"
+from gr_jax.device_axis import AXIS
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -57,14 +57,6 @@ def by_device(rows: np.ndarray, mine: np.ndarray) -> np.ndarray:
   """The part of `rows` [steps, batch] for each device, given its `shares` [devices, share]: [devices, steps * share].
   """
   return rows[:, mine].swapaxes(0, 1).reshape(len(mine), -1)
-
-
-def mean(value: jax.Array) -> jax.Array:
-  """The mean over the devices in a function given to `spread`; elsewhere the value itself."""
-  try:
-    return jax.lax.pmean(value, AXIS)
-  except NameError:
-    return value
 
 
 def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:

@@ -120,10 +120,12 @@ class Networks(NamedTuple):
     params, batch_stats: of the trained network, as in TrainState.
     carry: what outlives a task, see Method.init_carry; with frozen backbones also "frozen" (models/frozen.py) and
       "heads".
+    rule: the new state of the stage's rule; () without one.
   """
   params: dict[str, Any]
   batch_stats: Any
   carry: dict[str, Any]
+  rule: Any = ()
 
 
 class Growth(NamedTuple):
@@ -165,16 +167,14 @@ class Stage(NamedTuple):
     schedule: of `learning_rate`, if that is given: "constant", or "cosine", half a cosine.
     rates: head parameter -> factor of its learning rate; 1 for all others.
     steps: None: as many as its images need; else one epoch of so many steps.
-    before: what is measured before the first step, with the network as it is then.
-    start: (head, state of the rule, carry, context) -> (head, state of the rule), applied before the first step, after
-      `before`; without it the state of the rule is new in each stage.
+    before: what is measured first, with the network as it was.
+    begin: (networks, context, key) -> networks, applied before the first step, after `before`.
     remember: (state of the rule, carry) -> carry, applied after the last step.
     track: state for the penalty.
     mixing: alpha of Beta(alpha, alpha): each image is also seen mixed with another one of the batch, by a share drawn
       once a step; both views share one batch norm. None: no mixed view.
     source: (key, carry, context) -> (features [n, features], targets [n, classes]); such a stage sees no image, all
       devices draw the same, and its losses get the targets as labels. The backbone must be "frozen".
-    begin: (networks, context, key) -> networks, applied before the first step.
     growth: how frozen backbones are used; None: the trained backbone alone.
     teach: (carry, features of the stack [batch, size * features], context) -> what losses get as `teacher`, without
       gradient; needs `growth`. None: the previous model, for losses that ask for it.
@@ -200,12 +200,11 @@ class Stage(NamedTuple):
   rates: Mapping[str, float] = {}
   steps: int | None = None
   before: Boundary | None = None
-  start: Callable[[HeadParams, Any, dict[str, jax.Array], Context], tuple[HeadParams, Any]] | None = None
+  begin: Callable[[Networks, Context, jax.Array], Networks] | None = None
   remember: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None
   track: Track | None = None
   mixing: float | None = None
   source: Callable[[jax.Array, dict[str, jax.Array], Context], tuple[jax.Array, jax.Array]] | None = None
-  begin: Callable[[Networks, Context, jax.Array], Networks] | None = None
   growth: Growth | None = None
   teach: Callable[[dict[str, Any], jax.Array, Context], Any] | None = None
 

@@ -15,7 +15,7 @@ import optax
 from gr_jax import losses
 from gr_jax import reweighting as rules
 from gr_jax.methods import combining
-from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage, logits
+from gr_jax.methods.base import Context, HeadParams, Loss, Method, Networks, Outputs, Stage, logits
 from gr_jax.models import heads
 
 ENTROPIES = ("evenness", "imbalance")
@@ -64,10 +64,10 @@ def make(*, distillation_weight: float, ramp_start: float, entropy: str, tempera
     return (losses.distillation_weight(n_old, n_new, distillation_weight) * scheduled * temperature**2
             * losses.distillation(student.logits, teacher.logits, context.old, temperature))
 
-  def recalled(head: HeadParams, state: ConsistentState, carry: dict[str, jax.Array], context: Context
-               ) -> tuple[HeadParams, ConsistentState]:
+  def recalled(networks: Networks, context: Context, key: jax.Array) -> Networks:
+    carry = networks.carry
     mean = {"kernel": carry[_KERNEL], "bias": carry[_BIAS]}
-    return head, state._replace(mean=mean, steps=carry[_STEPS])
+    return networks._replace(rule=networks.rule._replace(mean=mean, steps=carry[_STEPS]))
 
   def remembered(state: ConsistentState, carry: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {**carry, _KERNEL: state.mean["kernel"], _BIAS: state.mean["bias"], _STEPS: state.steps}
@@ -77,7 +77,7 @@ def make(*, distillation_weight: float, ramp_start: float, entropy: str, tempera
   stage = Stage("train", terms, rule=consistent(rules.gradient_reweighting(), consistency, momentum),
                 report=lambda state: combining.report(state.rule),
                 summary=lambda state, steps: combining.summary(state.rule, steps),
-                start=recalled, remember=remembered)
+                begin=recalled, remember=remembered)
   return Method("dynamic_distillation", (stage,), heads.linear(), {"logits": logits}).carrying(
       lambda features, num_classes: {_KERNEL: jnp.zeros((features, num_classes), jnp.float32),
                                      _BIAS: jnp.zeros(num_classes, jnp.float32), _STEPS: jnp.zeros((), jnp.float32)})

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr_jax import losses
-from gr_jax.devices import parallel
+from gr_jax import device_axis, losses
 from gr_jax.methods.base import Context, Growth, HeadMask, HeadParams, Loss, Method, Networks, Outputs, Stage, logits
 from gr_jax.models import frozen
 from gr_jax.models.two_branch import merge, two_branch
@@ -67,7 +66,7 @@ def make(*, adaptation_epochs_share: float, fusion_epochs_share: float, branch_w
     old, new = (losses.cross_entropies(student.branches[name], labels, context.seen) for name in ("old", "new"))
     is_old = jnp.asarray(context.old)[labels].astype(jnp.float32)
     # Divided by the number of terms in the global batch.
-    return branch_weight * jnp.mean(is_old * old + new) / (parallel.mean(jnp.mean(is_old)) + 1.0)
+    return branch_weight * jnp.mean(is_old * old + new) / (device_axis.mean(jnp.mean(is_old)) + 1.0)
 
   def from_previous(student: Outputs, teacher: Any, labels: jax.Array, context: Context) -> jax.Array:
     return old_weight * losses.distillation(adjusted(student, context), teacher["previous"], context.old, temperature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +13,12 @@ import numpy as np
 
 from gr_jax.data import feed
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Networks
+from gr_jax.methods.base import Stage
 from gr_jax.runs import bar, journal, meter, results
 from gr_jax.runs.checkpoints import Checkpoints
 from gr_jax.runs.results import Progress
 from gr_jax.runs.signals import Interrupted
-from gr_jax.scenario.plan import StagePlan, chunks
+from gr_jax.scenario.plan import Chunk, StagePlan, chunks
 from gr_jax.training import finite
 from gr_jax.training.experiment import Experiment
 from gr_jax.training.program import Window
@@ -75,34 +75,16 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
     Interrupted: the run was asked to exit, and has saved.
     Diverged: the loss is not finite.
   """
-  config, stage = experiment.config, experiment.method.stages[plan.index]
+  stage, every = experiment.method.stages[plan.index], experiment.config.checkpoint_every_epochs
   compiled, (progress, state, carry, teacher) = programs.stages[plan.index], standing
-  everywhere = lambda tree: parallel.replicate(tree, experiment.devices)
-  context, among = everywhere(plan.context), pool(rows, experiment.capacity)
   if not progress.inside_stage:
-    if compiled.open is not None:
-      params, batch_stats, carry = compiled.open(
-          Networks(state.params, state.batch_stats, carry), plan.context, experiment.root)
-      state = state.replace(params=params, batch_stats=batch_stats)
-    if compiled.before is not None:
-      carry = compiled.before(state, carry, plan.context, rows)
-    state = compiled.begin(state)
-    if compiled.start is not None:
-      head, rule = compiled.start(state.params["classifier"], state.rule, carry, context)
-      state = state.replace(params={**state.params, "classifier": head}, rule=rule)
+    state, carry = compiled.begin(state, carry, plan.context, rows, experiment.root)
   # The program takes the folded teacher; checkpoints hold the original.
   kept = teacher if plan.number and experiment.method.uses_teacher else None
-  folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
-  if stage.growth is not None:
-    folded = {**(folded or {}), "carry": programs.fold_carry(carry)}
-  done = progress.epoch * plan.steps_per_epoch + progress.steps
-  remaining = chunks(plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps)
-  with meter.Meter(plan, outlook=_outlook(experiment, progress), rates=experiment.learning_rates(stage), done=done,
-                   sums=progress.sums, log=saving.log,
-                   started=saving.started) as measured, _blaming(lambda: state), \
-       contextlib.closing(
-           programs.feed(plan, among, experiment.root, remaining) if stage.source is None else
-           feed.without_pictures(carry, remaining, experiment.devices)) as fed:
+  folded, everywhere = _folded(stage, programs, plan, teacher, carry), _placing(experiment)
+  context = everywhere(plan.context)
+  with _measuring(experiment, plan, progress, saving) as measured, _blaming(lambda: state), \
+      contextlib.closing(_fed(experiment, programs, plan, rows, carry, progress)) as fed:
     for chunk, inputs in fed:
       window = Window(inputs.pool, experiment.root, *everywhere((np.int32(chunk.epoch), inputs.first, inputs.stop)))
       state, metrics = compiled.run(state, folded, context, inputs.data, window)
@@ -110,7 +92,7 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
       epoch, steps = divmod(chunk.epoch * plan.steps_per_epoch + chunk.stop, plan.steps_per_epoch)
       leaving = saving.asked()
       # The end of a task is saved with accuracies and exemplars (loop.learn), the end of a stage below.
-      if epoch < plan.epochs and (leaving or steps == 0 and epoch % config.checkpoint_every_epochs == 0):
+      if epoch < plan.epochs and (leaving or steps == 0 and epoch % every == 0):
         measured.settle()
         now = dataclasses.replace(progress, epoch=epoch, steps=steps, sums=measured.sums,
                                   seconds=time.monotonic() - saving.started)
@@ -119,14 +101,37 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   summary = {name: np.asarray(values).tolist() for name, values in stage.summary(
       state.rule, plan.stop_step - plan.first_step).items()}
   progress = progress.after_stage({**summary, **measured.reports}, time.monotonic() - saving.started)
-  if compiled.remember is not None:
-    carry = compiled.remember(state.rule, carry)
-  state = state.between_stages()
-  if compiled.end is not None:
-    state = state.replace(params=compiled.end(state.params, context))
+  state, carry = compiled.end(state, carry, plan.context)
   if plan.stop_step < experiment.plans[plan.number].stop_step:
     _save(saving, plan.stop_step, items(state, carry, kept), progress, saving.asked())
   return state, carry, progress
+
+
+def _placing(experiment: Experiment) -> Callable[[Any], Any]:
+  """tree -> the same on every device."""
+  return lambda tree: parallel.replicate(tree, experiment.devices)
+
+
+def _folded(stage: Stage, programs: Programs, plan: StagePlan, teacher: Any, carry: dict[str, Any]) -> Any:
+  """The networks that the stage compares with, with batch norm folded; None without any."""
+  folded = programs.fold_teacher(teacher) if plan.number and stage.uses_teacher else None
+  return folded if stage.growth is None else {**(folded or {}), "carry": programs.fold_carry(carry)}
+
+
+def _fed(experiment: Experiment, programs: Programs, plan: StagePlan, rows: np.ndarray, carry: dict[str, Any],
+         progress: Progress) -> Generator[tuple[Chunk, feed.Inputs], None, None]:
+  """The chunks of steps that are left, with their inputs."""
+  remaining = chunks(plan, steps_per_call=programs.steps_per_call, epoch=progress.epoch, steps=progress.steps)
+  if experiment.method.stages[plan.index].source is not None:
+    return feed.without_pictures(carry, remaining, experiment.devices)
+  return programs.feed(plan, pool(rows, experiment.capacity), experiment.root, remaining)
+
+
+def _measuring(experiment: Experiment, plan: StagePlan, progress: Progress, saving: Saving) -> meter.Meter:
+  return meter.Meter(
+      plan, outlook=_outlook(experiment, progress), log=saving.log, started=saving.started, sums=progress.sums,
+      rates=experiment.learning_rates(experiment.method.stages[plan.index]),
+      done=progress.epoch * plan.steps_per_epoch + progress.steps)
 
 
 def _outlook(experiment: Experiment, progress: Progress) -> bar.Outlook:

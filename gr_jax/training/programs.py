@@ -16,7 +16,7 @@ from gr_jax.data import augment, feed, stream
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.feed import Feed
 from gr_jax.devices import parallel
-from gr_jax.methods.base import Boundary, Context, HeadParams, Networks
+from gr_jax.methods.base import Boundary, Context, Networks, Stage
 from gr_jax.models import folding, frozen
 from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training import passes, program
@@ -30,21 +30,13 @@ class StagePrograms:
   """The programs of one stage.
 
   Attributes:
-    open: (networks, context, root) -> networks, applied before the first step; None for nothing.
-    begin: state without momentum and rule -> the state before the first step.
+    begin: (state without momentum and rule, carry, context, rows, root) -> (state before the first step, carry).
     run: see program.make_program.
-    end: (params, context) -> params, applied after the last step; None for nothing.
-    before: (state, carry, context, rows) -> carry, measured before the first step; None for nothing.
-    start: (head, state of the rule, carry, context) -> (head, state of the rule), applied then; None for nothing.
-    remember: (state of the rule, carry) -> carry, applied after the last step; None for nothing.
+    end: (state after the last step, carry, context) -> (state without momentum and rule, carry).
   """
-  open: Callable[[Networks, Context, jax.Array], Networks] | None
-  begin: Callable[[TrainState], TrainState]
+  begin: Callable[[TrainState, Any, Context, np.ndarray, jax.Array], tuple[TrainState, Any]]
   run: Callable[..., tuple[TrainState, StepMetrics]]
-  end: Callable[[Any, Context], Any] | None
-  before: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
-  start: Callable[[HeadParams, Any, Any, Context], tuple[HeadParams, Any]] | None
-  remember: Callable[[Any, Any], Any] | None
+  end: Callable[[TrainState, Any, Context], tuple[TrainState, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +113,7 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
 def _stage(experiment: Experiment, index: int, pictures: Data | stream.Originals, data: Data | None) -> StagePrograms:
   config, source, devices = experiment.config, experiment.source, experiment.devices
   streamed = isinstance(pictures, stream.Originals)
-  stage, everywhere = experiment.method.stages[index], experiment.root.sharding
+  stage = experiment.method.stages[index]
   view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
   plain = augment.make_plain(**view, cropped=True)
   step = make_train_step(
@@ -132,41 +124,52 @@ def _stage(experiment: Experiment, index: int, pictures: Data | stream.Originals
           config.augmentation, **view))
 
   return StagePrograms(
-      open=_opening(experiment, index),
-      begin=jax.jit(functools.partial(experiment.begin_stage, index=index), out_shardings=everywhere),
+      begin=_beginning(experiment, index, _measuring(experiment, pictures, data, stage.before)),
       run=program.make_program(step, stage=stage, number=index, batch_size=stage.sampler.batch(config.batch_size),
                                devices=devices, travelling=experiment.path[0] != "resident"),
-      end=None if stage.end is None else jax.jit(_ending(stage.end), out_shardings=everywhere),
-      before=_measuring(experiment, pictures, data, stage.before),
-      start=None if stage.start is None else jax.jit(_copying(stage.start), out_shardings=everywhere),
-      remember=None if stage.remember is None else jax.jit(_copying(stage.remember), out_shardings=everywhere))
+      end=_ending(experiment, stage))
 
 
-def _copying(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function with results that share no buffer with its arguments, since the state is donated to the next step."""
-  return lambda *arguments: jax.tree.map(jnp.copy, function(*arguments))
+def _beginning(experiment: Experiment, index: int, measure: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
+               ) -> Callable[[TrainState, Any, Context, np.ndarray, jax.Array], tuple[TrainState, Any]]:
+  """StagePrograms.begin."""
+  stage = experiment.method.stages[index]
 
-
-def _opening(experiment: Experiment, index: int) -> Callable[[Networks, Context, jax.Array], Networks] | None:
-  """StagePrograms.open."""
-  begin = experiment.method.stages[index].begin
-  if begin is None:
-    return None
-
-  def start(networks: Networks, context: Context, root: jax.Array) -> Networks:
+  @functools.partial(jax.jit, out_shardings=experiment.root.sharding)
+  def start(state: TrainState, carry: Any, context: Context, root: jax.Array) -> tuple[TrainState, Any]:
+    state = experiment.begin_stage(state, index)
+    if stage.begin is None:
+      return state, carry
     key = seeding.derive(seeding.of_stage(root, index), context.task, 0, seeding.CLASSIFIER)
-    found = begin(networks, context, key)
-    # A copy, since the state's own arrays are donated to the next step.
-    return found._replace(carry=jax.tree.map(jnp.copy, found.carry))
+    params, batch_stats, carry, rule = stage.begin(
+        Networks(state.params, state.batch_stats, carry, state.rule), context, key)
+    # Copies, since the state's own arrays are donated to the next step.
+    rule, carry = jax.tree.map(jnp.copy, (rule, carry))
+    return state.replace(params=params, batch_stats=batch_stats, rule=rule), carry
 
-  compiled = jax.jit(start, out_shardings=experiment.root.sharding)
-  return lambda networks, context, root: compiled(networks, parallel.replicate(context, experiment.devices), root)
+  def begin(state: TrainState, carry: Any, context: Context, rows: np.ndarray, root: jax.Array
+            ) -> tuple[TrainState, Any]:
+    if measure is not None:
+      carry = measure(state, carry, context, rows)
+    return start(state, carry, parallel.replicate(context, experiment.devices), root)
+
+  return begin
 
 
-def _ending(finish: Callable[[HeadParams, Context], HeadParams]) -> Callable[[Any, Context], Any]:
-  """A stage's own ending of the head as one of all parameters."""
-  def end(params: Any, context: Context) -> Any:
-    return {**params, "classifier": finish(params["classifier"], context)}
+def _ending(experiment: Experiment, stage: Stage) -> Callable[[TrainState, Any, Context], tuple[TrainState, Any]]:
+  """StagePrograms.end."""
+  @functools.partial(jax.jit, out_shardings=experiment.root.sharding)
+  def finish(state: TrainState, carry: Any, context: Context) -> tuple[TrainState, Any]:
+    if stage.remember is not None:
+      carry = stage.remember(state.rule, carry)
+    if stage.end is not None:
+      state = state.replace(params={**state.params, "classifier": stage.end(state.params["classifier"], context)})
+    return state.between_stages(), carry
+
+  def end(state: TrainState, carry: Any, context: Context) -> tuple[TrainState, Any]:
+    if stage.remember is None and stage.end is None:
+      return state.between_stages(), carry
+    return finish(state, carry, parallel.replicate(context, experiment.devices))
 
   return end
 
@@ -212,10 +215,9 @@ def _features(experiment: Experiment, pictures: Data | stream.Originals, data: D
       prepare=_prepare(experiment, pictures))
 
   def features(networks: Networks, context: Context, rows: np.ndarray) -> np.ndarray:
-    params, batch_stats, carry = networks
     there = parallel.replicate(context, experiment.devices)
     return np.concatenate([
-        np.asarray(extract(params, batch_stats, here, among, there, carry))[:count]
+        np.asarray(extract(networks.params, networks.batch_stats, here, among, there, networks.carry))[:count]
         for here, among, count in looking(rows)])
 
   return features

@@ -12,7 +12,7 @@ from gr_jax.data.arrays import Data
 from gr_jax.errors import UserError
 from gr_jax.methods import addons
 from gr_jax.methods.addons import gpa as gpa_addon
-from gr_jax.methods.base import Outputs
+from gr_jax.methods.base import Networks, Outputs
 from gr_jax.training import step as steps
 from gr_jax.training.state import TrainState
 
@@ -215,8 +215,11 @@ def test_a_class_without_a_mean_is_not_drawn():
 def test_imprinted_columns_have_unit_norm(name, variant):
   method, (head, _, _) = make(name, "gpa", gpa_variant=variant), drawn_case(cosine=name == "lucir")
   means = np.random.default_rng(3).normal(size=(7, FEATURES)).astype(np.float32)
-  found, rule = method.stages[0].start(head, (), {"gpa_means": jnp.asarray(means)}, context())
-  assert rule == ()
+  def begun(at):
+    return method.stages[0].begin(
+        Networks({"classifier": head}, {}, {"gpa_means": jnp.asarray(means)}), at, None).params["classifier"]
+
+  found = begun(context())
   np.testing.assert_allclose(np.linalg.norm(np.asarray(found["kernel"])[:, NEW], axis=0), 1.0, rtol=1e-6)
   np.testing.assert_allclose(np.asarray(found["kernel"])[:, NEW], gpa.columns(means)[:, NEW], atol=1e-6)
   np.testing.assert_array_equal(np.asarray(found["kernel"])[:, ~NEW], head["kernel"][:, ~NEW])
@@ -225,7 +228,7 @@ def test_imprinted_columns_have_unit_norm(name, variant):
     np.testing.assert_allclose(np.asarray(found["bias"])[NEW], expected[NEW], rtol=1e-5)
     np.testing.assert_array_equal(np.asarray(found["bias"])[~NEW], head["bias"][~NEW])
   nothing = np.zeros(7, bool)
-  first, _ = method.stages[0].start(head, (), {"gpa_means": jnp.asarray(means)}, context(old=nothing, new=SEEN))
+  first = begun(context(old=nothing, new=SEEN))
   np.testing.assert_array_equal(first["kernel"], head["kernel"])
 
 
@@ -248,7 +251,7 @@ def test_anchor_pulls_new_columns_to_the_centroids_and_old_ones_are_frozen():
 
 def test_the_robust_variant_trains_what_the_method_trains():
   stage, own = make("lwf", "gpa", gpa_variant="robust").stages[0], methods.make("lwf", {}, memory=20).stages[0]
-  assert stage._replace(before=None, start=None, losses={}) == own._replace(losses={})
+  assert stage._replace(before=None, begin=None, losses={}) == own._replace(losses={})
 
 
 # -------------------------------------------------------------------------------------------------------- All of them

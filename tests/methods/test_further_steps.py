@@ -10,7 +10,7 @@ from test_steps import FEATURES, NEW, OLD, SEEN, Case, close, context
 
 from gr_jax import losses, methods, reweighting
 from gr_jax.methods import dynamic_distillation as dynamic
-from gr_jax.methods.base import Outputs
+from gr_jax.methods.base import Networks, Outputs
 
 
 @pytest.mark.parametrize("entropy", dynamic.ENTROPIES)
@@ -50,8 +50,8 @@ def test_gradients_are_pulled_towards_their_average_and_it_outlives_the_task():
   plain, pulled = [], []
   for _ in range(2):
     # Two tasks of three steps each: the rule begins anew, the average goes on.
-    state, alone = stage.rule.init(head), inner.init(head)
-    _, state = stage.start(head, state, carry, context())
+    begun = stage.begin(Networks({}, {}, carry, stage.rule.init(head)), context(), None)
+    state, alone = begun.rule, inner.init(head)
     for _ in range(3):
       gradient = {"kernel": jnp.asarray(rng.normal(size=(FEATURES, 7)), jnp.float32),
                   "bias": jnp.asarray(rng.normal(size=7), jnp.float32)}

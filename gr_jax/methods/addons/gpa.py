@@ -17,6 +17,7 @@ from gr_jax.methods.base import (
     HeadMask,
     HeadParams,
     Method,
+    Networks,
     Outputs,
     Stage,
     Track,
@@ -55,16 +56,17 @@ def wrap(method: Method, *, variant: str, weight: float, momentum: float) -> Met
   published = variant == "published"
   first = next(i for i, stage in enumerate(method.stages) if stage.backbone == "train" and stage.tasks == "all")
 
-  def start(head: HeadParams, rule: Any, carry: dict[str, jax.Array], context: Context) -> tuple[HeadParams, Any]:
-    own = method.stages[first].start
-    head, rule = (head, rule) if own is None else own(head, rule, carry, context)
-    return imprinted(head, carry[_MEANS], context, with_bias=published), rule
+  def begin(networks: Networks, context: Context, key: jax.Array) -> Networks:
+    own = method.stages[first].begin
+    networks = networks if own is None else own(networks, context, key)
+    head = imprinted(networks.params["classifier"], networks.carry[_MEANS], context, with_bias=published)
+    return networks._replace(params={**networks.params, "classifier": head})
 
   def changed(index: int, stage: Stage) -> Stage:
     if stage.backbone != "train":
       return stage
     if index == first:
-      stage = stage._replace(before=Boundary(_measure, _keep), start=start)
+      stage = stage._replace(before=Boundary(_measure, _keep), begin=begin)
     if not published:
       return stage
     return stage._replace(trainable=_new_columns(stage.trainable), penalty=_anchored(stage.penalty, weight),
