@@ -3,9 +3,8 @@
 import gc
 import os
 import pathlib
-import shutil
-import tempfile
 
+import kept_programs
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,8 +24,15 @@ _CACHE = "GR_JAX_TESTS_CACHE"
 def pytest_configure(config):
   """The first process makes the folder; its workers and the commands under test inherit it."""
   if _CACHE not in os.environ:
-    os.environ[_CACHE] = tempfile.mkdtemp(prefix="gr_jax-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_CACHE), ignore_errors=True))
+    kept = kept_programs.default_folder()
+    folder = kept_programs.begin(kept)
+    os.environ[_CACHE] = str(folder)
+
+    def end():
+      del os.environ[_CACHE]
+      kept_programs.end(folder, kept)
+
+    config.add_cleanup(end)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
   # This process has imported JAX, which reads them then.

@@ -20,6 +20,18 @@ class TinyBackbone(nn.Module):
     return nn.relu(jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias), ()
 
 
+class PixelBackbone(nn.Module):
+  """A dense layer on all pixels, with one signed map: where a test is not about the network, it compiles quickly."""
+  num_features: int = 12
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    """x [batch, side, side, channels] -> (features [batch, num_features], one map [batch, 2, 2, num_features / 4])."""
+    del train
+    found = nn.Dense(self.num_features)(x.reshape(x.shape[0], -1))
+    return nn.relu(found), (found.reshape(-1, 2, 2, self.num_features // 4),)
+
+
 def pictures(rng, count, side, channels=3):
   """[count, side, side, channels] uint8, smooth blobs: neighbouring pixels are alike, as in photographs."""
   coarse = rng.uniform(0, 255, (count, 4, 4, channels))

@@ -12,8 +12,9 @@ import numpy as np
 import photographs
 import pytest
 import runs
+import tiny
 
-from gr_jax import evaluate, methods, scenario, train
+from gr_jax import evaluate, methods, models, scenario, train
 from gr_jax.data import feed, order
 from gr_jax.data.arrays import Data
 from gr_jax.data.sources import tfds_source
@@ -58,14 +59,17 @@ def assert_same_to_the_bit(one, other):
 
 
 @FORMS
-def test_three_paths_learn_the_same(write, tmp_path):
+def test_three_paths_learn_the_same(write, tmp_path, monkeypatch):
   """Every original has just the stored size, so that streamed views differ by Pillow's rounding alone."""
+  monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())
   name = write(tmp_path / "data", classes=4, per_class=16, test_per_class=3, sides=(SIDE, SIDE))
   for path in PATHS:
     train.train(runs.get_config(name, **TINY, data_dir=str(tmp_path / "data"), pictures=path), tmp_path / path)
   assert_same_to_the_bit(tmp_path / "prefetch", tmp_path / "resident")
-  # The same boxes: other views would move the first epoch's loss by far more.
-  np.testing.assert_allclose(losses(tmp_path / "stream"), losses(tmp_path / "resident"), rtol=5e-3)
+  # The same boxes: other views would move the first epoch's loss by far more. Rounding may change an exemplar.
+  streamed, resident = losses(tmp_path / "stream"), losses(tmp_path / "resident")
+  np.testing.assert_allclose(streamed[0], resident[0], rtol=2e-3)
+  np.testing.assert_allclose(streamed[1:], resident[1:], rtol=5e-2)
   for path in PATHS:
     results = runs.results(tmp_path / path)
     assert results["tasks_done"] == 2

@@ -9,16 +9,25 @@ import numpy as np
 import photographs
 import pytest
 import runs
+import tiny
 
-from gr_jax import evaluate, train
+from gr_jax import evaluate, models, train
 from gr_jax.errors import UserError
 from gr_jax.runs import console
 from gr_jax.runs.workdir import check_scenario, read_config, write_start
 from gr_jax.training import experiment
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pixels():
+  """These tests are about pictures and counts; a dense layer compiles quickly."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())
+    yield
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(pixels, tmp_path_factory):
   """Two tasks of 50 classes, few steps: (config, workdir, what train returned)."""
   folder = tmp_path_factory.mktemp("large")
   builders.imagenet2012(folder / "tfds", per_class=3, test_per_class=1)

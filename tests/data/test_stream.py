@@ -48,29 +48,34 @@ def views(found, rows, starts, timeout=600, mine=None):
   return chunks if mine is not None else [jax.tree.map(lambda array: array[0], chunk) for chunk in chunks]
 
 
+def draw_crop(key, size):
+  """(box, whether it is flipped)."""
+  for_box, for_flip = jax.random.split(key)
+  return augment.draw_box(for_box, size), jax.random.bernoulli(for_flip)
+
+
 def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files, monkeypatch):
   monkeypatch.setattr(workers, "count", lambda: 2)
   found = originals(files)
   rows = [np.random.default_rng(0).permutation(32).astype(np.int32), np.arange(16, dtype=np.int32)]
   chunks = views(found, rows, [7, 9])
   assert [chunk.images.shape for chunk in chunks] == [(32, SIDE, SIDE, 3), (16, SIDE, SIDE, 3)]
-  augmented = augment.make_augment("resized_crop_flip", image_size=SIDE, **PLAIN)
+  augmented, draw = jax.jit(augment.make_augment("resized_crop_flip", image_size=SIDE, **PLAIN)), jax.jit(draw_crop)
   batches = [(chunks[0], 0, 7), (chunks[0], 1, 8), (chunks[1], 0, 9)]
   for (chunk, number, step), chosen in zip(batches, (rows[0][:16], rows[0][16:], rows[1])):
     key = seeding.derive(jax.random.key(3), 1, step, seeding.AUGMENT)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(BATCH))
     # Each size of picture compiles a program of its own, so a few stand for all.
-    for place, row in list(enumerate(chosen))[::5]:
+    for place, row in list(enumerate(chosen))[::7]:
       view = chunk.images[number * BATCH + place].astype(np.float32)
       picture = found.split.image(row)
       # What the step makes of the same picture under the same key, on the device.
       exact = 255 * np.asarray(augmented(keys[place:place + 1], picture[None], found.sizes[row][None]))[0]
       assert np.abs(view - exact).max() <= 2 and np.abs(view - exact).mean() <= 1
-      for_box, for_flip = jax.random.split(keys[place])
-      top, left, height, width = map(int, augment.draw_box(for_box, found.sizes[row]))
-      box = PIL.Image.fromarray(picture).crop((left, top, left + width, top + height))
+      (top, left, height, width), flipped = draw(keys[place], found.sizes[row])
+      box = PIL.Image.fromarray(picture).crop(tuple(map(int, (left, top, left + width, top + height))))
       pillow = np.asarray(box.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR))
-      np.testing.assert_array_equal(view, pillow[:, ::-1] if jax.random.bernoulli(for_flip) else pillow)
+      np.testing.assert_array_equal(view, pillow[:, ::-1] if flipped else pillow)
     np.testing.assert_array_equal(chunk.labels[number * BATCH:(number + 1) * BATCH], found.labels[chosen])
 
 

@@ -3,9 +3,9 @@
 import contextlib
 import itertools
 
-import flax.linen as nn
 import pytest
 import runs
+import tiny
 
 from gr_jax import models, train
 from gr_jax.runs import signals
@@ -20,20 +20,9 @@ OPTIONS = {
     "gvalign,gpa": {"method": "lucir", "addons": "gvalign,gpa", "gvalign_steps": 12}}
 
 
-class Tiny(nn.Module):
-  """A dense layer on the pixels; its map is signed."""
-  num_features: int = 12
-
-  @nn.compact
-  def __call__(self, x, *, train):
-    del train
-    found = nn.Dense(self.num_features)(x.reshape(x.shape[0], -1))
-    return nn.relu(found), (found.reshape(-1, 2, 2, 3),)
-
-
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-  monkeypatch.setattr(models, "make_backbone", lambda name, **options: Tiny())
+def pixels(monkeypatch):
+  monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())
 
 
 def config_of(name, **changes):

@@ -99,6 +99,7 @@ def assert_predictions_equal_the_run(folder, results):
 def test_exemplar_means_outlive_a_task(tmp_path, monkeypatch):
   """iCaRL's means are in the checkpoint: an interrupted run and the evaluation command have them."""
   from gr_jax import evaluate
+  monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())
   whole = train.train(config_of("icarl"), tmp_path / "whole")
   interrupted_and_resumed("icarl", tmp_path / "cut", monkeypatch, (3,))
   runs.assert_equal(tmp_path / "whole", tmp_path / "cut")
