@@ -133,7 +133,8 @@ def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32", name=
   for i in range(steps):
     chosen_rows = rows[(i * batch + np.arange(batch)) % count]
     key = seeding.derive(root, 1, state.step, seeding.AUGMENT)
-    state, metrics = one_step(state, teacher, context, jax.tree.map(jnp.asarray, data), chosen_rows, key, jnp.int32(0))
+    state, metrics = one_step(state, teacher, context, jax.tree.map(jnp.asarray, data),
+                              step.Batch(chosen_rows, key, jnp.int32(0)))
     sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
   return state, sums
 

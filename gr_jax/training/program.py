@@ -15,7 +15,7 @@ from gr_jax.data.arrays import Pool
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Stage
 from gr_jax.training.state import TrainState
-from gr_jax.training.step import StepMetrics, metrics_like
+from gr_jax.training.step import Batch, StepMetrics, metrics_like
 from gr_jax.typing import AnyInteger
 
 
@@ -60,9 +60,8 @@ def make_run(
 
     def body(carry):
       i, _, state, sums = carry
-      batch = batch_of(i)
       key = seeding.derive(window.root, context.task, state.step, seeding.AUGMENT)
-      after, metrics = step(state, teacher, context, data, batch, key, window.epoch)
+      after, metrics = step(state, teacher, context, data, Batch(batch_of(i), key, window.epoch))
       finite = jnp.isfinite(metrics.loss)
       state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
       return i + 1, finite, state, jax.tree.map(jnp.add, sums, metrics)

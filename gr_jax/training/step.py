@@ -15,8 +15,22 @@ from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, usual_mas
 from gr_jax.models import Backbone, heads
 from gr_jax.training import networks
 from gr_jax.training.state import TrainState
+from gr_jax.typing import AnyInteger
 
 Augment = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Batch(NamedTuple):
+  """What one step trains on.
+
+  Attributes:
+    rows: [local batch] int32, this device's rows of the data; a stage with a source does not use them.
+    key: the step's key, equal on all devices.
+    epoch: int32 scalar, of the stage.
+  """
+  rows: jax.Array
+  key: jax.Array
+  epoch: AnyInteger
 
 
 class StepMetrics(NamedTuple):
@@ -53,25 +67,24 @@ def make_train_step(
     epochs: of the stage, for `Context.progress`.
 
   Returns:
-    step(state, teacher, context, data, batch, key, epoch) -> (next state, metrics). `teacher` is {"params",
-    "batch_stats"} of the previous task's model, preferably folded (folding.fold_teacher), or None; a stage with
-    `growth` also takes "carry" in it, folded (frozen.fold_carry). `batch` [local batch] int32 holds this device's rows
-    of `data`; `key` is the step's key. All results are equal on all devices.
-    In a stage with a source, `data` is the carry, and `batch` is not used.
+    step(state, teacher, context, data, batch) -> (next state, metrics). `teacher` is {"params", "batch_stats"} of the
+    previous task's model, preferably folded (folding.fold_teacher), or None; a stage with `growth` also takes "carry"
+    in it, folded (frozen.fold_carry). In a stage with a source, `data` is the carry. All results are equal on all
+    devices.
   """
-  read = stage.head or method.head
+  read, teach = stage.head or method.head, _make_teach(model, method, stage)
 
-  def step(state: TrainState, teacher: Any, context: Context, data: Data, batch: jax.Array, key: jax.Array,
-           epoch: jax.Array) -> tuple[TrainState, StepMetrics]:
-    context = context._replace(progress=epoch / epochs)
+  def step(state: TrainState, teacher: Any, context: Context, data: Data, batch: Batch
+           ) -> tuple[TrainState, StepMetrics]:
+    context = context._replace(progress=batch.epoch / epochs)
     if stage.source is not None:
-      x, (features, maps, labels) = None, _drawn(stage.source, key, data, context)
+      x, (features, maps, labels) = None, _drawn(stage.source, batch.key, data, context)
       back_to_backbone, batch_stats, others = None, state.batch_stats, ()
     else:
-      x, labels = _inputs(data, batch, key, augment, axis_name), {"clean": data.labels[batch]}
+      x, labels = _inputs(data, batch, augment, axis_name), {"clean": data.labels[batch.rows]}
       views = x
       if stage.mixing is not None:
-        mixed, labels["mixed"] = _mixed(x, labels["clean"], key, stage.mixing, context.old.shape[0], axis_name)
+        mixed, labels["mixed"] = _mixed(x, labels["clean"], batch.key, stage.mixing, context.old.shape[0], axis_name)
         views = jnp.concatenate([x, mixed])
       network = {"params": state.params["backbone"], "batch_stats": state.batch_stats}
       (features, maps), back_to_backbone, batch_stats = _encode(model, method, stage, network, views)
@@ -79,7 +92,7 @@ def make_train_step(
     student, back_to_head = jax.vjp(
         lambda head, features: networks.outputs(read, stage.growth, head, (features, maps), others, context),
         state.params["classifier"], features)
-    target = _teach(model, method, stage, teacher, x, others, context)
+    target = teach(teacher, x, others, context)
 
     # All losses are functions of the outputs: their cotangents are added there, and one backward pass serves them all.
     values, pulls = {}, {}
@@ -115,7 +128,7 @@ def make_train_step(
 
     trained = {"classifier": heads.mask(state.params["classifier"], context.seen),
                **{name: state.params[name] for name in grads}}
-    updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=epoch)
+    updates, opt_state = tx.update({**grads, "classifier": total}, state.opt_state, trained, epoch=batch.epoch)
     updates = _at_rates(updates, stage)
     params = {**state.params, **_updated({name: state.params[name] for name in trained}, updates)}
     params["classifier"] = _where_trained(params["classifier"], state.params["classifier"], stage, context)
@@ -138,14 +151,14 @@ def metrics_like(stage: Stage, rule_state: Any) -> StepMetrics:
                      jax.tree.map(jnp.zeros_like, stage.report(rule_state)))
 
 
-def _inputs(data: Data, batch: jax.Array, key: jax.Array, augment: Augment | None, axis_name: str | None) -> jax.Array:
-  images = data.images[batch]
+def _inputs(data: Data, batch: Batch, augment: Augment | None, axis_name: str | None) -> jax.Array:
+  images, count = data.images[batch.rows], batch.rows.size
   if augment is None:
     return images.astype(jnp.float32)
   # One key per place in the global batch, so that the number of devices does not matter.
-  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch.size
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(batch.size))
-  return augment(keys, images, data.sizes[batch])
+  first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(batch.key, first + jnp.arange(count))
+  return augment(keys, images, data.sizes[batch.rows])
 
 
 def _mixed(x: jax.Array, labels: jax.Array, key: jax.Array, concentration: float, num_classes: int,
@@ -202,19 +215,21 @@ def _encode(model: Backbone, method: Method, stage: Stage, network: dict, x: jax
   return encoded, lambda pull: backward(pull)[0], batch_stats
 
 
-def _teach(model: Backbone, method: Method, stage: Stage, teacher: Any, x: Any, others: jax.Array | tuple[()],
-           context: Context) -> Any:
-  """What losses get as teacher: outputs of the previous model, without gradient; None if there is none."""
-  if stage.teach is not None:
-    assert isinstance(others, jax.Array)
-    # With mixed views, the clean ones come first.
-    return jax.lax.stop_gradient(stage.teach(teacher["carry"], others[:len(x)], context))
-  if teacher is None or "params" not in teacher:
-    return None
-  variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
-  features, maps = model.apply(variables, x, train=False)
-  found = (stage.head or method.head).apply(teacher["params"]["classifier"], features, context)
-  return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
+def _make_teach(model: Backbone, method: Method, stage: Stage) -> Callable[..., Any]:
+  """(teacher, x, others, context) -> what losses get as teacher, without gradient; None if there is none."""
+  def teach(teacher: Any, x: Any, others: jax.Array | tuple[()], context: Context) -> Any:
+    if stage.teach is not None:
+      assert isinstance(others, jax.Array)
+      # With mixed views, the clean ones come first.
+      return jax.lax.stop_gradient(stage.teach(teacher["carry"], others[:len(x)], context))
+    if teacher is None or "params" not in teacher:
+      return None
+    variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
+    features, maps = model.apply(variables, x, train=False)
+    found = (stage.head or method.head).apply(teacher["params"]["classifier"], features, context)
+    return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
+
+  return teach
 
 
 def _at_rates(updates: Any, stage: Stage) -> Any:

@@ -15,7 +15,7 @@ from gr_jax.data.arrays import Data
 from gr_jax.models.heads import draw_columns, init
 from gr_jax.scenario import plan
 from gr_jax.training.state import TrainState
-from gr_jax.training.step import make_train_step
+from gr_jax.training.step import Batch, make_train_step
 
 torch = pytest.importorskip("torch")
 torch_steps = importlib.import_module("torch_steps")
@@ -72,7 +72,8 @@ def expected(number):
       images.reshape(-1, SIDE, SIDE, 3), np.full((STEPS * BATCH, 2), SIDE, np.int32), labels.reshape(-1)))
   found = []
   for i in range(STEPS):
-    state, metrics = run(state, teacher, context, data, i * BATCH + jnp.arange(BATCH), jax.random.key(0), jnp.int32(0))
+    state, metrics = run(state, teacher, context, data,
+                         Batch(i * BATCH + jnp.arange(BATCH), jax.random.key(0), jnp.int32(0)))
     found.append(jax.device_get((state, metrics)))
   return found
 

@@ -39,8 +39,8 @@ def one_step(method, index, head, x, labels, *, data=None, rate=1.0, weight_deca
                      () if stage.rule is None else stage.rule.init(params["classifier"]),
                      () if stage.track is None else stage.track.init(params["classifier"]))
   given = Data(jnp.asarray(x), jnp.ones((len(x), 2), jnp.int32), jnp.asarray(labels, jnp.int32))
-  return jax.jit(step)(state, None, context(), given if data is None else data, jnp.arange(len(x)),
-                       jax.random.key(seed), jnp.int32(0))
+  return jax.jit(step)(state, None, context(), given if data is None else data,
+                       steps.Batch(jnp.arange(len(x)), jax.random.key(seed), jnp.int32(0)))
 
 
 def drawn_case(seed=0, *, cosine=True, scale=None):

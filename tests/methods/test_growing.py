@@ -79,7 +79,7 @@ class Case:
     beside = {"carry": {"frozen": {"params": {"shift": self.stacked - self.x}, "batch_stats": {}}, "heads": self.kept}}
     data = Data(jnp.asarray(self.x), jnp.ones((BATCH, 2), jnp.int32), jnp.asarray(self.labels))
     after, metrics = jax.jit(step)(state, beside if self.stage.growth else None, self.context, data,
-                                   jnp.arange(BATCH), jax.random.key(0), jnp.int32(0))
+                                   steps.Batch(jnp.arange(BATCH), jax.random.key(0), jnp.int32(0)))
     self.loss = float(metrics.loss)
     self.gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, after.params)
 

@@ -75,8 +75,8 @@ class Case:
     # The teacher's features are others than the student's.
     old = {"params": {"backbone": {"shift": self.before - self.x}, "classifier": self.old_head}, "batch_stats": {}}
     data = Data(jnp.asarray(self.x), jnp.ones((BATCH, 2), jnp.int32), jnp.asarray(self.labels))
-    after, metrics = jax.jit(step)(state, old if teacher else None, self.context, data, jnp.arange(BATCH),
-                                   jax.random.key(0), jnp.int32(0))
+    after, metrics = jax.jit(step)(state, old if teacher else None, self.context, data,
+                                   steps.Batch(jnp.arange(BATCH), jax.random.key(0), jnp.int32(0)))
     self.loss = float(metrics.loss)
     self.gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, after.params)
 
@@ -291,7 +291,8 @@ def test_weight_decay_and_momentum_leave_frozen_columns_alone():
   data = Data(jnp.asarray(x), jnp.ones((BATCH, 2), jnp.int32), jnp.asarray(rng.integers(0, 5, BATCH), jnp.int32))
   teacher = {"params": params, "batch_stats": {}}
   for _ in range(3):
-    state, _ = step(state, teacher, context(), data, jnp.arange(BATCH), jax.random.key(0), jnp.int32(0))
+    state, _ = step(state, teacher, context(), data,
+                    steps.Batch(jnp.arange(BATCH), jax.random.key(0), jnp.int32(0)))
   before, after = params["classifier"]["kernel"], state.params["classifier"]["kernel"]
   np.testing.assert_array_equal(after[:, ~NEW], before[:, ~NEW])
   assert (np.asarray(after[:, NEW]) != np.asarray(before[:, NEW])).all()

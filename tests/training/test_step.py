@@ -141,8 +141,8 @@ def test_switches_against_the_oracle(rule, distillation, task_ratio, prior):
   teacher = ({"params": {"backbone": identity, "classifier": before}, "batch_stats": {}}
              if chosen.uses_teacher else None)
   data = Data(jnp.asarray(x), jnp.ones((batch, 2), jnp.int32), jnp.asarray(labels))
-  after, metrics = jax.jit(train_step)(state, teacher, context, data, jnp.arange(batch), jax.random.key(0),
-                                       jnp.int32(0))
+  after, metrics = jax.jit(train_step)(state, teacher, context, data,
+                                       step.Batch(jnp.arange(batch), jax.random.key(0), jnp.int32(0)))
   features = np.maximum(x.astype(np.float64) + 10, 0)
   expected = oracle.linear_step(
       oracle.start(head["kernel"], head["bias"]),
@@ -189,7 +189,8 @@ def test_a_method_may_pull_on_features_and_stage_maps():
   state = TrainState(jnp.int32(0), params, variables["batch_stats"], tx.init(params), ())
   train_step = step.make_train_step(model=model, method=pulling, stage=stage, tx=tx)
   data = Data(images, jnp.ones((6, 2), jnp.int32), labels)
-  after, metrics = jax.jit(train_step)(state, before, context, data, jnp.arange(6), jax.random.key(0), jnp.int32(0))
+  after, metrics = jax.jit(train_step)(state, before, context, data,
+                                       step.Batch(jnp.arange(6), jax.random.key(0), jnp.int32(0)))
   assert float(metrics.losses["distillation"]) > 1e-3
 
   def whole(params):
