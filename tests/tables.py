@@ -28,7 +28,7 @@ _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PLACES = ("data_dir", "cache_dir")
 _METHODS = ("finetune_without_memory", "simplecil", "finetune", "lwf", "il2m", "icarl", "eeil", "bic", "wa", "ssil",
             "lucir", "podnet", "gr", "dynamic_distillation", "der", "foster", "mafdrc", "lucir_lws", "lucir_gvalign",
-            "lucir_gpa", "lucir_with_gr", "wa_with_gr", "joint", "joint_with_prior")
+            "lucir_gpa", "lucir_with_gr", "wa_with_gr", "podnet_with_gr", "joint", "joint_with_prior")
 NOT_RUN = "not run"
 
 

@@ -11,7 +11,7 @@ def get_sweep() -> dict:
       "eeil", "il2m", "ssil", "podnet", "der", "foster", "mafdrc", "dynamic_distillation", "simplecil")}
   rows |= {f"lucir_{addon}": {"method": "lucir", "addons": addon} for addon in ("lws", "gvalign", "gpa")}
   rows |= {f"{name}_with_gr": {"method": name, "method_options.reweighting": "dgr", "method_options.prior": True}
-           for name in ("lucir", "wa")}
+           for name in ("lucir", "wa", "podnet")}
   return {
       "config": "configs/cifar100_lt.py",
       "seeds": (0,),

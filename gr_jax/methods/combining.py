@@ -26,8 +26,8 @@ OPTIONS: dict[str, Option] = {
 # Options that mean something only with reweighting="dgr".
 _OF_DGR = ("task_ratio", "attenuation_gamma")
 
-# Heads whose column of the kernel belongs to one class, and whose logits are those of the softmax.
-_HEADS = ("linear", "cosine")
+# Heads in which each column of the kernel belongs to one class, and whose logits are those of the softmax.
+_HEADS = ("linear", "cosine", "proxies")
 # A logit whose softmax is 0 in float32, and whose gradient is 0 too.
 _NEVER = -1e9
 
@@ -61,10 +61,10 @@ def combine(method: Method, *, reweighting: str = "none", prior: bool = False, d
   The prior is added to the logits of the method's cross-entropy. With DAKD the method's own distillation is computed
   twice, on the student's logits and on logits mixed with the teacher's; its weight and temperature stay. The gradient
   rule rescales the columns of the cross-entropy's gradient and that of the distillation of logits; the gradients of
-  all other terms are added as they are.
+  all other terms are added as they are. With several proxies a class, these together are its column.
 
   Args:
-    method: with a linear or a cosine head.
+    method: with a linear or a cosine head, or with proxies.
     reweighting, task_ratio, attenuation_gamma: see reweighting.gradient_reweighting.
     prior: the prior-regularized softmax.
     distillation: "dakd", or "own" for the method's.
@@ -78,7 +78,7 @@ def combine(method: Method, *, reweighting: str = "none", prior: bool = False, d
       ("reweighting", reweighting, "none"), ("prior", prior, False), ("distillation", distillation, "own"))
            if value != off]
   if method.head.kind not in _HEADS:
-    raise _refusal(method, asked, f"its head is neither {' nor '.join(_HEADS)} ({method.head.kind})")
+    raise _refusal(method, asked, f"its head is none of {', '.join(_HEADS)} ({method.head.kind})")
   kinds = {loss.kind for stage in method.stages if stage.backbone == "train" for loss in stage.losses.values()}
   if "cross_entropy" not in kinds and (prior or reweighting != "none"):
     raise _refusal(method, asked[:-1] if distillation != "own" else asked,
@@ -151,15 +151,18 @@ def on_columns(rule: optax.GradientTransformationExtraArgs, terms: Mapping[str, 
     taken = {kind: _sum(by_kind[kind]) for kind in ("cross_entropy", "distillation") if by_kind[kind]}
     found, state = rule.update(_columns(updates), state, None if params is None else _columns(params), gradients=taken,
                                **arguments)
-    columns: Any = found
-    return {**updates, **_sum([columns, *by_kind["other"]])}, state
+    columns: Any = {name: values.reshape(updates[name].shape) for name, values in found.items()}
+    others = [{name: tree[name].reshape(values.shape) for name, values in columns.items()} for tree in by_kind["other"]]
+    return {**updates, **_sum([columns, *others])}, state
 
   # optax's annotation cannot say that extra arguments are needed.
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
 
 
 def _columns(head: Any) -> HeadParams:
-  return {name: head[name] for name in ("kernel", "bias") if name in head}
+  """Kernel [all parameters of a class, classes] and bias [classes]."""
+  return {name: head[name].reshape(*shape, head[name].shape[-1]) for name, shape in (("kernel", (-1,)), ("bias", ()))
+          if name in head}
 
 
 def _sum(trees: list[HeadParams]) -> HeadParams:

@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from references import differences, finetune, icarl, lucir, notation
+from references import differences, finetune, icarl, lucir, notation, podnet
 from test_steps import NEW, NEW_ONLY, OLD, SEEN, Case, close, context
 
 from gr_jax import methods
@@ -65,6 +65,22 @@ def test_prior_and_rule_on_a_cosine_head():
   assert np.abs(on_ranking[:, NEW]).max() > 1e-3 and (found.column[NEW] < 1).any()
 
 
+def test_prior_and_rule_on_proxies():
+  """PODNet distils features and maps, so beta is 0; the proxies of a class together are its column."""
+  case = Case(methods.make("podnet", {"proxies": 3, "reweighting": "dgr", "prior": True}, memory=20))
+  x, kernel = case.x.astype(np.float64), np.where(SEEN, case.head["kernel"], 1.0).astype(np.float64)
+
+  def cross_entropy(kernel):
+    logits, seen = notation.with_prior(1.7 * podnet.scores(x, kernel, SEEN), SEEN, case.context.counts)
+    return notation.cross_entropy(logits, case.labels, seen)
+
+  on_ce = differences.numeric_gradient(cross_entropy, kernel).reshape(-1, 7)
+  found = oracle.reweight(np.zeros(7), on_ce, None, None, None, old=OLD, new=NEW, attenuation=oracle.attenuation(
+      case.context.original[OLD].sum(), case.context.original[NEW].sum(), 1.0))
+  close(case.gradient["classifier"]["kernel"], np.where(NEW, found.kernel.reshape(kernel.shape), 0.0))
+  assert (found.column[NEW] < 1).any()
+
+
 def test_dakd_of_another_distillation_is_that_distillation_on_mixed_logits():
   case = Case(methods.make("icarl", {"distillation": "dakd"}, memory=20))
   z, q, lost = case.logits(), case.logits(teacher=True), case.context.lost
@@ -94,7 +110,9 @@ def test_equal_counts_make_the_prior_the_identity():
 
 
 @pytest.mark.parametrize("name, options, words", [
-    ("bic", {"prior": True}, "'bic' does not combine with prior=True, because its head is neither linear nor cosine"),
+    ("bic", {"prior": True}, "'bic' does not combine with prior=True, because its head is none of linear, cosine"),
+    ("podnet", {"loss": "pycil", "prior": True}, "with prior=True, because it has no cross-entropy of a softmax"),
+    ("podnet", {"distillation": "dakd"}, "with distillation=dakd, because it does not distil logits"),
     ("finetune", {"distillation": "dakd"}, "does not combine with distillation=dakd, because it does not distil"),
     ("lucir", {"prior": True, "distillation": "dakd"}, "'lucir' does not combine with distillation=dakd, because"),
     ("icarl", {"loss": "paper", "reweighting": "class", "prior": True},
