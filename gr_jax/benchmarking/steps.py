@@ -117,13 +117,13 @@ class Bench:
     return repeat(call, self.calls).scaled(1 / self.steps)
 
 
-def repeat(call: Callable[[], object], calls: int) -> Timing:
-  """Times a call that waits for the device; the first two times are dropped."""
+def repeat(call: Callable[[], object], calls: int, untimed: int = 2) -> Timing:
+  """Times a call that waits for the device, after `untimed` first calls."""
   seconds = []
-  for number in range(calls + 2):
+  for number in range(calls + untimed):
     started = time.perf_counter()
     call()
-    if number >= 2:
+    if number >= untimed:
       seconds.append(time.perf_counter() - started)
   return Timing(statistics.median(seconds), min(seconds), max(seconds))
 
@@ -350,18 +350,20 @@ def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict
   evaluate = make_evaluator(found, tests)
   # After the first task, so on the test images of its classes.
   evaluated = int(np.count_nonzero(tests.labels < found.plans[0].task.stop))
-  evaluation = repeat(lambda: evaluate(network, 1), calls)
+  # Seconds each on a CPU, so only the call that compiles is not timed.
+  evaluation = repeat(lambda: evaluate(network, 1), calls, untimed=1)
   config, source = found.config, found.source
   extract = passes.make_extract(
       model=found.model, capacity=found.capacity, block=config.evaluation_block, devices=found.devices,
       growth=found.method.growth, blocks=found.method.blocks(len(found.plans)),
       prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
                                  cropped=source.uniform))
-  rows = np.arange(found.plans[0].size)
+  rows = np.arange(min(found.plans[0].size, 10 * config.evaluation_block))
   data, among, context = parallel.replicate(
       (pictures, pool(rows, found.capacity), found.plans[0].stages[0].context), found.devices)
   extraction = repeat(
-      lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among, context, carry)), calls)
+      lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among, context, carry)), calls,
+      untimed=1)
   features = np.random.default_rng(0).normal(size=(500, found.model.num_features))
   m = max(1, found.exemplars_per_class(found.plans[0].task.stop))
   herding = repeat(lambda: memory.herd(features, m), calls)
