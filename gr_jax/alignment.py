@@ -20,7 +20,7 @@ def align(kernel: jax.Array, old: AnyArray, new: AnyArray) -> jax.Array:
   """
   norms = jnp.sqrt(jnp.sum(jnp.square(kernel), axis=0))
   def mean(group: AnyArray) -> jax.Array:
-    return jnp.sum(jnp.where(group, norms, 0.0)) / jnp.maximum(jnp.sum(group), 1)
+    return jnp.sum(jnp.where(group, norms, 0.0)) / jnp.maximum(jnp.sum(group), 1).astype(jnp.float32)
   mean_old, mean_new = mean(old), mean(new)
   applies = jnp.any(old) & (mean_new > 0)
   gamma = jnp.where(applies, mean_old / jnp.where(applies, mean_new, 1.0), 1.0)

@@ -45,7 +45,7 @@ def judge(scores: jax.Array, labels: jax.Array, inverse: AnyArray, seen: AnyArra
     inverse: [classes] float, 1 / T of each class.
     seen: [classes] bool.
   """
-  scaled = jnp.where(seen, scores.astype(jnp.float32) * inverse, -jnp.inf)
+  scaled = jnp.where(seen, scores.astype(jnp.float32) * inverse[None, :], -jnp.inf)
   log_probabilities = jax.nn.log_softmax(scaled, axis=-1)
   probabilities = jnp.exp(log_probabilities)
   own = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
@@ -67,8 +67,8 @@ def class_bins(probabilities: jax.Array, labels: jax.Array, valid: jax.Array) ->
   """
   place = jnp.clip(jnp.ceil(probabilities * BINS) - 1, 0, BINS - 1)
   # Compared and summed, not scattered: on a GPU, the order of a scatter's additions changes from call to call.
-  inside = (place[..., None] == jnp.arange(BINS)) & valid[:, None, None]
-  own = labels[:, None] == jnp.arange(probabilities.shape[-1])
+  inside = (place[..., None] == jnp.arange(BINS, dtype=jnp.float32)[None, None, :]) & valid[:, None, None]
+  own = labels[:, None] == jnp.arange(probabilities.shape[-1])[None, :]
   return jnp.stack([
       jnp.sum(inside, axis=0, dtype=jnp.float32),
       jnp.sum(jnp.where(inside, probabilities[..., None], 0.0), axis=0),

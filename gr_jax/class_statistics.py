@@ -53,7 +53,7 @@ def root(matrix: jax.Array, jitter: float = 1e-6) -> jax.Array:
   It depends continuously on the matrix, of any rank, which eigenvectors and a Cholesky factor do not.
   """
   values, vectors = jnp.linalg.eigh(matrix)
-  return _dot(vectors * jnp.sqrt(jnp.maximum(values, 0.0) + jitter), vectors.T)
+  return _dot(vectors * jnp.sqrt(jnp.maximum(values, 0.0) + jitter)[None, :], vectors.T)
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:

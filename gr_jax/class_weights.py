@@ -24,4 +24,4 @@ def effective_number(counts: AnyArray, classes: AnyArray, beta: float) -> jax.Ar
   """
   counts = jnp.where(classes, counts, 1).astype(jnp.float32)
   weights = jnp.where(classes, (1.0 - beta) / (1.0 - beta ** counts), 0.0)
-  return jnp.where(classes, weights * jnp.sum(classes) / jnp.sum(weights), 1.0)
+  return jnp.where(classes, weights * jnp.sum(classes).astype(jnp.float32) / jnp.sum(weights), 1.0)

@@ -60,7 +60,7 @@ def prior_regularized_cross_entropy(
   counts, labels = jnp.asarray(class_counts, jnp.float32), jnp.asarray(labels)
   check_shapes(logits, labels=labels, classes=counts)
   seen = counts > 0
-  adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + log_prior(counts)
+  adjusted = jnp.where(seen, logits.astype(jnp.float32), 0.0) + log_prior(counts)[None, :]
   log_probabilities = masked_log_softmax(adjusted, seen)
   picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
   return jnp.mean(jnp.where(seen[labels], -picked, jnp.inf))
@@ -115,7 +115,7 @@ def distribution_aware_distillation(
   evenness = lost_evenness(lost, old)
   student = jnp.where(old, student.astype(jnp.float32), 0.0)
   teacher = jax.lax.stop_gradient(jnp.where(old, teacher.astype(jnp.float32), 0.0))
-  mixed = weights * student + (1.0 - weights) * teacher
+  mixed = weights[None, :] * student + (1.0 - weights)[None, :] * teacher
   targets = _teacher_probabilities(teacher, old, temperature)
   return (evenness * _soft_cross_entropy(targets, student / temperature, old)
           + (1.0 - evenness) * _soft_cross_entropy(targets, mixed / temperature, old))
@@ -234,7 +234,7 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: Any
   own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
   # A finite floor: -inf would make the gradient NaN.
   highest = jax.lax.top_k(jnp.where(new, scores, -1e9), min(hardest, scores.shape[-1]))[0]
-  counts = old[labels][:, None] & (jnp.arange(highest.shape[-1]) < jnp.sum(new))
+  counts = old[labels][:, None] & (jnp.arange(highest.shape[-1]) < jnp.sum(new))[None, :]
   hinges = jnp.where(counts, jnp.maximum(margin - own + jnp.where(counts, highest, 0.0), 0.0), 0.0)
   return mean_over(jnp.sum(hinges), jnp.sum(counts))
 

@@ -53,7 +53,7 @@ def measure(scores: jax.Array, labels: jax.Array, valid: AnyArray, old: AnyArray
   """
   check_shapes(scores, labels=labels, classes=new)
   # No scatter: on a GPU its order of additions is not fixed.
-  own = valid[:, None] & (labels[:, None] == jnp.arange(scores.shape[-1]))
+  own = valid[:, None] & (labels[:, None] == jnp.arange(scores.shape[-1])[None, :])
   top = jnp.max(scores, axis=-1, where=old | new, initial=-jnp.inf)
   return Sums(jnp.sum(jnp.where(own, scores, 0.0), axis=0), jnp.sum(own, axis=0, dtype=jnp.float32),
               jnp.sum(jnp.where(valid & new[labels], top, 0.0)))
@@ -88,4 +88,4 @@ def rectified(scores: jax.Array, statistics: Statistics, old: AnyArray, new: Any
   factor = jnp.where(applies, initial / jnp.where(applies, present, 1.0)
                      * (task / jnp.where(applies, confidence, 1.0)), 1.0)
   winner = jnp.argmax(jnp.where(old | new, scores, -jnp.inf), axis=-1)
-  return jnp.where(new[winner][:, None], scores * factor, scores)
+  return jnp.where(new[winner][:, None], scores * factor[None, :], scores)

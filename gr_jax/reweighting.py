@@ -103,7 +103,7 @@ def combine(
     old: jax.Array, seen: jax.Array) -> dict:
   """column_j dL_ce/dW_j + [j old] beta dL_kd/dW_j for both kernel and bias; 0 in unseen columns."""
   def rescale(ce: jax.Array, kd: jax.Array | None) -> jax.Array:
-    total = column * _masked(ce, seen)
+    total = _by_column(column, ce) * _masked(ce, seen)
     if kd is not None:
       total = total + beta * _masked(kd, old)
     return total.astype(ce.dtype)
@@ -115,11 +115,17 @@ def _masked(grad: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(mask, grad.astype(jnp.float32), 0.0)
 
 
+def _by_column(values: jax.Array, grad: jax.Array) -> jax.Array:
+  """Values [classes] in a form that multiplies the columns of a kernel's gradient, or the entries of a bias's."""
+  return jnp.expand_dims(values, range(grad.ndim - 1))
+
+
 def _norm(values: jax.Array, axis: int | None = None) -> jax.Array:
   """Euclidean norm whose squares neither overflow nor underflow float32."""
   top = jnp.max(jnp.abs(values), axis=axis)
   scale = jnp.where(top > 0, top, 1.0)
-  return top * jnp.sqrt(jnp.sum(jnp.square(values / scale), axis=axis))
+  scaled = values / (scale if axis is None else jnp.expand_dims(scale, axis))
+  return top * jnp.sqrt(jnp.sum(jnp.square(scaled), axis=axis))
 
 
 def _column_norms(kernel: jax.Array) -> jax.Array:
@@ -149,7 +155,7 @@ def _inter_phase(
 
 def _mean(values: jax.Array, group: jax.Array) -> jax.Array:
   """Mean over a group, zeros included; 0 for an empty group."""
-  return jnp.sum(jnp.where(group, values, 0.0)) / jnp.maximum(jnp.sum(group), 1)
+  return jnp.sum(jnp.where(group, values, 0.0)) / jnp.maximum(jnp.sum(group), 1).astype(jnp.float32)
 
 
 def _distillation_ratio(
@@ -162,7 +168,7 @@ def _distillation_ratio(
   ce_norm, kd_norm = _norm(ce), _norm(kd)
   # If student and teacher agree, the ratio would scale rounding noise up to the size of the other gradient.
   counts = (kd_norm > eps * ce_norm) & (kd_norm >= _SMALLEST_DISTILLATION_NORM)
-  return jnp.where(counts, _norm(column * ce) / jnp.where(counts, kd_norm, 1.0), 0.0)
+  return jnp.where(counts, _norm(_by_column(column, ce) * ce) / jnp.where(counts, kd_norm, 1.0), 0.0)
 
 
 class RuleState(NamedTuple):

@@ -75,8 +75,10 @@ def new_and_memory(ratio: int) -> Sampler:
     group, within = places // (ratio + 1), places % (ratio + 1)
     # An empty memory leaves its places to new images.
     of_memory = (within == ratio) & (exemplars > 0)
-    exemplar, image = memory[group % (exemplars + (exemplars == 0))], new[(group * ratio + within) % fresh]
-    return of_memory * exemplar + ~of_memory * image
+    at_least_one = exemplars + (exemplars == 0).astype(exemplars.dtype)
+    exemplar, image = memory[group % at_least_one], new[(group * ratio + within) % fresh]
+    # Products, which NumPy arrays and JAX arrays share.
+    return of_memory.astype(memory.dtype) * exemplar + (~of_memory).astype(new.dtype) * image
 
   def batch(size: int) -> int:
     return size + size // ratio

@@ -60,7 +60,7 @@ def task_binary_distillation(student: jax.Array, teacher: jax.Array, old: AnyArr
   targets = task_log_softmax(jax.lax.stop_gradient(teacher) / temperature, old, task_of_class)
   q, rest = map(jnp.exp, targets)
   sizes = jnp.sum(_same_task(old, task_of_class), axis=0)
-  each = -(q * log_p + rest * log_rest) / jnp.maximum(sizes, 1)
+  each = -(q * log_p + rest * log_rest) / jnp.maximum(sizes, 1).astype(jnp.float32)[None, :]
   return jnp.mean(jnp.sum(jnp.where(sizes > 1, each, 0.0), axis=-1))
 
 

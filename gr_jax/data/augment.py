@@ -26,7 +26,8 @@ _CENTRAL_SHARE = 224 / 256
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
   """[..., channels] in 0..255 -> (x / 255 - mean) / std, float32."""
-  return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+  offset, scale = (jnp.expand_dims(jnp.asarray(values), range(images.ndim - 1)) for values in (mean, std))
+  return (images.astype(jnp.float32) / 255 - offset) / scale
 
 
 def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -44,7 +45,8 @@ def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax
   """
   for_area, for_aspect, for_top, for_left = jax.random.split(key, 4)
   height, width = size[0], size[1]
-  area = height * width * jax.random.uniform(for_area, (_ATTEMPTS,), minval=_AREA[0], maxval=_AREA[1])
+  share = jax.random.uniform(for_area, (_ATTEMPTS,), minval=_AREA[0], maxval=_AREA[1])
+  area = (height * width).astype(jnp.float32) * share
   aspect = jnp.exp(jax.random.uniform(for_aspect, (_ATTEMPTS,), minval=_LOG_ASPECT[0],
                                       maxval=_LOG_ASPECT[1]))
   widths = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
@@ -53,8 +55,8 @@ def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax
   first = jnp.argmax(fits)
   # All draws can fail only for pictures far from square; then the long side is cut to the aspect limit.
   narrow, wide = math.exp(_LOG_ASPECT[0]), math.exp(_LOG_ASPECT[1])
-  central_width = jnp.minimum(width, jnp.round(height * wide).astype(jnp.int32))
-  central_height = jnp.minimum(height, jnp.round(width / narrow).astype(jnp.int32))
+  central_width = jnp.minimum(width, jnp.round(height.astype(jnp.float32) * wide).astype(jnp.int32))
+  central_height = jnp.minimum(height, jnp.round(width.astype(jnp.float32) / narrow).astype(jnp.int32))
   found = jnp.any(fits)
   box_height = jnp.where(found, heights[first], central_height)
   box_width = jnp.where(found, widths[first], central_width)
@@ -75,10 +77,11 @@ def resize_weights(start: jax.Array, length: jax.Array, taps: int, out: int) -> 
     taps: pixels of the stored array along this axis.
     out: pixels of the result.
   """
+  start, length = jnp.asarray(start, jnp.float32), jnp.asarray(length, jnp.float32)
   scale = length / out
   reach = jnp.maximum(scale, 1.0)
-  centres = start + (jnp.arange(out) + 0.5) * scale
-  pixels = jnp.arange(taps) + 0.5
+  centres = start + (jnp.arange(out, dtype=jnp.float32) + 0.5) * scale
+  pixels = jnp.arange(taps, dtype=jnp.float32) + 0.5
   weights = jnp.maximum(0.0, 1.0 - jnp.abs(pixels[None, :] - centres[:, None]) / reach)
   weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0.0)
   total = jnp.sum(weights, axis=1, keepdims=True)
@@ -125,7 +128,8 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
 
     def weights(axis, start, length):
       taps = image.shape[axis] + 2 * pad
-      matrix = resize_weights(start * shrink[axis], length * shrink[axis], taps, image_size)
+      start, length = (value.astype(jnp.float32) * shrink[axis] for value in (start, length))
+      matrix = resize_weights(start, length, taps, image_size)
       # The padding is black: its pixels count in the normalisation of the weights but add nothing.
       return matrix[:, pad:taps - pad]
 
@@ -136,7 +140,7 @@ def make_augment(kind: str, *, image_size: int, mean: tuple[float, ...], std: tu
   def cutout(key, image, size):
     # A separate key, so that box and flip equal those of the kind without cutout.
     centre = jax.random.randint(jax.random.fold_in(key, _CUTOUT), (2,), 0, image_size)
-    near = [(-half <= away) & (away < half) for away in jnp.arange(image_size) - centre[:, None]]
+    near = [(-half <= away) & (away < half) for away in jnp.arange(image_size)[None, :] - centre[:, None]]
     inside = near[0][:, None] & near[1][None, :]
     return jnp.where(inside[..., None], 255 * jnp.asarray(mean), resized_crop(key, image, size, pad=_PAD))
 
@@ -171,8 +175,9 @@ def make_plain(*, image_size: int, mean: tuple[float, ...], std: tuple[float, ..
     image_size, channels] float32.
   """
   def central(image, size):
+    size = size.astype(jnp.float32)
     side = jnp.min(size) * _CENTRAL_SHARE
-    shrink = jnp.asarray(image.shape[:2]) / size
+    shrink = jnp.asarray(image.shape[:2], jnp.float32) / size
     start = (size - side) / 2
     rows, columns = (resize_weights(start[axis] * shrink[axis], side * shrink[axis], image.shape[axis],
                                     image_size) for axis in (0, 1))

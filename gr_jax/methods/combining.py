@@ -115,7 +115,7 @@ def _with_prior(value: Any) -> Any:
   """A cross-entropy over z + log pi; a class without images takes no part."""
   def with_prior(student: Outputs, teacher: Any, labels: jax.Array, context: Context) -> jax.Array:
     counts = jnp.asarray(context.counts)
-    shifted = jnp.where(counts > 0, student.logits + losses.log_prior(counts), _NEVER)
+    shifted = jnp.where(counts > 0, student.logits + losses.log_prior(counts)[None, :], _NEVER)
     return value(student._replace(logits=shifted), teacher, labels, context)
 
   return with_prior
@@ -124,7 +124,8 @@ def _with_prior(value: Any) -> Any:
 def _by_lost_images(value: Any) -> Any:
   """DAKD of any distillation D of logits: h D(z, q) + (1 - h) D(v z + (1 - v) q, q)."""
   def by_lost_images(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
-    weights, evenness = (part(context.lost, context.old) for part in (losses.lost_weights, losses.lost_evenness))
+    evenness = losses.lost_evenness(context.lost, context.old)
+    weights = losses.lost_weights(context.lost, context.old)[None, :]
     mixed = weights * student.logits + (1.0 - weights) * jax.lax.stop_gradient(teacher.logits)
     return (evenness * value(student, teacher, labels, context)
             + (1.0 - evenness) * value(student._replace(logits=mixed), teacher, labels, context))

@@ -84,7 +84,7 @@ def make(*, boosting_beta: float, compression_beta: float, distillation_weight: 
 
   def weighted(student: Outputs, teacher: jax.Array, labels: jax.Array, context: Context) -> jax.Array:
     weights = class_weights.effective_number(context.counts, context.seen, boosting_beta)
-    return losses.cross_entropy(student.logits / weights, labels, context.seen)
+    return losses.cross_entropy(student.logits / weights[None, :], labels, context.seen)
 
   def new_features(student: Outputs, teacher: jax.Array, labels: jax.Array, context: Context) -> jax.Array:
     return losses.cross_entropy(student.branches["auxiliary"], labels, context.seen)
@@ -95,10 +95,11 @@ def make(*, boosting_beta: float, compression_beta: float, distillation_weight: 
   def compress(student: Outputs, teacher: jax.Array, labels: jax.Array, context: Context) -> jax.Array:
     weights = class_weights.effective_number(context.counts, context.seen, compression_beta)
     # softmax(z / T + log w) is softmax(z / T) times w, made to add up to 1.
-    return losses.distillation(student.logits, teacher + temperature * jnp.log(weights), context.seen, temperature)
+    weighted_teacher = teacher + temperature * jnp.log(weights)[None, :]
+    return losses.distillation(student.logits, weighted_teacher, context.seen, temperature)
 
   def not_on_old_features(head: HeadParams, context: Context) -> HeadMask:
-    return {"kernel": context.seen & ~_on_old_features(head, context), "bias": context.seen}
+    return {"kernel": context.seen[None, :] & ~_on_old_features(head, context), "bias": context.seen}
 
   def main_head(head: HeadParams, context: Context) -> HeadMask:
     never = jnp.zeros((), bool)
@@ -152,4 +153,4 @@ def _backbone(networks: Networks) -> dict[str, Any]:
 def _on_old_features(head: HeadParams, context: Context) -> jax.Array:
   """Entries of new columns in the old backbone's block."""
   width = head["auxiliary_kernel"].shape[0]
-  return (jnp.arange(head["kernel"].shape[0]) < width)[:, None] & context.new
+  return (jnp.arange(head["kernel"].shape[0]) < width)[:, None] & context.new[None, :]

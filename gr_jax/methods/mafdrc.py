@@ -57,7 +57,7 @@ def make(*, adaptation_epochs_share: float, fusion_epochs_share: float, branch_w
 
   def adjusted(student: Outputs, context: Context) -> jax.Array:
     share = jnp.where(context.seen, context.counts / jnp.sum(context.counts), 1.0)
-    return student.logits + jnp.log(share ** prior_power + _SHARE_OFFSET)
+    return student.logits + jnp.log(share ** prior_power + _SHARE_OFFSET)[None, :]
 
   def full(student: Outputs, teacher: Any, labels: jax.Array, context: Context) -> jax.Array:
     return (1.0 - branch_weight) * losses.cross_entropy(adjusted(student, context), labels, context.seen)

@@ -80,9 +80,9 @@ def grow(key: jax.Array, params: dict, context: Any, *, block: AnyInteger | int,
   """
   for_kernel, for_bias = jax.random.split(key)
   width, later = params["auxiliary_kernel"].shape[0], context.task > 0
-  bound = jnp.where(later, jnp.sqrt(3.0 / (width * (block + 1))), width ** -0.5)
+  bound = jnp.where(later, jnp.sqrt(3.0 / jnp.asarray(width * (block + 1), jnp.float32)), width ** -0.5)
   row = jnp.arange(params["kernel"].shape[0])[:, None] // width
-  drawn = (row <= block) & (context.new | ((row == block) & context.old & redraw_old))
+  drawn = (row <= block) & (context.new[None, :] | ((row == block) & context.old[None, :] & redraw_old))
   return {
       "kernel": jnp.where(drawn, _uniform(for_kernel, params["kernel"], bound), params["kernel"]),
       "bias": jnp.where(context.new, jnp.where(later, 0.0, _uniform(for_bias, params["bias"], bound)), params["bias"]),

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from gr_jax.devices import convolution_library
@@ -139,7 +140,7 @@ def _kernel_gradient(inputs: jax.Array, kernel: jax.Array, grad: jax.Array, stri
   A convolution with the batch as channels and grad as the kernel, for one piece of the batch at a time; for a 1x1
   kernel, a matrix product.
   """
-  window, total_dtype = kernel.shape[:2], jnp.promote_types(grad.dtype, jnp.float32)
+  window, total_dtype = kernel.shape[:2], np.promote_types(grad.dtype, np.float32)
   if window == (1, 1) and padding == ((0, 0), (0, 0)):
     total = jnp.einsum("bhwi,bhwo->io", inputs[:, ::strides[0], ::strides[1]], grad,
                        precision=precision, preferred_element_type=total_dtype)

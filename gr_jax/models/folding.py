@@ -47,7 +47,7 @@ def _fold(params: Any, stats: Any) -> Any:
         raise ValueError(f"fold: no running statistics of {norm}; pass the network's batch_stats, and fold it only "
                          f"once")
       factor = params[norm]["scale"] * jax.lax.rsqrt(stats[norm]["var"] + EPSILON)
-      folded[name] = {"kernel": layer["kernel"] * factor}
+      folded[name] = {"kernel": layer["kernel"] * factor[None, None, None, :]}
       folded[norm] = {"bias": params[norm]["bias"] - stats[norm]["mean"] * factor}
     elif kind != "BatchNorm":
       folded[name] = _fold(layer, stats.get(name, {})) if isinstance(layer, dict) else layer

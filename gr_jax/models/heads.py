@@ -65,7 +65,7 @@ def mask(classifier: dict, seen: AnyArray) -> dict[str, jax.Array]:
 def logits(classifier: dict, features: jax.Array) -> jax.Array:
   """features [batch, features] -> logits [batch, classes] float32."""
   product = jnp.dot(features.astype(jnp.float32), classifier["kernel"], precision=jax.lax.Precision.HIGHEST)
-  return product + classifier["bias"]
+  return product + classifier["bias"][None, :]
 
 
 def linear() -> Head:
@@ -99,8 +99,8 @@ def bias_corrected() -> Head:
 
   def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
     plain = logits(mask(params, context.old | context.new), features)
-    corrected = params["alpha"][context.task_of_class] * plain + params["beta"][context.task_of_class]
-    return corrected, plain
+    alpha, beta = (params[name][context.task_of_class][None, :] for name in ("alpha", "beta"))
+    return alpha * plain + beta, plain
 
   return Head(start, draw_columns, apply)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # docs/method.md section 3: running <- 0.9 running + 0.1 batch.
 _MOMENTUM = 0.9
@@ -87,7 +88,8 @@ def _backward(relu, axis_name, residuals, cotangents):
     shared = jax.lax.pmean(shared, axis_name)
   # A variance that rounding made negative was replaced by 0 and has no gradient.
   slope = jnp.where(rises, shared[1], 0.0) * deviation
-  towards_x = (grad.astype(wide) - shared[0] - (x.astype(wide) - mean) * slope) * (deviation * scale)
+  towards_x = (grad.astype(wide) - _along(shared[0], x) - (x.astype(wide) - _along(mean, x)) * _along(slope, x))
+  towards_x = _product(towards_x, _along(_product(deviation, scale), x))
   return (towards_x.astype(x.dtype), grad if has_shortcut else None, product.astype(scale.dtype),
           total.astype(bias.dtype))
 
@@ -97,7 +99,7 @@ normalise.defvjp(_forward, _backward)
 
 def _batch_statistics(x: jax.Array, axis_name: str | None) -> tuple[Statistics, jax.Array]:
   """Statistics in float32 or wider, and where the variance was above 0 before clipping."""
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = np.promote_types(x.dtype, np.float32)
   moments = jnp.stack(_sums(x, x, wide)) / (x.size // x.shape[-1])
   if axis_name is not None:
     moments = jax.lax.pmean(moments, axis_name)
@@ -115,15 +117,29 @@ def _sums(a: jax.Array, b: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]
 def _apply(x: jax.Array, shortcut: jax.Array | None, scale: jax.Array, bias: jax.Array, statistics: Statistics,
            relu: bool) -> jax.Array:
   mean, variance = statistics
-  return _finish((x - mean) * (jax.lax.rsqrt(variance + EPSILON) * scale), bias, shortcut, relu, x.dtype)
+  centred = x.astype(np.promote_types(x.dtype, mean.dtype)) - _along(mean, x)
+  factor = _product(jax.lax.rsqrt(variance + EPSILON), scale)
+  return _finish(_product(centred, _along(factor, x)), bias, shortcut, relu, x.dtype)
 
 
 def _finish(x: jax.Array, bias: jax.Array, shortcut: jax.Array | None, relu: bool, dtype: Any) -> jax.Array:
   """Bias, shortcut and ReLU in the wider dtype: rounded once, and in a form that oneDNN fuses with the convolution."""
-  x = x + bias
+  wide = np.promote_types(x.dtype, bias.dtype)
+  x = x.astype(wide) + _along(bias.astype(wide), x)
   if shortcut is not None:
-    x += shortcut
+    x += shortcut.astype(wide)
   return (nn.relu(x) if relu else x).astype(dtype)
+
+
+def _along(values: jax.Array, x: jax.Array) -> jax.Array:
+  """Values [channels] in the rank of x, for arithmetic along its last axis."""
+  return jnp.expand_dims(values, range(x.ndim - 1))
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a * b in the wider of their dtypes."""
+  wide = np.promote_types(a.dtype, b.dtype)
+  return a.astype(wide) * b.astype(wide)
 
 
 class BatchNorm(nn.Module):
@@ -184,7 +200,8 @@ class Standardise(nn.Module):
     """Means over the pixels of a map and of its squares, [batch, channels] float32 -> the same shape."""
     channels = pooled.shape[-1:]
     if self.folded:
-      return pooled * self.get_variable("params", "factor") + self.get_variable("params", "offset")
+      factor, offset = (_along(self.get_variable("params", name), pooled) for name in ("factor", "offset"))
+      return pooled * factor + offset
     mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
     variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
     now = Statistics(mean.value, variance.value)
@@ -195,4 +212,4 @@ class Standardise(nn.Module):
       now = Statistics(moments[0], jnp.maximum(moments[1] - moments[0] ** 2, 0.0))
       for running, batch in ((mean, now.mean), (variance, now.variance)):
         running.value = _MOMENTUM * running.value + (1 - _MOMENTUM) * batch
-    return (pooled - now.mean) * jax.lax.rsqrt(now.variance + EPSILON)
+    return (pooled - _along(now.mean, pooled)) * _along(jax.lax.rsqrt(now.variance + EPSILON), pooled)

@@ -28,7 +28,8 @@ def two_branch() -> Head:
 
   def branches(params: dict, features: jax.Array, context: Any) -> dict[str, jax.Array]:
     shared, features = heads.mask(params, context.seen), features.astype(jnp.float32)
-    return {name: heads.logits(shared, params[f"{name}_scale"] * features + params[f"{name}_shift"])
+    return {name: heads.logits(
+        shared, params[f"{name}_scale"][None, :] * features + params[f"{name}_shift"][None, :])
             for name in ("old", "new")}
 
   def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:

@@ -132,14 +132,14 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
         scores = jnp.where(context.seen, raw, -jnp.inf)
         correct = jnp.argmax(scores, axis=-1) == own
         aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == own
-        tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid)
+        tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid[None, :])
       counts = counts.at[:, :, own].add(jnp.stack(tallied).astype(jnp.int32))
       assert judged is not None
       by_image = {name: jax.lax.dynamic_update_slice(
           found, jnp.stack([jnp.where(valid, getattr(one, name), 0) for one in judged]), (0, first))
                   for name, found in by_image.items()}
       class_bins = class_bins + jnp.stack([calibration.class_bins(one.probabilities, own, valid) for one in judged])
-      member = (own[None, :] == jnp.arange(num_classes)[:, None]) & valid
+      member = (own[None, :] == jnp.arange(num_classes)[:, None]) & valid[None, :]
       return counts, by_image, class_bins, totals + _exact(member.astype(jnp.float32), outputs.features)
 
     def spread(i, sums):
@@ -147,11 +147,11 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
       away = jnp.where(valid[:, None], outputs.features - means[own], 0.0)
       chosen = jnp.where(setting.cells[:, own][..., None], away, 0.0)
       # The term that is the same for all classes is left out.
-      nearness = 2.0 * _exact(outputs.features, means.T) - jnp.sum(jnp.square(means), axis=-1)
+      nearness = 2.0 * _exact(outputs.features, means.T) - jnp.sum(jnp.square(means), axis=-1)[None, :]
       here = setting.groups[:, None, :]
       differ = jnp.argmax(jnp.where(here, outputs.logits, -jnp.inf), axis=-1) != jnp.argmax(
           jnp.where(here, nearness, -jnp.inf), axis=-1)
-      differ &= setting.groups[:, own] & valid
+      differ &= setting.groups[:, own] & valid[None, :]
       return within + _exact(chosen.transpose(0, 2, 1), chosen), disagreeing + jnp.sum(differ, axis=-1)
 
     rounds, rows = _rounds(setting.stop, block), features.shape[0]
@@ -161,7 +161,7 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
         jnp.zeros((len(method.scores), 3, num_classes), jnp.int32), empty,
         jnp.zeros((variants, num_classes, calibration.BINS, 3), jnp.float32),
         jnp.zeros((num_classes, size), jnp.float32))), parallel.AXIS)
-    means = totals / jnp.maximum(counts[0, 2], 1)[:, None]
+    means = totals / jnp.maximum(counts[0, 2], 1)[:, None].astype(jnp.float32)
     within, disagreeing = jax.lax.psum(jax.lax.fori_loop(0, rounds, spread, (
         jnp.zeros((setting.cells.shape[0], size, size), jnp.float32),
         jnp.zeros(setting.groups.shape[0], jnp.int32))), parallel.AXIS)

@@ -90,7 +90,7 @@ def imprinted(head: HeadParams, means: jax.Array, context: Context, *, with_bias
   found = {**head, "kernel": jnp.where(chosen, unit(means, axis=1).T, head["kernel"])}
   if "bias" in head:
     counts = jnp.where(context.new, context.counts, 0.0)
-    reference = jnp.sum(counts) / jnp.maximum(jnp.sum(context.new), 1)
+    reference = jnp.sum(counts) / jnp.maximum(jnp.sum(context.new), 1).astype(jnp.float32)
     compensation = -jnp.log(counts / jnp.maximum(reference, 1e-12) + _SHARE_OFFSET)
     found["bias"] = jnp.where(chosen, compensation if with_bias else 0.0, head["bias"])
   return found

@@ -62,7 +62,7 @@ def _scaled(head: Head) -> Head:
 
   def apply(params: HeadParams, features: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
     logits, scores = head.apply(params, features, context)
-    return jnp.where(context.seen, params[_SCALE], 1.0) * logits, scores
+    return jnp.where(context.seen, params[_SCALE], 1.0)[None, :] * logits, scores
 
   return head._replace(init=init, renew=renew, apply=apply)
 
