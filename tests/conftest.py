@@ -37,6 +37,9 @@ def pytest_configure(config):
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
   # This process has imported JAX, which reads them then.
   import jax
+  # Otherwise shapes that do not fit can go unnoticed, and a dtype can become wider.
+  jax.config.update("jax_numpy_rank_promotion", "raise")
+  jax.config.update("jax_numpy_dtype_promotion", "strict")
   jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 

@@ -17,7 +17,8 @@ class TinyBackbone(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.num_features))
     bias = self.param("bias", nn.initializers.zeros, (self.num_features,))
     # The recording is exact to 1e-5, so the products must be too.
-    return nn.relu(jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias), ()
+    return nn.relu(jnp.dot(x, kernel, precision=jax.lax.Precision.HIGHEST)
+                   + jnp.expand_dims(bias, range(x.ndim - 1))), ()
 
 
 class PixelBackbone(nn.Module):

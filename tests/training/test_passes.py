@@ -128,7 +128,7 @@ def test_every_score_counts_by_itself_and_sees_the_carry(devices):
   images, labels = rng.normal(size=(35, 5)), rng.integers(0, 5, 35)
   weights = rng.normal(size=5).astype(np.float32)
   method = fake(logits=methods.base.logits,
-                weighted=lambda outputs, carry, context: outputs.features * carry["weights"])
+                weighted=lambda outputs, carry, context: outputs.features * carry["weights"][None, :])
   found = found_of(images, labels, np.ones(5, bool), setting_of(35), devices=devices, method=method,
                    carry={"weights": weights}).counts
   assert found.shape == (2, 3, 5)
@@ -205,7 +205,7 @@ def test_a_measure_counts_each_row_of_the_pool_once(devices, size):
   images, rows = rng.normal(size=(20, 5)), rng.permutation(20)[:size]
 
   def measure(outputs, labels, valid, context):
-    hot = (labels[:, None] == jnp.arange(5)) & valid[:, None]
+    hot = (labels[:, None] == jnp.arange(5)[None, :]) & valid[:, None]
     return {"images": jnp.sum(hot, axis=0), "logits": jnp.sum(jnp.where(valid[:, None], outputs.logits, 0.0), axis=0),
             "task": jnp.where(valid, context.task, 0).sum()}
 

@@ -197,7 +197,7 @@ def test_a_method_may_pull_on_features_and_stage_maps():
     def run(params, stats, **options):
       found = model.apply({"params": params["backbone"], "batch_stats": stats}, images, **options)
       (features, maps), _ = found if options.get("mutable") else (found, None)
-      logits = features @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+      logits = features @ params["classifier"]["kernel"] + params["classifier"]["bias"][None, :]
       return Outputs(logits, logits, features, maps)
     student = run(params, variables["batch_stats"], train=True, mutable=["batch_stats"])
     teacher = run(before["params"], before["batch_stats"], train=False)
