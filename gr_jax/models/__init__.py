@@ -16,8 +16,9 @@ from gr_jax.models.resnet import ResNet
 _CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)
 _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
-# What "auto" means: the fastest precision with results as good as float32. On a GPU, TF32 rounds the factors of
-# products to 10 bits and adds in float32; everything except convolutions stays float32.
+# What "auto" means: the fastest precision with float32's results. On a GPU, TF32 rounds the factors of products to 10
+# bits and adds in float32; everything except convolutions stays float32. On a CPU bfloat16 gives other results, better
+# ones (docs/speed.md, Precision).
 AUTO_PRECISION = {"cpu": "float32", "gpu": "tf32", "tpu": "float32"}
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
