@@ -35,6 +35,8 @@ def pytest_configure(config):
     config.add_cleanup(end)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+  # Else the folder's path is a part of the keys.
+  os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
   # This process has imported JAX, which reads them then.
   import jax
   # Otherwise shapes that do not fit can go unnoticed, and a dtype can become wider.
@@ -42,6 +44,7 @@ def pytest_configure(config):
   jax.config.update("jax_numpy_dtype_promotion", "strict")
   jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+  jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 # Of the files that take long, the longest first: a worker that begins with one when the others are done makes all wait.

@@ -22,7 +22,8 @@ import sys
 
 # What JAX reads when it is imported, so that a forked process has to be told.
 _READ_AT_IMPORT = {"JAX_PLATFORMS": str, "JAX_NUM_CPU_DEVICES": int, "JAX_COMPILATION_CACHE_DIR": str,
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": float}
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": float,
+                   "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": str}
 _NUMBER = struct.Struct("i")
 
 

@@ -11,13 +11,15 @@ import pathlib
 import platform
 import shutil
 import tempfile
+import time
 import zlib
 
 import jaxlib
 
 # All is deleted when it takes more: old versions of the programs are never used again.
 LARGEST = 1 << 30
-_SUFFIX = "-cache"
+_SUFFIX, _PREFIX = "-cache", "gr_jax-tests-"
+_DAY = 24 * 3600
 
 
 def default_folder():
@@ -35,7 +37,11 @@ def begin(kept):
   if sum(entry.stat().st_size for entry in kept.iterdir()) > LARGEST:
     shutil.rmtree(kept)
     kept.mkdir(mode=0o700)
-  folder = pathlib.Path(tempfile.mkdtemp(prefix="gr_jax-tests-", dir=kept.parent))
+  # Left behind by runs that were killed.
+  for left in kept.parent.glob(f"{_PREFIX}*"):
+    if time.time() - left.stat().st_mtime > _DAY:
+      shutil.rmtree(left, ignore_errors=True)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX, dir=kept.parent))
   for entry in kept.glob(f"*{_SUFFIX}"):
     os.link(entry, folder / entry.name)
   return folder

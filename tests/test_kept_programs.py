@@ -1,5 +1,8 @@
 """What the tests keep from run to run: whole compiled programs alone."""
 
+import os
+import subprocess
+import sys
 import zlib
 
 import kept_programs
@@ -25,3 +28,27 @@ def test_too_much_is_deleted(tmp_path, monkeypatch):
   monkeypatch.setattr(kept_programs, "LARGEST", 3)
   folder = kept_programs.begin(tmp_path / "kept")
   assert list(folder.iterdir()) == list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_later_run_finds_what_an_earlier_one_compiled(tmp_path):
+  """In another folder, by another process with other hashes of strings."""
+  def compiled(seed):
+    """New entries of a process that compiles one program."""
+    folder = kept_programs.begin(tmp_path / "kept")
+    before = set(folder.iterdir())
+    subprocess.run(
+        [sys.executable, "-c", "import jax; jax.jit(lambda x: x @ x + 1).lower(jax.numpy.ones((3, 3))).compile()"],
+        check=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(folder), "PYTHONHASHSEED": str(seed),
+                         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
+    new = {path.name for path in folder.iterdir()} - {path.name for path in before}
+    kept_programs.end(folder, tmp_path / "kept")
+    return new
+
+  assert any("lambda" in name for name in compiled(1)) and not compiled(2)
+
+
+def test_what_killed_runs_left_is_deleted_after_a_day(tmp_path):
+  old, new = (kept_programs.begin(tmp_path / "kept") for _ in range(2))
+  os.utime(old, (0, 0))
+  kept_programs.begin(tmp_path / "kept")
+  assert new.exists() and not old.exists()
