@@ -24,15 +24,10 @@ _CACHE = "GR_JAX_TESTS_CACHE"
 def pytest_configure(config):
   """The first process makes the folder; its workers and the commands under test inherit it."""
   if _CACHE not in os.environ:
-    kept = kept_programs.default_folder()
-    folder = kept_programs.begin(kept)
+    folder, end = kept_programs.begin(kept_programs.default_folder())
     os.environ[_CACHE] = str(folder)
-
-    def end():
-      del os.environ[_CACHE]
-      kept_programs.end(folder, kept)
-
     config.add_cleanup(end)
+    config.add_cleanup(lambda: os.environ.pop(_CACHE))
   os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[_CACHE]
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
   # Else the folder's path is a part of the keys.

@@ -5,6 +5,7 @@ After it the new entries are kept, if they are whole: some tests kill processes,
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
@@ -32,7 +33,19 @@ def default_folder():
 
 
 def begin(kept):
-  """A new temporary folder with links to all entries in `kept`, which is made if it is missing."""
+  """(a new temporary folder with links to all entries in `kept`, the function that ends its use).
+
+  At the end the whole new entries are kept, and the folder is deleted. Where `kept` cannot be written, or has a file
+  system without links, the folder is empty and nothing is kept.
+  """
+  try:
+    return _linked(kept)
+  except OSError:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
+    return folder, functools.partial(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _linked(kept):
   kept.mkdir(mode=0o700, parents=True, exist_ok=True)
   if sum(entry.stat().st_size for entry in kept.iterdir()) > LARGEST:
     shutil.rmtree(kept)
@@ -44,11 +57,10 @@ def begin(kept):
   folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX, dir=kept.parent))
   for entry in kept.glob(f"*{_SUFFIX}"):
     os.link(entry, folder / entry.name)
-  return folder
+  return folder, functools.partial(_keep, folder, kept)
 
 
-def end(folder, kept):
-  """Keeps the whole new entries of a temporary folder and deletes it."""
+def _keep(folder, kept):
   for entry in folder.glob(f"*{_SUFFIX}"):
     if not (kept / entry.name).exists() and is_whole(entry.read_bytes()):
       # Another run may keep the same one.
