@@ -150,8 +150,9 @@ def on_columns(rule: optax.GradientTransformationExtraArgs, terms: Mapping[str, 
                       if name in gradients and loss.kind == kind]
                for kind in ("cross_entropy", "distillation", "other")}
     taken = {kind: _sum(by_kind[kind]) for kind in ("cross_entropy", "distillation") if by_kind[kind]}
-    found, state = rule.update(_columns(updates), state, None if params is None else _columns(params), gradients=taken,
-                               **arguments)
+    rescaled, state = rule.update(_columns(updates), state, None if params is None else _columns(params),
+                                  gradients=taken, **arguments)
+    found: Any = rescaled
     columns: Any = {name: values.reshape(updates[name].shape) for name, values in found.items()}
     others = [{name: tree[name].reshape(values.shape) for name, values in columns.items()} for tree in by_kind["other"]]
     return {**updates, **_sum([columns, *others])}, state
