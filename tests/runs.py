@@ -190,6 +190,14 @@ def records(workdir):
     return {step: timeless(checkpoints.record(step)) for step in checkpoints.steps()}
 
 
+def newest(workdir):
+  """(global step, JSON record) of the newest checkpoint; a kill may have left half of an older one."""
+  from gr_jax.runs.checkpoints import Checkpoints
+  with Checkpoints(pathlib.Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+    step = checkpoints.steps()[-1]
+    return step, timeless(checkpoints.record(step))
+
+
 def kill_the_parent_alone(job):
   """SIGKILL to the leader of a process group; those that worked for it are to leave by themselves."""
   job.kill()

@@ -110,7 +110,7 @@ def test_exemplars_are_training_images_of_their_class_without_repetition(finishe
   workdir, _ = finished
   counts = json.loads((workdir / "scenario.json").read_text())["counts"]
   stops = np.cumsum(counts)
-  record = max(runs.records(workdir).items())[1]
+  _, record = runs.newest(workdir)
   for j, rows in enumerate(record["exemplars"]):
     assert len(set(rows)) == 5 and all(stops[j] - counts[j] <= row < stops[j] for row in rows)
 
@@ -205,15 +205,15 @@ def test_killed_inside_a_task_with_a_teacher(tmp_path):
     time.sleep(0.005)
   os.kill(process.pid, signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-  record = max(runs.records(broken).items())
-  assert record[1]["task"] == 1 and record[1]["epoch"] in (4, 8, 12), "not inside task 2"
+  step, record = runs.newest(broken)
+  assert record["task"] == 1 and record["epoch"] in (4, 8, 12), "not inside task 2"
   with open(broken / "metrics.jsonl", "a") as file:
     file.write('{"kind": "epoch", "ta')  # What a kill inside a write leaves behind.
   again = runs.run("main", *flags, f"--workdir={broken}")
   assert again.returncode == 0, again.stderr
-  assert f"resuming after step {record[0]}" in again.stdout
+  assert f"resuming after step {step}" in again.stdout
   for row in runs.rows(broken):
-    assert row["start"] == (1 if row["global_step"] <= record[0] else 2)
+    assert row["start"] == (1 if row["global_step"] <= step else 2)
   runs.assert_equal(unbroken, broken)
 
 

@@ -50,7 +50,7 @@ def assert_same_learning(ours, theirs, in_order=True):
     for name, tolerance in {"loss": 1e-3, "cross_entropy": 1e-3, "alpha": 1e-3, "r_old": 2e-3, "r_new": 2e-3,
                             "beta": 2e-2}.items():
       assert row[name] == pytest.approx(other[name], rel=tolerance), (row["task"], row["epoch"], name)
-  kept = [max(runs.records(folder).items())[1]["exemplars"] for folder in (ours, theirs)]
+  kept = [runs.newest(folder)[1]["exemplars"] for folder in (ours, theirs)]
   assert kept[0] == kept[1] if in_order else [*map(sorted, kept[0])] == [*map(sorted, kept[1])]
   for name in ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies"):
     assert runs.results(ours)[name] == runs.results(theirs)[name], name
@@ -148,7 +148,7 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path):
   ended = runs.end_several(processes, timeout=90)
   assert [code for code, _ in ended] == [75, 75], ended
   assert "SIGTERM" in ended[1][1] and "SIGTERM" not in ended[0][1]
-  assert f"step {max(runs.records(tmp_path))} is saved" in ended[0][1], ended
+  assert f"step {runs.newest(tmp_path)[0]} is saved" in ended[0][1], ended
 
 
 def test_waiting_for_a_process_that_does_not_come_has_an_end(tmp_path):
@@ -181,8 +181,8 @@ def test_two_processes_killed_and_resumed_as_one(tmp_path):
   for process in processes:
     process.kill()
   assert [code for code, _ in runs.end_several(processes)] == [-signal.SIGKILL] * 2, "ended before it was killed"
-  step = max(runs.records(broken))
-  assert runs.records(broken)[step]["task"] == 1, "not inside task 2"
+  step, record = runs.newest(broken)
+  assert record["task"] == 1, "not inside task 2"
   again = runs.run("main", *flags, f"--workdir={broken}")
   assert again.returncode == 0 and f"resuming after step {step}" in again.stdout, again.stderr
   assert {row["start"] for row in runs.rows(broken)} == {1, 2}

@@ -84,7 +84,7 @@ def test_interrupted_among_drawn_features(tmp_path, monkeypatch):
   train.train(config_of(name, epochs=1), tmp_path / "whole")
   # Three device calls after the row of the second task's first stage.
   end_inside(name, tmp_path / "cut", monkeypatch, 2, "train", 3, epochs=1)
-  newest = runs.records(tmp_path / "cut")
-  assert newest[max(newest)]["stage"] == 1 and 0 < newest[max(newest)]["steps"] < 12
+  _, record = runs.newest(tmp_path / "cut")
+  assert record["stage"] == 1 and 0 < record["steps"] < 12
   train.train(config_of(name, epochs=1), tmp_path / "cut")
   assert_ended_equal(tmp_path / "cut", tmp_path / "whole")
