@@ -19,7 +19,11 @@ export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=${DEVICES:-2}
 # One thread for each waiting collective; with fewer, the devices of a process can deadlock.
 export NPROC=${NPROC:-$((4 * JAX_NUM_CPU_DEVICES))}
 
-children=()
+# Set before the first process starts, or an early signal would end this shell alone.
+children=() asked=
+for signal in TERM INT; do
+  trap "asked=$signal; "'kill -'"$signal"' "${children[@]}" 2>/dev/null || true' "$signal"
+done
 for ((index = 0; index < processes; index++)); do
   place=127.0.0.1:${PORT:-9876},$processes,$index
   command=("${PYTHON:-python}" -m gr_jax.main --config="$config" "$@" --config.distributed="$place")
@@ -30,18 +34,19 @@ for ((index = 0; index < processes; index++)); do
   fi
   children+=($!)
 done
-for signal in TERM INT; do
-  trap 'kill -'"$signal"' "${children[@]}" 2>/dev/null || true' "$signal"
-done
+if [[ -n $asked ]]; then
+  kill "-$asked" "${children[@]}" 2>/dev/null || true
+fi
 
 code=0
 for child in "${children[@]}"; do
-  # A trapped signal makes `wait` return early, with a code above 128, while the child is still running.
-  while true; do
-    status=0
-    wait "$child" || status=$?
-    kill -0 "$child" 2>/dev/null || break
+  # A trapped signal makes `wait` return early, with a code above 128. The shell keeps the code of a process that has
+  # ended.
+  while kill -0 "$child" 2>/dev/null; do
+    wait "$child" || true
   done
+  status=0
+  wait "$child" || status=$?
   if ((code == 0)); then
     code=$status
   fi

@@ -25,20 +25,26 @@ if [[ $# -lt 1 || ! -f $1 ]]; then
 fi
 config=$1
 shift
+# Only this shell gets the signal; srun forwards it to every task. Set before srun starts, or an early signal would end
+# this shell alone.
+steps= asked=
+trap 'asked=1; [[ -z $steps ]] || kill -TERM "$steps" 2>/dev/null || true' TERM
+
 # GPUs are not bound to tasks: JAX gives GPU i of the node's allocation to the task with local index i, so each task
 # must see all of them. srun does not inherit the number of cores, so it is passed on.
 srun --kill-on-bad-exit=0 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-4}" \
   "${PYTHON:-python}" -m gr_jax.main --config="$config" --config.distributed=auto "$@" &
 steps=$!
-# Only this shell gets the signal; srun forwards it to every task.
-trap 'kill -TERM "$steps" 2>/dev/null || true' TERM
+if [[ -n $asked ]]; then
+  kill -TERM "$steps"
+fi
 
-# A trapped signal makes `wait` return early, with a code above 128, while srun is still running.
-while true; do
-  code=0
-  wait "$steps" || code=$?
-  kill -0 "$steps" 2>/dev/null || break
+# A trapped signal makes `wait` return early, with a code above 128. The shell keeps the code of a process that has ended.
+while kill -0 "$steps" 2>/dev/null; do
+  wait "$steps" || true
 done
+code=0
+wait "$steps" || code=$?
 if [[ $code -eq 75 && -n ${SLURM_JOB_ID:-} ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

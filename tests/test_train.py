@@ -36,7 +36,7 @@ def test_results_have_every_part(finished):
   workdir, returned = finished
   found = runs.results(workdir)
   assert found == json.loads(json.dumps(returned))
-  assert found["method"] == "gr" and found["seed"] == 0 and found["tasks_done"] == 3
+  assert (found["method"], found["addons"], found["seed"]) == ("gr", "", 0) and found["tasks_done"] == 3
   assert found["scenario_digest"] == json.loads((workdir / "scenario.json").read_text())["digest"]
   assert {"jax", "flax", "optax", "gr_jax"} <= set(found["versions"])
   assert found["versions"]["convolutions"] == convolution_library.in_use()

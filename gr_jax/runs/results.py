@@ -100,7 +100,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   top = _accuracies(experiment, progress.correct, progress.correct_aware, total)
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
   found = {
-      "method": config.method, "seed": config.seed, "scenario_digest": drawn.digest,
+      "method": config.method, "addons": config.addons, "seed": config.seed, "scenario_digest": drawn.digest,
       "tasks_done": progress.task, "seconds": progress.seconds, "versions": versions(experiment.devices[0].platform),
       "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
       "precision": experiment.precision, **top,

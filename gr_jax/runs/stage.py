@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
@@ -81,12 +82,13 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
     state, carry = compiled.begin(state, carry, plan.context, rows, experiment.root)
   # The program takes the folded teacher; checkpoints hold the original.
   kept = teacher if plan.number and experiment.method.uses_teacher else None
-  folded, everywhere = _folded(stage, programs, plan, teacher, carry), _placing(experiment)
-  context = everywhere(plan.context)
+  folded = _folded(stage, programs, plan, teacher, carry)
+  on_devices = functools.partial(parallel.replicate, devices=experiment.devices)
+  context = on_devices(plan.context)
   with _measuring(experiment, plan, progress, saving) as measured, _blaming(lambda: state), \
       contextlib.closing(_fed(experiment, programs, plan, rows, carry, progress)) as fed:
     for chunk, inputs in fed:
-      window = Window(inputs.pool, experiment.root, *everywhere((np.int32(chunk.epoch), inputs.first, inputs.stop)))
+      window = Window(inputs.pool, experiment.root, *on_devices((np.int32(chunk.epoch), inputs.first, inputs.stop)))
       state, metrics = compiled.run(state, folded, context, inputs.data, window)
       measured.add(chunk, metrics)
       epoch, steps = divmod(chunk.epoch * plan.steps_per_epoch + chunk.stop, plan.steps_per_epoch)
@@ -105,11 +107,6 @@ def run_stage(experiment: Experiment, programs: Programs, plan: StagePlan, rows:
   if plan.stop_step < experiment.plans[plan.number].stop_step:
     _save(saving, plan.stop_step, items(state, carry, kept), progress, saving.asked())
   return state, carry, progress
-
-
-def _placing(experiment: Experiment) -> Callable[[Any], Any]:
-  """tree -> the same on every device."""
-  return lambda tree: parallel.replicate(tree, experiment.devices)
 
 
 def _folded(stage: Stage, programs: Programs, plan: StagePlan, teacher: Any, carry: dict[str, Any]) -> Any:
