@@ -20,7 +20,7 @@ export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=${DEVICES:-2}
 export NPROC=${NPROC:-$((4 * JAX_NUM_CPU_DEVICES))}
 
 # Set before the first process starts, or an early signal would end this shell alone.
-children=() asked=
+children=() asked=''
 for signal in TERM INT; do
   trap "asked=$signal; "'kill -'"$signal"' "${children[@]}" 2>/dev/null || true' "$signal"
 done

@@ -27,7 +27,7 @@ config=$1
 shift
 # Only this shell gets the signal; srun forwards it to every task. Set before srun starts, or an early signal would end
 # this shell alone.
-steps= asked=
+steps='' asked=''
 trap 'asked=1; [[ -z $steps ]] || kill -TERM "$steps" 2>/dev/null || true' TERM
 
 # GPUs are not bound to tasks: JAX gives GPU i of the node's allocation to the task with local index i, so each task
