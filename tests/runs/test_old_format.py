@@ -37,8 +37,8 @@ def test_it_evaluates_to_its_own_numbers(workdir, capsys):
   # Of this machine, not of the run.
   for name in ("versions", "devices"):
     found.pop(name), recorded.pop(name)
-  # Not recorded by that version: at most five 8x8 digits of each of ten classes.
-  assert found.pop("memory")["exemplars"] <= 50
+  # Not recorded by that version: add-ons, and at most five 8x8 digits of each of ten classes.
+  assert found.pop("addons") == "" and found.pop("memory")["exemplars"] <= 50
   # What it did not record is computed for the last task, and missing for the others, whose checkpoints were not kept.
   for name in ("calibration", "neural_collapse"):
     assert found.pop(name)[:2] == [None, None] and name not in recorded
