@@ -1,6 +1,7 @@
-"""SIGTERM and Ctrl-C: saved and ended with 75, gone on with bit-equal; a second one ends at once."""
+"""SIGTERM and Ctrl-C: saved and ended with 75, a second one ends at once; SIGKILL. Gone on with, all end bit-equal."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -46,6 +47,34 @@ def test_a_signal_saves_inside_a_task_and_the_run_goes_on(unbroken, tmp_path, nu
   again = runs.run("main", *_FLAGS, f"--workdir={broken}")
   assert again.returncode == 0, again.stderr
   assert f"resuming after step {step}: 1 tasks, {record['epoch']} epochs and {record['steps']} steps" in again.stdout
+  for row in runs.rows(broken):
+    assert row["start"] == (1 if row["global_step"] <= step else 2)
+  runs.assert_equal(unbroken, broken)
+
+
+def test_killed_inside_a_task_with_a_teacher(unbroken, tmp_path):
+  """SIGKILL after a checkpoint inside task 2; the same run goes on and ends bit-equal."""
+  broken = tmp_path / "broken"
+  process = runs.start("main", *_FLAGS, "--config.checkpoint_every_epochs=4", f"--workdir={broken}")
+
+  def begun():
+    """Saving goes on in the background; with its last move a checkpoint's folder has its name."""
+    if not has_row(broken, '"task": 2, "epoch": 6,'):
+      return False
+    (end,) = (json.loads(line)["global_step"] for line in (broken / "metrics.jsonl").read_text().splitlines()
+              if '"kind": "task"' in line)
+    return any(path.name.isdigit() and int(path.name) > end for path in (broken / "checkpoints").iterdir())
+
+  runs.wait_for(begun, process)
+  process.kill()
+  assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+  step, record = runs.newest(broken)
+  assert record["task"] == 1 and record["epoch"] in (4, 8, 12), "not inside task 2"
+  with open(broken / "metrics.jsonl", "a") as file:
+    file.write('{"kind": "epoch", "ta')  # What a kill inside a write leaves behind.
+  again = runs.run("main", *_FLAGS, f"--workdir={broken}")
+  assert again.returncode == 0, again.stderr
+  assert f"resuming after step {step}" in again.stdout
   for row in runs.rows(broken):
     assert row["start"] == (1 if row["global_step"] <= step else 2)
   runs.assert_equal(unbroken, broken)
