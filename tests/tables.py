@@ -10,6 +10,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A run that has
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import pathlib
@@ -113,6 +114,20 @@ def methods() -> list[str]:
   return lines
 
 
+def digits() -> list[str]:
+  """Every method on the digits: the CSV file of `gr_jax.compare`, some of its columns rounded."""
+  path = RESULTS / "digits" / "table.csv"
+  columns = ("average_incremental", "last", "forgetting", "many", "medium", "few")
+  lines = [f"| method | {' | '.join(name.replace('_', ' ') for name in columns)} | seconds | memory, MB |",
+           f"|{'---|' * (len(columns) + 3)}"]
+  with path.open(newline="") as file:
+    for row in csv.DictReader(file):
+      cells = [f"{float(row[f'{name}_mean']):.2f} ± {float(row[f'{name}_standard_deviation']):.2f}" for name in columns]
+      lines.append(f"| {row['method']} | {' | '.join(cells)} | {float(row['seconds_mean']):.0f} | "
+                   f"{float(row['memory_megabytes_mean']):.2f} |")
+  return lines
+
+
 def _averages(run: dict[str, Any]) -> tuple[float, float]:
   return run["average_incremental_accuracy"], run["last_accuracy"]
 
@@ -122,7 +137,7 @@ def _spread(values: Sequence[float], over: float = 1.0) -> str:
   return f"{round(100 * statistics.mean(values), 2) + 0:.2f} ± {100 * statistics.stdev(values) / over:.2f}"
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"precision": precision, "methods": methods}
+TABLES: dict[str, Callable[[], list[str]]] = {"precision": precision, "methods": methods, "digits": digits}
 
 
 def rebuilt(page: str) -> str:

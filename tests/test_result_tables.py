@@ -61,3 +61,12 @@ def test_numbers_of_the_tables(tmp_path, monkeypatch):
       json.dumps({"kind": kind, "stage": stage, "seconds": seconds}) + "\n" for kind, stage, seconds in rows))
   assert ("| bic | 30.00 | 20.00 | 5.00 | 40.00 / 30.00 / 10.00 | train 31, correct_bias 5, "
           "evaluation, exemplars 5 |") in tables.methods()
+  folder = tmp_path / "digits"
+  folder.mkdir()
+  names = ("average_incremental", "last", "forgetting", "many", "medium", "few")
+  cells = {"method": "lucir+lws", "seconds_mean": "12.6", "memory_megabytes_mean": "0.0026"}
+  cells |= {f"{name}_{part}": str(value + 0.125) for value, name in enumerate(names)
+            for part in ("mean", "standard_deviation")}
+  (folder / "table.csv").write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
+  assert tables.digits()[2:] == [
+      "| lucir+lws | 0.12 ± 0.12 | 1.12 ± 1.12 | 2.12 ± 2.12 | 3.12 ± 3.12 | 4.12 ± 4.12 | 5.12 ± 5.12 | 13 | 0.00 |"]

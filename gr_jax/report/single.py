@@ -135,7 +135,7 @@ def _by_epoch(run: Run, names: Sequence[str]) -> Figure:
       axes.axvline(end + 0.5, color=axes.xaxis.label.get_color(), linewidth=0.7, linestyle=":")
     axes.set_title(style.plain(name.replace("_", " ")))
     axes.set_xlabel("epoch")
-    style.whole_numbers(axes)
+    style.whole_numbers(axes, most=5)
   for axes in panels[len(names):]:
     axes.set_axis_off()
   return made

@@ -81,9 +81,9 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = SIZE[1]) -> tuple
   return made, list(np.atleast_1d(made.subplots(rows, columns)).flat)
 
 
-def whole_numbers(axes: Axes) -> None:
-  """Ticks of the x axis at whole numbers."""
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+def whole_numbers(axes: Axes, most: int = 10) -> None:
+  """Ticks of the x axis at whole numbers, in `most` steps at most: five for three digits in half a figure."""
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most))
 
 
 def legend_below(made: Figure, axes: Axes, columns: int = 2) -> None:
