@@ -92,7 +92,18 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
              and dict(run.setting).get(key) is not None]
     labels.append(", ".join([str(run.config["method"]), *[f"{key}={run.config[key]}" for key in apart]]))
   # The same setting may stand in several places of one page only under different names.
-  return [label if labels.count(label) == 1 else f"{label} ({run.folder.name})" for label, run in zip(labels, firsts)]
+  return [label if labels.count(label) == 1 else f"{label} ({name})" for label, name in zip(labels, _names(firsts))]
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+  """The folder of each run, with as many of the folders above it as tell them all apart: seed-0, or gr/seed-0."""
+  parts = [run.folder.absolute().parts for run in runs]
+  names: list[str] = []
+  for count in range(1, max(map(len, parts), default=0) + 1):
+    names = ["/".join(one[-count:]) for one in parts]
+    if len(set(names)) == len(names):
+      break
+  return names
 
 
 def summary(group: Group) -> Table:
@@ -199,7 +210,7 @@ def differences(group: Group) -> Table:
   """Keys of the config in which runs of a group differ, a column a run."""
   keys = {key: None for run in group.runs for key in run.config}
   apart = [key for key in keys if len({str(run.config.get(key)) for run in group.runs}) > 1]
-  return Table(("key", *[run.folder.name for run in group.runs]), tuple(
+  return Table(("key", *_names(group.runs)), tuple(
       (key, *[str(run.config.get(key)) for run in group.runs]) for key in apart))
 
 

@@ -58,7 +58,8 @@ def assert_same_to_the_bit(one, other):
   assert runs.results(one)["accuracy_matrix"] == runs.results(other)["accuracy_matrix"]
 
 
-@FORMS
+# With TFDS's form, whose files are harder to read, in every run of the tests.
+@pytest.mark.parametrize("write", [pytest.param(folder_of_files, marks=pytest.mark.slow), prepared_by_tfds])
 def test_three_paths_learn_the_same(write, tmp_path, monkeypatch):
   """Every original has just the stored size, so that streamed views differ by Pillow's rounding alone."""
   monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())

@@ -186,6 +186,15 @@ def test_labels_tell_settings_apart(tmp_path):
   assert [len(setting.runs) for setting in group.settings] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("folders, names", [
+    (["gr", "lwf"], ["gr", "lwf"]), (["gr/seed-0", "lwf/seed-0"], ["gr/seed-0", "lwf/seed-0"]),
+    (["x/gr/0", "y/gr/0", "y/gr/1"], ["x/gr/0", "y/gr/0", "y/gr/1"])])
+def test_columns_of_runs_in_folders_of_the_same_name_are_told_apart(tmp_path, folders, names):
+  runs = [records.read(reported.run(tmp_path / folder, seed=seed)) for seed, folder in enumerate(folders)]
+  group, = tables.groups_of(runs)
+  assert tables.differences(group).head == ("key", *names)
+
+
 def test_what_is_refused(tmp_path):
   run = reported.run(tmp_path / "run")
   (tmp_path / "file").write_text("")
