@@ -116,7 +116,7 @@ def _collapse(group: Group) -> Figure:
     for place, setting in enumerate(group.settings):
       _line(axes, setting, place, lambda run, keys=keys: run.series("neural_collapse", "all", *keys), 1)
     axes.set(title=name, xlabel="after task")
-    axes.set_ylim(bottom=0)
+    style.from_zero(axes)
     style.whole_numbers(axes)
   style.legend_below(made, panels[0])
   return made

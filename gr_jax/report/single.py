@@ -224,7 +224,7 @@ def _collapse(run: Run) -> Figure:
       if np.isfinite(values).any():
         axes.plot(np.arange(1, len(values) + 1), values, label=classes, **style.line_style(place))
     axes.set(title=name, xlabel="after task")
-    axes.set_ylim(bottom=0)
+    style.from_zero(axes)
     style.whole_numbers(axes)
   longest = max(panels, key=lambda axes: len(axes.get_lines()))
   style.legend_below(made, longest, columns=5)

@@ -83,7 +83,14 @@ def figure(rows: int = 1, columns: int = 1, *, height: float = SIZE[1]) -> tuple
 
 def whole_numbers(axes: Axes, most: int = 10) -> None:
   """Ticks of the x axis at whole numbers, in `most` steps at most: five for three digits in half a figure."""
-  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most))
+  # With a least number of ticks of more than one, a narrow axis would get fractions.
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))
+
+
+def from_zero(axes: Axes) -> None:
+  """The y axis from 0 to above the highest value; of all panels with values that cannot be negative."""
+  highest = axes.dataLim.y1
+  axes.set_ylim(0, 1.06 * highest if 0 < highest < np.inf else 1)
 
 
 def legend_below(made: Figure, axes: Axes, columns: int = 2) -> None:

@@ -24,3 +24,22 @@ def test_pictures_are_files_that_others_can_read(tmp_path):
     assert PIL.Image.open(io.BytesIO(one.png)).size[0] > 600
   # The same numbers give the same files.
   assert style.drawn(chosen[0]).light == made[0].light
+
+
+def test_ticks_of_tasks_are_whole_numbers_however_few_there_are():
+  for tasks in ([2], [1, 2], [1.09, 2.09], range(1, 200)):
+    _, (axes,) = style.figure()
+    axes.plot(tasks, [0.5] * len(tasks), "o")
+    style.whole_numbers(axes)
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert shown and len(shown) <= 11 and all(tick == round(tick) for tick in shown)
+
+
+def test_an_axis_from_zero_ends_above_the_highest_value():
+  _, (axes, empty) = style.figure(1, 2)
+  axes.plot([1, 2], [0.415, 0.42])
+  for panel in (axes, empty):
+    style.from_zero(panel)
+  assert axes.get_ylim()[0] == 0 and 0.43 < axes.get_ylim()[1] < 0.5
+  assert empty.get_ylim() == (0, 1)
