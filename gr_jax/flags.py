@@ -17,6 +17,9 @@ from gr_jax.errors import UserError
 if TYPE_CHECKING:
   from gr_jax.config import Config
 
+# The keys that options belong to.
+_OWNERS = ("method", "addons")
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file; change single keys with --config.KEY=VALUE.", lock_config=True)
 
@@ -47,8 +50,9 @@ def parse(argv: list[str]) -> list[str]:
   from gr_jax import config as configuration
   from gr_jax import methods
   from gr_jax.methods import addons
-  kept, unset, options = [], set(), {}
-  for arg in argv:
+  kept, unset, options, chosen = [], set(), {}, {}
+  arguments = iter(argv)
+  for arg in arguments:
     name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
     if arg.startswith("-") and name == "config" and value and not pathlib.Path(value.partition(":")[0]).is_file():
       raise UserError(f"--config is {value}, but there is no such file")
@@ -64,7 +68,9 @@ def parse(argv: list[str]) -> list[str]:
     if key not in configuration.KEYS:
       raise configuration.unknown_key(key)
     # The last flag for a key wins.
-    if value.lower() == "none" and configuration.KEYS[key].optional:
+    if key in _OWNERS:
+      chosen[key] = value if "=" in arg else next(arguments, "")
+    elif value.lower() == "none" and configuration.KEYS[key].optional:
       unset.add(key)
     else:
       unset.discard(key)
@@ -73,6 +79,7 @@ def parse(argv: list[str]) -> list[str]:
     # ml_collections reads overrides from sys.argv and rejects options that the config file does not set.
     with _command_line(kept), _recipes(kept):
       rest = flags.FLAGS(kept)
+    _choose(**chosen)
   except flags.IllegalFlagValueError as error:
     for arg in kept:
       if str(error).startswith(f"flag {arg}") and arg.startswith("--config."):
@@ -95,6 +102,32 @@ def parse(argv: list[str]) -> list[str]:
       _CONFIG.value[configuration.OPTIONS].update(methods.parse(
           _CONFIG.value.method, options, addons.names(_CONFIG.value.addons)))
   return rest
+
+
+def _choose(method: str | None = None, addons: str | None = None) -> None:
+  """Sets method and add-ons from the flags; what a recipe says for others than these is dropped.
+
+  Raises:
+    AttributeError: the config file has no such key.
+    UserError: see addons.names.
+  """
+  from gr_jax import config as configuration
+  from gr_jax.methods import addons as known
+  recipe = _CONFIG.value
+  # What is no ConfigDict is refused by `config`.
+  if not isinstance(recipe, ml_collections.ConfigDict) or method is None and addons is None:
+    return
+  before = recipe.method
+  if method is not None:
+    recipe.method = method
+  if addons is not None:
+    recipe.addons = addons
+  wrapping = known.names(recipe.addons)
+  with recipe.unlocked():
+    for option in list(recipe[configuration.OPTIONS]):
+      owner = known.owner_of(option)
+      if owner not in wrapping if owner is not None else recipe.method != before:
+        del recipe[configuration.OPTIONS][option]
 
 
 @contextlib.contextmanager

@@ -72,6 +72,38 @@ def test_options_on_the_command_line_are_checked_against_the_chosen_method(tmp_p
       "distillation_weight": 5.0, "ranking_weight": 1.0, "margin": 1.0, "hardest": 2}
 
 
+_RECIPE = """
+from configs import digits_lt
+
+def get_config():
+  config = digits_lt.get_config()
+  config.addons = "gpa"
+  with config.unlocked():
+    config.method_options.update({"temperature": 3.0, "prior": False, "gpa_weight": 0.5})
+  return config
+"""
+
+
+@pytest.mark.parametrize("flags, kept, dropped", [
+    ((), {"temperature": 3.0, "prior": False, "gpa_weight": 0.5}, ()),
+    (("--config.method=gr",), {"temperature": 3.0, "prior": False, "gpa_weight": 0.5}, ()),
+    (("--config.method=lwf",), {"temperature": 2.0, "weight": 1.0, "gpa_weight": 0.5}, ("attenuation_gamma",)),
+    (("--config.method", "lwf", "--config.method_options.weight=2", "--config.addons=lws"),
+     {"temperature": 2.0, "weight": 2.0, "lws_scale_rate": 0.1}, ("gpa_weight",)),
+    (("--config.addons=",), {"temperature": 3.0, "prior": False}, ("gpa_weight",))])
+def test_a_recipes_options_belong_to_its_method_and_add_ons(tmp_path, flags, kept, dropped):
+  """Also those that both methods have."""
+  (tmp_path / "configs").mkdir()
+  recipe = tmp_path / "configs" / "recipe.py"
+  recipe.write_text(_RECIPE)
+  process = runs.start("main", f"--config={recipe}", *flags, f"--workdir={tmp_path / 'run'}")
+  # Written before anything is trained.
+  runs.wait_for((tmp_path / "run" / "config.json").exists, process)
+  process.kill()
+  options = json.loads((tmp_path / "run" / "config.json").read_text())["method_options"]
+  assert options.items() >= kept.items() and not set(dropped) & set(options)
+
+
 def test_batch_that_the_devices_cannot_share(tmp_path):
   message = fails(DIGITS, f"--workdir={tmp_path}", JAX_NUM_CPU_DEVICES="3")
   assert "batch_size is 32" in message and "--config.batch_size=33" in message
