@@ -115,5 +115,5 @@ def _class_after_class(pool: Any, key: jax.Array, context: Any) -> tuple[jax.Arr
 
 # As many images as EVERY_IMAGE, but class after class: four images of one, then of the next, in rounds over all classes
 # that have images, each round in random order. Classes go round their own images, which are shuffled in each epoch
-# (the class-aware sampler of Long-Tailed-CIL, notes, section 15).
+# (the class-aware sampler of Long-Tailed-CIL).
 CLASS_BALANCED = EVERY_IMAGE._replace(prepare=_class_after_class)

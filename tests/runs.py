@@ -142,7 +142,7 @@ def start_several(flags_of_each, *, devices=2, environments=None):
   """Starts gr_jax.main once for each list of flags, as processes of one run; returns them, outputs in one.
 
   A process has `devices` CPU devices, and a host thread for each of their collectives: with fewer, they can wait for
-  each other for ever. With `environments`, Python is started: another PYTHONPATH is another package.
+  each other forever. With `environments`, Python is started: another PYTHONPATH is another package.
   """
   port, count = free_port(), len(flags_of_each)
 

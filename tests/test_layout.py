@@ -31,6 +31,10 @@ def imported(path):
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gr_jax":
       for alias in node.names:
         yield ".".join([*node.module.split(".")[1:], alias.name])
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        if alias.name.startswith("gr_jax."):
+          yield alias.name.removeprefix("gr_jax.")
 
 
 def test_imports_point_downwards():

@@ -27,7 +27,7 @@ def test_learning_rate_follows_half_a_cosine():
 @pytest.mark.parametrize("schedule, milestones", [("steps", (1, 3)), ("cosine", ())])
 @pytest.mark.parametrize("momentum, weight_decay", [(0.9, 5e-4), (0.0, 0.0), (0.9, 0.0), (0.0, 1e-2)])
 def test_the_rates_inside_the_optimizer(schedule, milestones, momentum, weight_decay):
-  """Twelve steps, three an epoch, against the formulas of METHOD.md section 6 in float64."""
+  """Twelve steps, three an epoch, against the formulas of docs/method.md section 6 in float64."""
   rates = optimizer.learning_rates(schedule=schedule, base=0.1, epochs=4, milestones=milestones, decay=0.1)
   tx = optimizer.sgd(rates, momentum=momentum, weight_decay=weight_decay)
   rng = np.random.default_rng(0)

@@ -47,7 +47,7 @@ def test_prepared_already_returns_the_folder(tmp_path, names, write):
 
 
 def test_damaged_folder_is_not_called_prepared(tmp_path):
-  # TFDS takes any folder of the right name for a finished one, so the same command again would mend nothing.
+  # TFDS takes any folder of the right name for a finished one, so the same command again would repair nothing.
   folder = builders.cifar100(tmp_path, per_class=1)
   (folder / "cifar100-test.array_record-00000-of-00001").unlink()
   message = refused("cifar100", tmp_path)

@@ -1,4 +1,4 @@
-"""Bias correction, BiC (Wu et al., "Large Scale Incremental Learning", CVPR 2019; notes, section 6)."""
+"""Bias correction, BiC (Wu et al., "Large Scale Incremental Learning", CVPR 2019)."""
 
 from __future__ import annotations
 

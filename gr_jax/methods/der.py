@@ -1,5 +1,4 @@
-"""DER: a backbone for each task (Yan et al., "DER: Dynamically Expandable Representation", CVPR 2021; notes, section
-12)."""
+"""DER: a backbone for each task (Yan et al., "DER: Dynamically Expandable Representation", CVPR 2021)."""
 
 from __future__ import annotations
 

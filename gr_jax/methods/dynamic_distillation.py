@@ -1,6 +1,6 @@
 """Gradient consistency and dynamic distillation upon Gradient Reweighting: our reading of an abstract.
 
-Sakai & Hotta, arXiv 2605.03364 (notes, section 19). Only the abstract and summaries by others were read, so this is no
+Sakai & Hotta, arXiv 2605.03364. Only the abstract and summaries by others were read, so this is no
 reproduction, and its accuracies are not those of the paper.
 """
 

@@ -1,4 +1,4 @@
-"""EEIL (Castro et al., "End-to-End Incremental Learning", ECCV 2018; notes, section 5): distillation, then balance."""
+"""EEIL (Castro et al., "End-to-End Incremental Learning", ECCV 2018): distillation, then balance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finetuning: only cross-entropy, on new images and exemplars (FACIL's baseline; notes, section 1)."""
+"""Finetuning: only cross-entropy, on new images and exemplars (FACIL's baseline)."""
 
 from __future__ import annotations
 

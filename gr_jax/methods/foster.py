@@ -1,5 +1,4 @@
-"""FOSTER (Wang et al., "FOSTER: Feature Boosting and Compression for Class-Incremental Learning", ECCV 2022; notes,
-section 13)."""
+"""FOSTER (Wang et al., "FOSTER: Feature Boosting and Compression for Class-Incremental Learning", ECCV 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""iCaRL (Rebuffi et al., CVPR 2017): sigmoid distillation, nearest mean of exemplars (notes, section 4)."""
+"""iCaRL (Rebuffi et al., CVPR 2017): sigmoid distillation, nearest mean of exemplars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from gr_jax import losses, nearest_mean
 from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, logits
 from gr_jax.models import heads
 
-LOSSES = ("long_tailed_cil", "paper")
+LOSSES = ("long_tailed_cil", "paper", "pycil")
+
+_PYCIL_TEMPERATURE = 2.0
 
 
 def make(*, loss: str, weight: float) -> Method:
@@ -20,8 +22,9 @@ def make(*, loss: str, weight: float) -> Method:
 
   Args:
     loss: "long_tailed_cil": cross-entropy over all seen classes and sigmoid distillation; "paper": binary
-      cross-entropy for every class, with targets from the label for new classes and from the teacher for old ones.
-    weight: of the distillation with "long_tailed_cil".
+      cross-entropy for every class, with targets from the label for new classes and from the teacher for old ones;
+      "pycil": cross-entropy over all seen classes and distillation of the softmax at T = 2.
+    weight: of the distillation, except with "paper".
   """
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     if loss == "paper":
@@ -30,6 +33,8 @@ def make(*, loss: str, weight: float) -> Method:
     return losses.cross_entropy(student.logits, labels, context.seen)
 
   def distil(student: Outputs, teacher: Outputs, labels: jax.Array, context: Context) -> jax.Array:
+    if loss == "pycil":
+      return weight * losses.distillation(student.logits, teacher.logits, context.old, _PYCIL_TEMPERATURE)
     return (1.0 if loss == "paper" else weight) * losses.sigmoid_distillation(
         student.logits, teacher.logits, context.old)
 

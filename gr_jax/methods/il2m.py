@@ -1,4 +1,4 @@
-"""IL2M (Belouadah & Popescu, ICCV 2019; notes, section 11): finetuning, and scores rectified at test time."""
+"""IL2M (Belouadah & Popescu, ICCV 2019): finetuning, and scores rectified at test time."""
 
 from __future__ import annotations
 

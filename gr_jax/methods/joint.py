@@ -1,4 +1,4 @@
-"""Joint training on all images of all seen classes: the upper bound (notes, section 2)."""
+"""Joint training on all images of all seen classes: the upper bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LUCIR (Hou et al., "Learning a Unified Classifier Incrementally via Rebalancing", CVPR 2019; notes, section 8)."""
+"""LUCIR (Hou et al., "Learning a Unified Classifier Incrementally via Rebalancing", CVPR 2019)."""
 
 from __future__ import annotations
 

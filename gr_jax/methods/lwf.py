@@ -1,4 +1,4 @@
-"""Learning without Forgetting (Li & Hoiem, TPAMI 2018), as FACIL combines it with exemplars (notes, section 3)."""
+"""Learning without Forgetting (Li & Hoiem, TPAMI 2018), as FACIL combines it with exemplars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MAFDRC (Chen & Chang, "Dynamic Residual Classifier for Class Incremental Learning", ICCV 2023; notes, section 14)."""
+"""MAFDRC (Chen & Chang, "Dynamic Residual Classifier for Class Incremental Learning", ICCV 2023)."""
 
 from __future__ import annotations
 

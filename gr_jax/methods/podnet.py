@@ -1,4 +1,4 @@
-"""PODNet (Douillard et al., ECCV 2020; notes, section 9): proxies, distillation of pooled maps, balanced finetuning."""
+"""PODNet (Douillard et al., ECCV 2020): proxies, distillation of pooled maps, balanced finetuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SS-IL (Ahn et al., "SS-IL: Separated Softmax for Incremental Learning", ICCV 2021; notes, section 10)."""
+"""SS-IL (Ahn et al., "SS-IL: Separated Softmax for Incremental Learning", ICCV 2021)."""
 
 from __future__ import annotations
 

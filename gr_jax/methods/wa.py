@@ -1,4 +1,4 @@
-"""Weight aligning, WA (Zhao et al., CVPR 2020; notes, section 7): distillation, then scaling of new columns."""
+"""Weight aligning, WA (Zhao et al., CVPR 2020): distillation, then scaling of new columns."""
 
 from __future__ import annotations
 

@@ -130,7 +130,8 @@ def read(folder: pathlib.Path) -> Run:
   while len(tasks) + 1 in recorded:
     tasks.append(recorded[len(tasks) + 1])
   if len(tasks) < config["scenario.num_tasks"]:
-    notes.append(f"{len(tasks)} of {config['scenario.num_tasks']} tasks are finished; the run goes on or was cut short")
+    notes.append(f"{len(tasks)} of {config['scenario.num_tasks']} tasks are finished; the run is in progress or was "
+                 f"interrupted")
   arrays = {}
   for task in range(1, len(tasks) + 1):
     found = _arrays(results.arrays_file(folder, task), notes)

@@ -104,9 +104,9 @@ class Checkpoints:
       UserError: this checkpoint, or the previous one, could not be written.
     """
     host = jax.tree.map(np.asarray, items)
-    spoilt = finite.non_finite(host)
-    if spoilt:
-      raise FloatingPointError(f"non-finite arrays after step {step}: {finite.named(spoilt)}; they were not saved and "
+    bad = finite.non_finite(host)
+    if bad:
+      raise FloatingPointError(f"non-finite arrays after step {step}: {finite.named(bad)}; they were not saved and "
                                f"the previous checkpoint is kept; lower learning_rate or check the data")
     record = {**record, "format": FORMAT, "shapes": {name: _shapes(tree) for name, tree in host.items()},
               "digests": {name: _digests(tree) for name, tree in host.items()}}

@@ -150,8 +150,8 @@ def _blaming(state: Callable[[], TrainState]) -> Iterator[None]:
   try:
     yield
   except meter.Diverged as error:
-    spoilt = finite.non_finite(state())
+    bad = finite.non_finite(state())
     raise meter.Diverged(
-        f"{error}; " + (f"{finite.named(spoilt)} became non-finite in the previous step" if spoilt else
+        f"{error}; " + (f"{finite.named(bad)} became non-finite in the previous step" if bad else
                         "every array of the state is finite, so the cause is this batch or an overflow in it") +
         "; the last checkpoint is kept; lower learning_rate or check the data") from error

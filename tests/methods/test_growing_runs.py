@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import runs
-from methods.test_runs import assert_devices_agree, assert_predictions_equal_the_run, config_of
+from methods.test_runs import CASES, assert_devices_agree, assert_predictions_equal_the_run, config_of
 
 import gr_jax
 from gr_jax import evaluate, models, train
@@ -118,8 +118,9 @@ def test_memory_of_further_backbones(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("name", CASES)
 def test_ten_tasks_trace_what_two_do(name, tmp_path, monkeypatch):
+  """Every method, not only the growing ones."""
   counts = {}
   for tasks in (2, 10):
     with monkeypatch.context() as patch:

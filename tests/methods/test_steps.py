@@ -156,7 +156,8 @@ def test_lwf_without_old_classes_is_cross_entropy():
 
 @pytest.mark.parametrize("loss, reference, gradient", [
     ("long_tailed_cil", icarl_reference.loss, icarl_reference.gradient),
-    ("paper", icarl_reference.paper_loss, icarl_reference.paper_gradient)])
+    ("paper", icarl_reference.paper_loss, icarl_reference.paper_gradient),
+    ("pycil", icarl_reference.pycil_loss, icarl_reference.pycil_gradient)])
 def test_icarl(loss, reference, gradient):
   case = Case(methods.make("icarl", {"loss": loss}, memory=20))
   arguments = case.logits(), case.logits(teacher=True), case.labels, OLD, NEW

@@ -204,11 +204,11 @@ def test_a_folder_that_was_not_finished_is_cleared_away(folder):
 
 
 def test_what_is_not_finite_is_named_and_not_saved(folder):
-  spoilt = tree(8)
-  spoilt["model"]["a"] = spoilt["model"]["a"].at[3, 4].set(jnp.nan)
+  bad = tree(8)
+  bad["model"]["a"] = bad["model"]["a"].at[3, 4].set(jnp.nan)
   with Checkpoints(folder) as checkpoints:
     with pytest.raises(FloatingPointError, match=r"after step 8: .*\['model'\]\['a'\]; they were not saved"):
-      checkpoints.save(8, spoilt, {})
+      checkpoints.save(8, bad, {})
     assert checkpoints.steps()[-1] == 7
 
 

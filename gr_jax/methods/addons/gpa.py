@@ -1,4 +1,4 @@
-"""Geometric prototype alignment, GPA (ICCV 2025; notes, section 17)."""
+"""Geometric prototype alignment, GPA (ICCV 2025)."""
 
 from __future__ import annotations
 

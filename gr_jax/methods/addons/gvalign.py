@@ -1,5 +1,5 @@
 """Global variance alignment, GVAlign (Kalla & Biswas, "Robust Feature Learning and Global Variance-Driven Classifier
-Alignment for Long-Tail Class Incremental Learning", WACV 2024; notes, section 16)."""
+Alignment for Long-Tail Class Incremental Learning", WACV 2024)."""
 
 from __future__ import annotations
 

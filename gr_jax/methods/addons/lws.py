@@ -1,4 +1,4 @@
-"""Learnable weight scaling, LWS (Liu et al., "Long-Tailed Class Incremental Learning", ECCV 2022; notes, 15)."""
+"""Learnable weight scaling, LWS (Liu et al., "Long-Tailed Class Incremental Learning", ECCV 2022)."""
 
 from __future__ import annotations
 
