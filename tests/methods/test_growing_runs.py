@@ -21,9 +21,9 @@ GROWING = ("der", "foster", "mafdrc")
 NEVER = lambda: False  # noqa: E731
 
 
-def tiny(name, *, axis_name, standardised, **rest):
+def tiny(name, *, axis_name, standardised, maps=False, **rest):
   """In place of models.make_backbone: one block of four channels, whatever the config says."""
-  return ResNet(stages=(1,), filters=4, stem="cifar", axis_name=axis_name, standardised=standardised)
+  return ResNet(stages=(1,), filters=4, stem="cifar", axis_name=axis_name, standardised=standardised, maps=maps)
 
 
 class Made:
@@ -42,7 +42,7 @@ class Made:
     patch.setattr(models, "make_backbone", tiny)
     patch.setattr(program, "make_program", counting)
     self.experiment = dataclasses.replace(
-        experiment.load(config_of(name, batch_size=200, **changes)), devices=tuple(jax.devices()[:1]))
+        experiment.load(config_of(name, batch_size=208, **changes)), devices=tuple(jax.devices()[:1]))
     train_pictures, tests = (
         pictures.load(self.experiment, split, lambda items, **_: items) for split in ("train", "test"))
     self.programs = programs.make_programs(self.experiment, train_pictures)
