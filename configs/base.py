@@ -4,19 +4,18 @@ gr_jax/docs/config.md explains the keys.
 """
 
 import ml_collections
-from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
   """The paper's recipe on CIFAR-100-LT at learning from half, without a data set."""
   config = ml_collections.ConfigDict()
   # Every recipe sets it.
-  config.dataset = config_dict.placeholder(str)
+  config.dataset = ""
   config.image_size = 32
-  # A placeholder is None until it is set, and says which type it takes.
-  config.stored_size = config_dict.placeholder(int)
-  config.data_dir = config_dict.placeholder(str)
-  config.cache_dir = config_dict.placeholder(str)
+  # A key that is None takes any type here; gr_jax.config checks it with the others.
+  config.stored_size = None
+  config.data_dir = None
+  config.cache_dir = None
   config.pictures = "auto"
   config.worker_timeout = 300.0
   config.augmentation = "pad_resized_crop_flip"
@@ -27,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.scenario.kind = "lt"
   config.scenario.imbalance = 100.0
   config.scenario.num_tasks = 6
-  config.scenario.first_task_classes = config_dict.placeholder(int)
+  config.scenario.first_task_classes = None
   config.scenario.order = "fixed"
   config.scenario.seed = 0
 
@@ -38,9 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.method_options = ml_collections.ConfigDict()
   config.memory = ml_collections.ConfigDict()
   # One of the two sizes is None.
-  config.memory.per_class = config_dict.placeholder(int)
   config.memory.per_class = 20
-  config.memory.total = config_dict.placeholder(int)
+  config.memory.total = None
   config.memory.selection = "herding"
 
   config.model = "resnet32"
@@ -61,5 +59,5 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_every_epochs = 10
   config.steps_per_call = 100
   config.tensorboard = False
-  config.stop_after_task = config_dict.placeholder(int)
+  config.stop_after_task = None
   return config.lock()

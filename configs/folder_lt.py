@@ -1,7 +1,6 @@
 """Your own pictures in a folder, with their natural class sizes, at 224 pixels; same recipe as ImageNet-Subset."""
 
 import ml_collections
-from ml_collections import config_dict
 
 from configs import imagenetsubset_lt
 
@@ -16,8 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
   with config.unlocked():
     config.folder = ml_collections.ConfigDict()
     # Files with lines `path label`, instead of the folders.
-    config.folder.train_list = config_dict.placeholder(str)
-    config.folder.test_list = config_dict.placeholder(str)
+    config.folder.train_list = None
+    config.folder.test_list = None
     # Without a test set: the share of each class to use as one.
     config.folder.test_fraction = 0.0
     config.folder.test_seed = 0

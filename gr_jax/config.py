@@ -177,7 +177,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def flatten(config: AnyConfig, prefix: str = "") -> dict[str, Any]:
-  """The config as {"scenario.kind": "lt", ...}; unset placeholders are None."""
+  """The config as {"scenario.kind": "lt", ...}."""
   if isinstance(config, Config):
     config = to_dict(config)
   flat = {}
@@ -207,6 +207,23 @@ def wrong_type(key: str, value: Any) -> UserError:
   """The error for a value of the wrong type."""
   return UserError(f"config key {key!r} is {value!r} ({type(value).__name__}); it takes "
                    f"{_type_name(KEYS[key])}")
+
+
+def parsed(key: str, text: str) -> Any:
+  """The value of a config key given as text, such as "20", "None" for a key that can be None, or "80,120".
+
+  Raises:
+    UserError: text that does not stand for a value of the key's type.
+  """
+  entry = KEYS[key]
+  if entry.optional and text.lower() == "none":
+    return None
+  try:
+    if entry.type is tuple:
+      return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+    return {"true": True, "false": False}[text.lower()] if entry.type is bool else entry.type(text)
+  except (KeyError, ValueError) as error:
+    raise wrong_type(key, text) from error
 
 
 def _type_name(key: _Key) -> str:

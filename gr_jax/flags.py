@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from absl import flags
@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> list[str]:
   from gr_jax import config as configuration
   from gr_jax import methods
   from gr_jax.methods import addons
-  kept, unset, options, chosen = [], set(), {}, {}
+  kept, optional, options, chosen = [], {}, {}, {}
   arguments = iter(argv)
   for arg in arguments:
     name, _, value = arg.removeprefix("-").removeprefix("-").partition("=")
@@ -67,19 +67,27 @@ def parse(argv: list[str]) -> list[str]:
       continue
     if key not in configuration.KEYS:
       raise configuration.unknown_key(key)
-    # The last flag for a key wins.
+    entry = configuration.KEYS[key]
+    # A flag of a key that is True or False may have no value.
+    if "=" not in arg and entry.type is not bool:
+      value = next(arguments, None)
+      if value is None:
+        raise UserError(f"{arg} has no value; use {arg}=VALUE")
+      arg = f"--config.{key}={value}"
+    # The last flag for a key counts.
     if key in _OWNERS:
-      chosen[key] = value if "=" in arg else next(arguments, "")
-    elif value.lower() == "none" and configuration.KEYS[key].optional:
-      unset.add(key)
+      chosen[key] = value
+    elif entry.optional:
+      # ml_collections takes the type from the config file's value, which may be None.
+      optional[key] = configuration.parsed(key, value)
     else:
-      unset.discard(key)
       kept.append(arg)
   try:
     # ml_collections reads overrides from sys.argv and rejects options that the config file does not set.
     with _command_line(kept), _recipes(kept):
       rest = flags.FLAGS(kept)
     _choose(**chosen)
+    _set(optional)
   except flags.IllegalFlagValueError as error:
     for arg in kept:
       if str(error).startswith(f"flag {arg}") and arg.startswith("--config."):
@@ -94,9 +102,8 @@ def parse(argv: list[str]) -> list[str]:
                     f"all keys)") from error
   except AttributeError as error:
     raise UserError(f"the config file cannot be used: {error}; see configs/digits_lt.py for an example") from error
-  for key in unset:
-    _CONFIG.value.update_from_flattened_dict({key: None})
-  if options:
+  # What is no ConfigDict is refused by `config`.
+  if options and isinstance(_CONFIG.value, ml_collections.ConfigDict):
     with _CONFIG.value.unlocked():
       # The type of an option depends on the method, which another flag may set.
       _CONFIG.value[configuration.OPTIONS].update(methods.parse(
@@ -128,6 +135,23 @@ def _choose(method: str | None = None, addons: str | None = None) -> None:
       owner = known.owner_of(option)
       if owner not in wrapping if owner is not None else recipe.method != before:
         del recipe[configuration.OPTIONS][option]
+
+
+def _set(values: Mapping[str, Any]) -> None:
+  """Sets keys of the config that can be None.
+
+  Raises:
+    KeyError: the config file has no such group of keys.
+  """
+  recipe = _CONFIG.value
+  if not isinstance(recipe, ml_collections.ConfigDict):
+    return
+  for key, value in values.items():
+    group, _, name = key.rpartition(".")
+    holder = recipe[group] if group else recipe
+    # Without its type check, which knows the type of the value before, not that of the key.
+    with holder.ignore_type(), holder.unlocked():
+      holder[name] = value
 
 
 @contextlib.contextmanager

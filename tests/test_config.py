@@ -22,6 +22,28 @@ def test_config_files_are_valid_locked_and_complete(name):
   assert keys ^ set(configuration.keys_of(config.dataset)) == set()
 
 
+@pytest.mark.parametrize("name", ["base", *CONFIGS])
+def test_config_files_hold_plain_values(name):
+  """No placeholder of ml_collections: gr_jax.config knows each key's type."""
+  groups = [runs.get_config(name)]
+  for group in groups:
+    for value in dict(group.items(preserve_field_references=True)).values():
+      assert not isinstance(value, ml_collections.FieldReference)
+      groups += [value] if isinstance(value, ml_collections.ConfigDict) else []
+
+
+def test_texts_in_the_type_of_their_key():
+  for key, text, value in (
+      ("stored_size", "320", 320), ("stored_size", "None", None), ("data_dir", "none", None), ("data_dir", "8", "8"),
+      ("learning_rate", "1", 1.0), ("tensorboard", "true", True), ("milestones", "(80,120)", (80, 120)),
+      ("milestones", "()", ()), ("dataset", "None", "None")):
+    assert configuration.parsed(key, text) == value and type(configuration.parsed(key, text)) is type(value)
+  for key, text, words in (("stored_size", "3.5", "an integer, or None"), ("epochs", "None", "an integer"),
+                           ("tensorboard", "1", "True or False"), ("milestones", "80,x", "integers in a tuple")):
+    with pytest.raises(UserError, match=f"{key}. is {text!r} .str.; it takes {words}"):
+      configuration.parsed(key, text)
+
+
 def test_the_papers_protocol():
   """docs/method.md section 6."""
   cifar, imagenet, food = (runs.get_config(n) for n in ("cifar100_lt", "imagenetsubset_lt", "food101_lt"))

@@ -7,6 +7,8 @@ import time
 import pytest
 import runs
 
+from gr_jax import config as configuration
+
 DIGITS = "--config=configs/digits_lt.py"
 
 
@@ -30,6 +32,12 @@ def fails(*flags, module="main", **environment):
     ((DIGITS, "--config.scenario.num_tasks=11"), "num_tasks is 11, more than the 10 classes"),
     ((DIGITS, "--config.scenario.first_task_classes=10"), "first_task_classes is 10 of 10 classes"),
     ((DIGITS, "--config.memory.per_class=-1"), "memory.per_class is -1"),
+    ((DIGITS, "--config.memory.per_class=some"), "'memory.per_class' is 'some' (str); it takes an integer, or None"),
+    ((DIGITS, "--config.memory.total=2.5"), "'memory.total' is '2.5' (str); it takes an integer, or None"),
+    ((DIGITS, "--config.memory.total=2000"), "memory.per_class is 5 and memory.total is 2000, but a memory has one"),
+    ((DIGITS, "--config.memory.per_class=None"), "memory.per_class and memory.total are both None"),
+    ((DIGITS, "--config.folder.train_list=None"), "the config file has no keys folder.*"),
+    (("--config.data_dir=data",), "--config is missing"),
     ((DIGITS, "--config.scenario.imbalance=500"), "no training image after the draw (4, 7, 8)"),
     ((DIGITS, "--confg.epochs=1"), "'confg.epochs'"),
     ((DIGITS, "--config.method=icarll"), "method is 'icarll'; it can be 'gr', "),
@@ -45,6 +53,28 @@ def fails(*flags, module="main", **environment):
     ((), "--config is missing")])
 def test_bad_input(tmp_path, flags, words):
   assert words in fails(*flags, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize("key", ["memory.per_class", "epochs", "method"])
+def test_a_flag_without_its_value(key):
+  assert f"--config.{key} has no value; use --config.{key}=VALUE" in fails(DIGITS, f"--config.{key}")
+
+
+@pytest.mark.parametrize("flags, kept", [
+    (("--config.memory.per_class=None", "--config.memory.total=50"), {"memory.per_class": None, "memory.total": 50}),
+    (("--config.memory.per_class", "3", "--config.stored_size=8"), {"memory.per_class": 3, "stored_size": 8}),
+    (("--config.memory.total=50", "--config.memory.per_class=none", "--config.memory.total=None",
+      "--config.memory.per_class=2"), {"memory.per_class": 2, "memory.total": None}),
+    (("--config.scenario.first_task_classes=4", "--config.cache_dir=off", "--config.stop_after_task=1"),
+     {"scenario.first_task_classes": 4, "cache_dir": "off", "stop_after_task": 1})])
+def test_keys_that_can_be_none(tmp_path, flags, kept):
+  """Each in its own type, whatever the recipe has; the last flag counts."""
+  process = runs.start("main", DIGITS, *flags, f"--workdir={tmp_path}")
+  # Written before anything is trained.
+  runs.wait_for((tmp_path / "config.json").exists, process)
+  process.kill()
+  saved = configuration.flatten(json.loads((tmp_path / "config.json").read_text()))
+  assert {key: saved[key] for key in kept} == kept
 
 
 @pytest.mark.parametrize("key, value", [

@@ -161,7 +161,7 @@ def changed(config: Config, values: Mapping[str, str]) -> Config:
   options = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
   flat |= {prefix + key: value for key, value in methods.parse(
       config.method, options, addon_names(config.addons)).items()}
-  flat |= {key: _parsed(key, value) for key, value in values.items() if not key.startswith(prefix)}
+  flat |= {key: configuration.parsed(key, value) for key, value in values.items() if not key.startswith(prefix)}
   return configuration.check(flat)
 
 
@@ -222,16 +222,3 @@ def _fixed(entry: Entry) -> set[str]:
 def _without_options(config: Config) -> dict[str, Any]:
   return {key: value for key, value in configuration.flatten(config).items()
           if not key.startswith(f"{configuration.OPTIONS}.")}
-
-
-def _parsed(key: str, text: str) -> Any:
-  """A config key's value from the command line; one of the wrong type stays a string, which config.check refuses."""
-  entry = configuration.KEYS[key]
-  if entry.optional and text.lower() == "none":
-    return None
-  try:
-    if entry.type is tuple:
-      return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
-    return {"true": True, "false": False}[text.lower()] if entry.type is bool else entry.type(text)
-  except (KeyError, ValueError):
-    return text
