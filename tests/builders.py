@@ -98,8 +98,8 @@ def imagenet2012(data_dir, *, per_class=4, test_per_class=2, sides=(40, 90), see
   wnids = sorted([*tfds_source.imagenet_subset_wnids(), *OTHER_WNIDS]) if wnids is None else wnids
 
   def picture(number):
-    found = crop(rng, *rng.integers(sides[0], sides[1] + 1, 2))
-    return encode(found.mean(axis=2).astype(np.uint8) if number % 5 == 4 else found, "JPEG", quality=90)
+    cropped = crop(rng, *rng.integers(sides[0], sides[1] + 1, 2))
+    return encode(cropped.mean(axis=2).astype(np.uint8) if number % 5 == 4 else cropped, "JPEG", quality=90)
 
   def example(name, label, number):
     encoded = picture(number)
@@ -148,13 +148,13 @@ def cifar100(data_dir, *, per_class=3, test_per_class=1, seed=0, side=32, versio
   rng = np.random.default_rng(seed)
 
   def examples(split, count):
-    found = []
+    records = []
     for row in range(100 * count):
       name, encoded = f"{split}_{row:05d}", encode(crop(rng, side, side), "PNG")
       whole = {"id": name, "image": encoded[:len(encoded) // 2] if name == damage else encoded,
                "label": row % 100, "coarse_label": row % 20}
-      found.append({key: value for key, value in whole.items() if key not in without})
-    return found
+      records.append({key: value for key, value in whole.items() if key not in without})
+    return records
 
   features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=(side, side, 3)),
               "label": tfds.features.ClassLabel(num_classes=100),

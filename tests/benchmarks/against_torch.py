@@ -52,19 +52,19 @@ def measure(options: argparse.Namespace) -> dict:
   changes = {"JAX_PLATFORMS": options.device, "JAX_NUM_CPU_DEVICES": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   load = os.getloadavg()[0]
   with contextlib.ExitStack() as closing:
-    workers, found = {}, {}
+    workers, answers = {}, {}
     for name, side in sides.make_sides(options).items():
       workers[name] = closing.enter_context(interpreters.Worker(
           name, pythons[side.framework], interpreters.FOLDER / "sides.py", changes))
-      found[name] = workers[name].ask({"side": name, "options": vars(options)})
-      built = ", ".join(f"{program} {seconds:.0f} s" for program, seconds in found[name]["first call"].items())
-      print(f"{name} ({described(found[name]['about'])}): first calls {built}", flush=True)
-      for program, reason in found[name]["failed"].items():
+      answers[name] = workers[name].ask({"side": name, "options": vars(options)})
+      built = ", ".join(f"{program} {seconds:.0f} s" for program, seconds in answers[name]["first call"].items())
+      print(f"{name} ({described(answers[name]['about'])}): first calls {built}", flush=True)
+      for program, reason in answers[name]["failed"].items():
         print(f"  {program} failed: {reason}", flush=True)
-    seconds, idle = take_turns(workers, found, options)
+    seconds, idle = take_turns(workers, answers, options)
   return {
       "options": vars(options), "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
-      "date": time.strftime("%Y-%m-%d"), "load_before": load, "sides": found, "idle_cpu_seconds": idle,
+      "date": time.strftime("%Y-%m-%d"), "load_before": load, "sides": answers, "idle_cpu_seconds": idle,
       "seconds_per_step": {program: {name: times for (name, p), times in seconds.items() if p == program}
                            for program in (PLAIN, AUGMENTED, CHEAP)}}
 
@@ -75,11 +75,11 @@ def described(about: dict) -> str:
   return ", ".join([*versions, *(about[name] for name in ("device", "convolutions") if about.get(name))])
 
 
-def take_turns(workers: dict, found: dict, options: argparse.Namespace) -> tuple[dict, dict]:
+def take_turns(workers: dict, answers: dict, options: argparse.Namespace) -> tuple[dict, dict]:
   """({(side, program): seconds per step in each counted round}, {side: most CPU time between two turns})."""
-  turns = [(name, program) for program in (PLAIN, AUGMENTED, CHEAP) for name in found
-           if program in found[name]["first call"]]
-  seconds, idle = {turn: [] for turn in turns}, dict.fromkeys(found, 0.0)
+  turns = [(name, program) for program in (PLAIN, AUGMENTED, CHEAP) for name in answers
+           if program in answers[name]["first call"]]
+  seconds, idle = {turn: [] for turn in turns}, dict.fromkeys(answers, 0.0)
   for i in range(options.rounds + 1):
     shift = i % len(turns)
     for name, program in turns[shift:] + turns[:shift]:
@@ -101,19 +101,19 @@ def row(name: str, times: list[float], base: list[float], batch: int) -> str:
           f"{batch / middle:9.0f}{statistics.median(ratios):9.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
-def report(found: dict) -> str:
+def report(measured: dict) -> str:
   """The tables as text."""
-  options, steps, batch = found["options"], found["seconds_per_step"], found["options"]["batch"]
+  options, steps, batch = measured["options"], measured["seconds_per_step"], measured["options"]["batch"]
   heading = f"{'':<48}{'ms/step':>9} {'(range)':<17}{'images/s':>9}{'ratio':>9} (range)"
-  lines = [f"{found['date']}, {options['device']}, {found['cores']} cores, load before: "
-           f"{found['load_before']:.1f}",
-           *(f"{name}: {line}" for name, line in versions(found).items()),
+  lines = [f"{measured['date']}, {options['device']}, {measured['cores']} cores, load before: "
+           f"{measured['load_before']:.1f}",
+           *(f"{name}: {line}" for name, line in versions(measured).items()),
            f"ResNet-32, batch {batch}, {CLASSES} classes in {CLASSES // TASK_SIZE} heads, later "
            f"task with teacher; median of {options['rounds']} rounds of {options['steps']} steps"]
   titles = {PLAIN: "without augmentation", AUGMENTED: "each side with its own augmentation"}
   for suffix, precision in precisions(options).items():
     base = OURS + suffix
-    rows = {name: side for name, side in found["sides"].items() if name.endswith(BFLOAT16) == bool(suffix)}
+    rows = {name: side for name, side in measured["sides"].items() if name.endswith(BFLOAT16) == bool(suffix)}
     for program, title in titles.items():
       lines += ["", f"{precision}, {title}; ratio = time over gr_jax's in {precision}", heading]
       for name, side in rows.items():
@@ -127,7 +127,7 @@ def report(found: dict) -> str:
       lines += ["", f"{precision}, the method's own cost in gr_jax; ratio = time over that of plain losses", heading,
                 row(f"{base}: cross-entropy and plain distillation", steps[CHEAP][base], steps[CHEAP][base], batch),
                 row(f"{base}: reweighting and DAKD", steps[PLAIN][base], steps[CHEAP][base], batch)]
-  waiting = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in found["idle_cpu_seconds"].items())
+  waiting = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in measured["idle_cpu_seconds"].items())
   return "\n".join([*lines, "", f"Most CPU time spent while waiting for a turn, ms: {waiting}"])
 
 
@@ -137,9 +137,9 @@ def precisions(options: dict) -> dict[str, str]:
   return {"": single, BFLOAT16: "bfloat16"} if options["bfloat16"] else {"": single}
 
 
-def versions(found: dict) -> dict[str, str]:
+def versions(measured: dict) -> dict[str, str]:
   """gr_jax's and PyTorch's versions, from the first side of each."""
-  about = [side["about"] for side in found["sides"].values()]
+  about = [side["about"] for side in measured["sides"].values()]
   first = {name: next((one for one in about if framework in one), None)
            for name, framework in (("gr_jax", JAX), ("PyTorch", TORCH))}
   return {name: described(one) for name, one in first.items() if one}
@@ -167,11 +167,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
   options = parse_options()
-  found = measure(options)
-  print(f"\n{report(found)}")
+  measured = measure(options)
+  print(f"\n{report(measured)}")
   if options.json:
     with open(options.json, "w") as file:
-      json.dump(found, file, indent=1)
+      json.dump(measured, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ _REMEDY = {JAX: "-m pip install -e .", TORCH: "-m pip install 'torch>=2.6' -e ."
 # Importing nothing, so that the answer comes at once.
 _PROBE = """
 import importlib.metadata, importlib.util, json, platform, sys
-found = {name: importlib.metadata.version(name) for name in sys.argv[1:] if importlib.util.find_spec(name)}
-print(json.dumps({"python": platform.python_version(), **found}))
+versions = {name: importlib.metadata.version(name) for name in sys.argv[1:] if importlib.util.find_spec(name)}
+print(json.dumps({"python": platform.python_version(), **versions}))
 """
 _PATIENCE = 10
 
@@ -47,13 +47,13 @@ def check(framework: str, python: str, packages: Sequence[str]) -> tuple[str, di
   Raises:
     SystemExit: it does not start, does not answer, or lacks a package; with the flag and the remedy.
   """
-  found = shutil.which(os.path.expanduser(python))
-  if found is None:
+  program = shutil.which(os.path.expanduser(python))
+  if program is None:
     raise SystemExit(f"error: {flag(framework)} is {python}; there is no such program. Give the path of a Python "
                      f"interpreter that has {framework}")
   try:
     # Not in a folder of the user's, whose files could pass for packages.
-    answer = subprocess.run([found, "-c", _PROBE, *packages], cwd=FOLDER, env=environment({}), timeout=_PATIENCE,
+    answer = subprocess.run([program, "-c", _PROBE, *packages], cwd=FOLDER, env=environment({}), timeout=_PATIENCE,
                             capture_output=True, text=True, check=True).stdout
     versions = json.loads(answer)
   except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -64,9 +64,9 @@ def check(framework: str, python: str, packages: Sequence[str]) -> tuple[str, di
   missing = [name for name in packages if name not in versions]
   if missing:
     raise SystemExit(f"error: {flag(framework)} is {python} (Python {versions['python']}), which lacks "
-                     f"{', '.join(missing)}. Install: {found} {_REMEDY[framework]}\n"
+                     f"{', '.join(missing)}. Install: {program} {_REMEDY[framework]}\n"
                      f"or name another interpreter with {flag(framework)}=PATH")
-  return os.path.abspath(found), versions
+  return os.path.abspath(program), versions
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:

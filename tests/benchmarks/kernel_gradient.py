@@ -31,13 +31,13 @@ _IMAGES = (8, 16, 32, 64, 128)
 
 def seconds(function: Callable[..., Any], arguments: tuple, calls: int) -> float:
   """Median of `calls` timed calls, after two that are not counted."""
-  program, found = jax.jit(function), []
+  program, times = jax.jit(function), []
   for number in range(calls + 2):
     started = time.perf_counter()
     jax.block_until_ready(program(*arguments))
     if number >= 2:
-      found.append(time.perf_counter() - started)
-  return statistics.median(found)
+      times.append(time.perf_counter() - started)
+  return statistics.median(times)
 
 
 def kernel_gradient(form: Callable, images: int) -> Callable:

@@ -66,7 +66,7 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
   from gr_jax.training.step import make_train_step
 
   devices = jax.devices()[:1]
-  everywhere = functools.partial(parallel.replicate, devices=devices)
+  replicate = functools.partial(parallel.replicate, devices=devices)
   context = plan.make_context(make_counts(), scenario.Task(FIRST, CLASSES), FIRST // TASK_SIZE, per_class=MEMORY)
   images, labels = make_pictures(context.counts)
   # "auto" is TF32 on a GPU, as PyTorch's convolutions are there.
@@ -91,18 +91,18 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
                            augment=view if name == AUGMENTED else None)
     run = make_program(step, stage=stage, number=0, batch_size=options.batch, devices=devices)
     start = draw(method, 0, context.seen)
-    state = everywhere(TrainState(jnp.int32(0), start["params"], start["batch_stats"], tx.init(start["params"]),
-                                  stage.rule.init(start["params"]["classifier"])))
+    state = replicate(TrainState(jnp.int32(0), start["params"], start["batch_stats"], tx.init(start["params"]),
+                                 stage.rule.init(start["params"]["classifier"])))
     stored = images if name == AUGMENTED else normalised(images)
     data = Data(stored, np.full((len(labels), 2), SIDE, np.int32), labels)
     pool = Pool(np.arange(len(labels), dtype=np.int32), np.int32(len(labels)))
     teacher = folding.fold_teacher(draw(method, 1, context.old))
-    *fixed, (pool, root) = everywhere((teacher, context, data, (pool, jax.random.key(0))))
+    *fixed, (pool, root) = replicate((teacher, context, data, (pool, jax.random.key(0))))
     epoch = 0
 
     def advance(steps: int) -> None:
       nonlocal state, epoch
-      window = Window(pool, root, *everywhere((np.int32(epoch), np.int32(0), np.int32(steps))))
+      window = Window(pool, root, *replicate((np.int32(epoch), np.int32(0), np.int32(steps))))
       state, _ = run(state, *fixed, window)
       jax.block_until_ready(state)
       epoch += 1
@@ -123,8 +123,8 @@ def torch_side(options: argparse.Namespace, *, released: bool = False, bfloat16:
   if device.type == "cuda":
     # Convolutions use TF32 by default there, products do not; XLA uses it for both.
     torch.set_float32_matmul_precision("high")
-  facts = torch_steps.task_facts(make_counts(), FIRST, CLASSES, per_class=MEMORY)
-  images, labels = make_pictures(facts.counts)
+  task = torch_steps.task_facts(make_counts(), FIRST, CLASSES, per_class=MEMORY)
+  images, labels = make_pictures(task.counts)
   torch.manual_seed(0)
 
   def backbone():
@@ -143,11 +143,11 @@ def torch_side(options: argparse.Namespace, *, released: bool = False, bfloat16:
   def make_step(name):
     if released:
       tasks = CLASSES // TASK_SIZE
-      return torch_steps.ReleasedStep(backbone(), heads(tasks), facts, (backbone(), heads(tasks - 1)),
+      return torch_steps.ReleasedStep(backbone(), heads(tasks), task, (backbone(), heads(tasks - 1)),
                                       learning_rate=LEARNING_RATE, bfloat16=bfloat16)
     view = torch_steps.DeviceAugment(MEAN, STD, device) if name == AUGMENTED else None
     return torch_steps.BestStep(
-        backbone(), whole_head(facts.old | facts.new), facts, (backbone(), whole_head(facts.old)),
+        backbone(), whole_head(task.old | task.new), task, (backbone(), whole_head(task.old)),
         learning_rate=LEARNING_RATE, augment=view, bfloat16=bfloat16, compile_mode=compile_mode)
 
   def wait():
@@ -236,27 +236,27 @@ class Server:
   def __call__(self, question: dict[str, Any]) -> dict[str, Any]:
     """{"side", "options"} -> what was built; {"run": program} -> seconds, and CPU seconds spent since the last turn."""
     idle = time.process_time() - self._idle_since
-    found = self._build(**question) if "side" in question else self._run(question["run"], idle)
+    answer = self._build(**question) if "side" in question else self._run(question["run"], idle)
     self._idle_since = time.process_time()
-    return found
+    return answer
 
   def _build(self, side: str, options: dict[str, Any]) -> dict[str, Any]:
     chosen = argparse.Namespace(**options)
-    self._steps, found = chosen.steps, {"about": {"python": platform.python_version()}, "first call": {}, "failed": {}}
+    self._steps, built = chosen.steps, {"about": {"python": platform.python_version()}, "first call": {}, "failed": {}}
     try:
       builders, about = make_sides(chosen)[side].build(chosen)
-      found["about"] |= about
+      built["about"] |= about
     except Exception as error:
-      builders, found["failed"] = {}, {PLAIN: describe(error), AUGMENTED: describe(error)}
+      builders, built["failed"] = {}, {PLAIN: describe(error), AUGMENTED: describe(error)}
     for name, build in builders.items():
       try:
         start = time.perf_counter()
         program = build()
         program(self._steps)
-        self._programs[name], found["first call"][name] = program, time.perf_counter() - start
+        self._programs[name], built["first call"][name] = program, time.perf_counter() - start
       except Exception as error:  # a table with a hole says more than no table
-        found["failed"][name] = describe(error)
-    return found
+        built["failed"][name] = describe(error)
+    return built
 
   def _run(self, name: str, idle: float) -> dict[str, float]:
     start = time.perf_counter()

@@ -81,17 +81,17 @@ def test_a_good_interpreter_tells_its_versions():
 
 
 def test_gr_jax_is_that_of_this_checkout(tmp_path):
-  found = subprocess.run([sys.executable, "-c", "import gr_jax; print(gr_jax.__file__)"], cwd=tmp_path, text=True,
-                         env=interpreters.environment({}), capture_output=True, check=True).stdout
-  assert found.strip() == str(interpreters.ROOT / "gr_jax/__init__.py")
+  printed = subprocess.run([sys.executable, "-c", "import gr_jax; print(gr_jax.__file__)"], cwd=tmp_path, text=True,
+                           env=interpreters.environment({}), capture_output=True, check=True).stdout
+  assert printed.strip() == str(interpreters.ROOT / "gr_jax/__init__.py")
 
 
 def test_parents_import_neither_framework():
   code = ("import sys; sys.path.insert(0, '.'); import against_torch, whole_run; against_torch.sides.make_sides("
           "against_torch.parse_options(['--bfloat16'])); print(sorted({'jax', 'torch', 'gr_jax'} & set(sys.modules)))")
-  found = subprocess.run([sys.executable, "-c", code], cwd=interpreters.FOLDER, text=True, capture_output=True,
-                         check=True).stdout
-  assert found.strip() == "[]"
+  printed = subprocess.run([sys.executable, "-c", code], cwd=interpreters.FOLDER, text=True, capture_output=True,
+                           check=True).stdout
+  assert printed.strip() == "[]"
 
 
 def test_a_side_answers_over_its_pipe(fake_side):
@@ -115,8 +115,8 @@ def test_rounds_and_ratios(fake_side, monkeypatch):
   with interpreters.Worker("a", sys.executable, fake_side, {}) as ours, \
       interpreters.Worker("b", sys.executable, fake_side, {}) as theirs:
     workers = {sides.OURS: ours, "slow": theirs}
-    found = {name: worker.ask({"side": name, "options": {"slow": 3.0}}) for name, worker in workers.items()}
-    seconds, idle = against_torch.take_turns(workers, found, options)
+    answers = {name: worker.ask({"side": name, "options": {"slow": 3.0}}) for name, worker in workers.items()}
+    seconds, idle = against_torch.take_turns(workers, answers, options)
   assert seconds == {(sides.OURS, "plain"): [0.5] * 3, ("slow", "plain"): [1.5] * 3}
   assert idle == {sides.OURS: 0.001, "slow": 0.001}
   assert " 3.00 (3.00-3.00)" in against_torch.row("slow", seconds["slow", "plain"], seconds[sides.OURS, "plain"], 128)
@@ -153,11 +153,11 @@ def test_each_precision_has_tables_of_its_own(bfloat16):
 
 def test_a_failed_side_leaves_a_hole_not_a_crash():
   options = against_torch.parse_options(["--bfloat16"])
-  found = steps_found(options)
-  for program in found["seconds_per_step"].values():
+  measured = steps_found(options)
+  for program in measured["seconds_per_step"].values():
     del program[sides.OURS + sides.BFLOAT16]
-  found["sides"][sides.OURS + sides.BFLOAT16]["failed"] = {sides.PLAIN: "Error: no such type"}
-  text = against_torch.report(found)
+  measured["sides"][sides.OURS + sides.BFLOAT16]["failed"] = {sides.PLAIN: "Error: no such type"}
+  text = against_torch.report(measured)
   assert "failed: Error: no such type" in text and "no ratio: gr_jax, bfloat16 failed" in text
 
 
@@ -170,9 +170,9 @@ def test_parts_of_a_run_add_up(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (tmp_path / "results.json").write_text(json.dumps({
       "task_accuracies": [0.5, 0.4], "scenario_digest": "x", "devices": "1 x cpu", "precision": "float32"}))
-  parts, found = whole_run.jax_results(tmp_path, ["words", "precision: float32; convolutions: oneDNN"])
+  parts, entry = whole_run.jax_results(tmp_path, ["words", "precision: float32; convolutions: oneDNN"])
   assert parts == {whole_run.TRAINING: 18.0, whole_run.LOOKING: 6.0}
-  assert found["computation"] == "precision: float32; convolutions: oneDNN"
+  assert entry["computation"] == "precision: float32; convolutions: oneDNN"
 
 
 def test_both_sides_are_given_the_same_settings(tmp_path):
@@ -195,10 +195,10 @@ def test_a_failed_run_shows_its_last_lines():
 def test_report_of_whole_runs():
   side = {"parts": {whole_run.TRAINING: 60.0, whole_run.LOOKING: 20.0, whole_run.REST: 20.0}, "load_before": 0.1,
           "task_accuracies": [0.2, 0.125], "device": "d", "versions": {"python": "3.13", "jax": "1"}}
-  found = {"options": vars(whole_run.parse_options([])), "date": "today", "cores": 2, "sides": {
+  measured = {"options": vars(whole_run.parse_options([])), "date": "today", "cores": 2, "sides": {
       whole_run.FIRST: {**side, "seconds": 100.0, "computation": "precision: float32"},
       whole_run.SECOND: {**side, "seconds": 80.0},
       whole_run.RELEASED: {**side, "seconds": 200.0, "workers": 0, "own_clock": {"training": 60.0}}},
       "ratios": {whole_run.FIRST: 2.0, whole_run.SECOND: 2.5}}
-  text = whole_run.report(found)
+  text = whole_run.report(measured)
   assert "2.00 with an empty compilation cache, 2.50 with a filled one" in text and "20.00  12.50" in text

@@ -22,11 +22,11 @@ def test_steps_of_both_sides(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(sys, "argv", ["against_torch.py", "--steps=1", "--rounds=1", "--batch=16", "--bfloat16",
                                     f"--json={tmp_path / 'found.json'}"])
   against_torch.main()
-  found = json.loads((tmp_path / "found.json").read_text())
+  measured = json.loads((tmp_path / "found.json").read_text())
   for name in few:
-    assert found["sides"][name]["failed"] == {}
-    assert found["seconds_per_step"]["plain"][name][0] > 0 and found["seconds_per_step"]["augmented"][name][0] > 0
-  assert found["sides"][sides.OURS]["about"]["convolutions"].startswith("convolutions: ")
+    assert measured["sides"][name]["failed"] == {}
+    assert measured["seconds_per_step"]["plain"][name][0] > 0 and measured["seconds_per_step"]["augmented"][name][0] > 0
+  assert measured["sides"][sides.OURS]["about"]["convolutions"].startswith("convolutions: ")
   assert "bfloat16, without augmentation" in capsys.readouterr().out
 
 
@@ -45,11 +45,11 @@ def get_config():
       "whole_run.py", f"--config={config}", f"--data_dir={tmp_path / 'data'}", "--epochs=2", "--milestones=1",
       f"--json={tmp_path / 'found.json'}"])
   whole_run.main()
-  found = json.loads((tmp_path / "found.json").read_text())
-  assert list(found["sides"]) == [whole_run.FIRST, whole_run.SECOND, whole_run.RELEASED]
-  for side in found["sides"].values():
+  measured = json.loads((tmp_path / "found.json").read_text())
+  assert list(measured["sides"]) == [whole_run.FIRST, whole_run.SECOND, whole_run.RELEASED]
+  for side in measured["sides"].values():
     assert len(side["task_accuracies"]) == 6 and min(side["parts"].values()) > 0
     assert sum(side["parts"].values()) == pytest.approx(side["seconds"])
   # The cache changes the time, not the run.
-  assert found["sides"][whole_run.FIRST]["task_accuracies"] == found["sides"][whole_run.SECOND]["task_accuracies"]
+  assert measured["sides"][whole_run.FIRST]["task_accuracies"] == measured["sides"][whole_run.SECOND]["task_accuracies"]
   assert "with a filled one" in capsys.readouterr().out

@@ -37,15 +37,15 @@ def test_options_are_those_of_gr_jax():
 
 @pytest.mark.parametrize("count, m", [(30, 20), (5, 20), (1, 1), (40, 0)])
 def test_herding_is_that_of_gr_jax(count, m):
-  found = np.random.default_rng(count).normal(size=(count, 7)).astype(np.float32)
-  assert torch_run.herd(torch.from_numpy(found), m) == memory.herd(found, m).tolist()
+  features = np.random.default_rng(count).normal(size=(count, 7)).astype(np.float32)
+  assert torch_run.herd(torch.from_numpy(features), m) == memory.herd(features, m).tolist()
 
 
 def test_herding_breaks_ties_as_gr_jax_and_bears_zero_rows():
   rows = np.abs(np.random.default_rng(0).normal(size=(6, 4))).astype(np.float32)
   rows[2] = 0
-  found = np.concatenate([rows, rows, rows])
-  assert torch_run.herd(torch.from_numpy(found), 12) == memory.herd(found, 12).tolist()
+  tied = np.concatenate([rows, rows, rows])
+  assert torch_run.herd(torch.from_numpy(tied), 12) == memory.herd(tied, 12).tolist()
 
 
 def small_config(**changes):

@@ -29,9 +29,9 @@ SGD = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 @functools.cache
 def case(number):
-  """(facts, initial params, batch stats, teacher or None, images, labels) of a task."""
+  """(task, initial params, batch stats, teacher or None, images, labels) of a task."""
   first = sum(SPLITS[:number])
-  facts = torch_steps.task_facts(COUNTS, first, first + SPLITS[number], per_class=4)
+  task = torch_steps.task_facts(COUNTS, first, first + SPLITS[number], per_class=4)
   model = models.make_backbone("resnet8", platform="cpu")
   empty = init(model.num_features, len(COUNTS))
 
@@ -40,10 +40,10 @@ def case(number):
     head = draw_columns(jax.random.key(seed + 1), empty, columns)
     return {"backbone": variables["params"], "classifier": head}, variables["batch_stats"]
 
-  params, batch_stats = draw(0, facts.old | facts.new)
+  params, batch_stats = draw(0, task.old | task.new)
   teacher = None
   if number:
-    before, stats = draw(10, facts.old)
+    before, stats = draw(10, task.old)
     # Running statistics that are not the initial ones.
     stats = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.uniform(jax.random.key(20), leaf.shape), stats)
     teacher = {"params": before, "batch_stats": stats}
@@ -53,7 +53,7 @@ def case(number):
   if number == 2:
     # Hardly an image of the new classes, so that the ratio of old ones acts.
     labels[:, 1:] %= first
-  return facts, params, batch_stats, teacher, images, labels
+  return task, params, batch_stats, teacher, images, labels
 
 
 @functools.cache
@@ -70,12 +70,12 @@ def expected(number):
   state = TrainState(jnp.int32(0), params, batch_stats, tx.init(params), stage.rule.init(params["classifier"]))
   data = jax.tree.map(jnp.asarray, Data(
       images.reshape(-1, SIDE, SIDE, 3), np.full((STEPS * BATCH, 2), SIDE, np.int32), labels.reshape(-1)))
-  found = []
+  after_steps = []
   for i in range(STEPS):
     state, metrics = run(state, teacher, context, data,
                          Batch(i * BATCH + jnp.arange(BATCH), jax.random.key(0), jnp.int32(0)))
-    found.append(jax.device_get((state, metrics)))
-  return found
+    after_steps.append(jax.device_get((state, metrics)))
+  return after_steps
 
 
 def backbone(params, batch_stats):
@@ -97,16 +97,16 @@ def heads(params, tasks):
 
 
 def released(number):
-  facts, params, batch_stats, teacher, _, _ = case(number)
+  task, params, batch_stats, teacher, _, _ = case(number)
   before = teacher and (backbone(**teacher), heads(teacher["params"], number))
-  return torch_steps.ReleasedStep(backbone(params, batch_stats), heads(params, number + 1), facts, before,
+  return torch_steps.ReleasedStep(backbone(params, batch_stats), heads(params, number + 1), task, before,
                                   **SGD)
 
 
 def best(number, **options):
-  facts, params, batch_stats, teacher, _, _ = case(number)
+  task, params, batch_stats, teacher, _, _ = case(number)
   before = teacher and (backbone(**teacher), linear(teacher["params"], 0, len(COUNTS)))
-  return torch_steps.BestStep(backbone(params, batch_stats), linear(params, 0, len(COUNTS)), facts, before,
+  return torch_steps.BestStep(backbone(params, batch_stats), linear(params, 0, len(COUNTS)), task, before,
                               **SGD, **options)
 
 
@@ -173,9 +173,9 @@ def test_augmentations_agree(box, flip):
                    for start, length in ((top, height), (left, width)))
   ours = np.asarray(augment.crop_and_resize(
       image, rows[:, pad:-pad], columns[::-1, pad:-pad] if flip else columns[:, pad:-pad]))
-  found = torch_steps.crop_flip(torch.from_numpy(image.transpose(2, 0, 1))[None],
-                                *torch.tensor([box], dtype=torch.float32).T, torch.tensor([flip]))
-  np.testing.assert_allclose(found[0].numpy().transpose(1, 2, 0), ours, atol=1e-3)
+  cropped = torch_steps.crop_flip(torch.from_numpy(image.transpose(2, 0, 1))[None],
+                                  *torch.tensor([box], dtype=torch.float32).T, torch.tensor([flip]))
+  np.testing.assert_allclose(cropped[0].numpy().transpose(1, 2, 0), ours, atol=1e-3)
   on_host = np.asarray(torch_steps.crop_flip_on_host(image, *box, flip), np.float32)
   # Pillow rounds after each axis.
   np.testing.assert_allclose(on_host, ours, atol=1.6)

@@ -107,13 +107,13 @@ def task_accuracies(data: dict[str, Any], counts: np.ndarray, tasks: Sequence[tu
     present = [*exemplars, *(np.arange(stops[j] - counts[j], stops[j]) for j in range(first, stop))]
     rows = np.concatenate(present)
     with clock.measure("training"):
-      facts = torch_steps.task_facts(counts, first, stop, per_class=config.memory.per_class,
-                                     weight_scale=options["distillation_weight"],
-                                     gamma=options["attenuation_gamma"])
+      task = torch_steps.task_facts(counts, first, stop, per_class=config.memory.per_class,
+                                    weight_scale=options["distillation_weight"],
+                                    gamma=options["attenuation_gamma"])
       teacher = network.teacher()
       network.grow(stop - first)
       step = torch_steps.ReleasedStep(
-          network.backbone, network.heads, facts, teacher, learning_rate=config.learning_rate,
+          network.backbone, network.heads, task, teacher, learning_rate=config.learning_rate,
           momentum=config.momentum, weight_decay=config.weight_decay, bfloat16=bfloat16)
       for epoch in range(config.epochs):
         finished = sum(epoch >= milestone for milestone in config.milestones)
@@ -131,8 +131,8 @@ def task_accuracies(data: dict[str, Any], counts: np.ndarray, tasks: Sequence[tu
       seen = np.flatnonzero(tests.labels < stop).tolist()
       accuracies.append(accuracy(network, loader(tests, seen, config.evaluation_block), **look))
     with clock.measure("selection"):
-      found = features(network.backbone, loader(plain, rows.tolist(), config.evaluation_block), **look)
-      parts = torch.split(found, [len(kept) for kept in present])
+      vectors = features(network.backbone, loader(plain, rows.tolist(), config.evaluation_block), **look)
+      parts = torch.split(vectors, [len(kept) for kept in present])
       exemplars = [kept[herd(part, config.memory.per_class)] for kept, part in zip(present, parts)]
     say(f"task {number + 1}/{len(tasks)}: accuracy {100 * accuracies[-1]:.2f} %, loss of the last step {loss:.3f}")
   return accuracies
@@ -161,11 +161,11 @@ def accuracy(network: Network, batches: Any, *, device: torch.device, bfloat16: 
 def features(backbone: torch_steps.Backbone, batches: Any, *, device: torch.device, bfloat16: bool) -> torch.Tensor:
   """[pictures, features] float32 in evaluation mode, on the host."""
   backbone.eval()
-  found = []
+  blocks = []
   for images, _ in batches:
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-      found.append(backbone(images.to(device)).cpu())
-  return torch.cat(found)
+      blocks.append(backbone(images.to(device)).cpu())
+  return torch.cat(blocks)
 
 
 def herd(features: torch.Tensor, m: int) -> list[int]:
@@ -263,9 +263,9 @@ def main() -> None:
   parser.add_argument("--workers", type=int, default=0, help="of the data loaders; 0: in the main process")
   parser.add_argument("--json", help="where to put what was found")
   options = parser.parse_args()
-  found = run(options)
+  record = run(options)
   if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    pathlib.Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -134,14 +134,14 @@ def task_facts(counts: np.ndarray, first: int, stop: int, *, per_class: int, wei
                    math.exp(-gamma * n_old / (n_old + n_new)), weight_scale * math.sqrt(n_old / n_new))
 
 
-def mixing(facts: TaskFacts) -> tuple[np.ndarray, float]:
+def mixing(task: TaskFacts) -> tuple[np.ndarray, float]:
   """(v [classes], h) of distribution-aware distillation; both follow from the counts of the task."""
-  lost = np.where(facts.old, facts.lost, 0).astype(np.float64)
-  norm, num_old = np.linalg.norm(lost), int(np.sum(facts.old))
+  lost = np.where(task.old, task.lost, 0).astype(np.float64)
+  norm, num_old = np.linalg.norm(lost), int(np.sum(task.old))
   weights = (lost / norm if norm > 0 else lost).astype(np.float32)
   if num_old < 2 or norm == 0:
     return weights, 1.0
-  raised = lost[np.asarray(facts.old)] + 0.001
+  raised = lost[np.asarray(task.old)] + 0.001
   share = raised / raised.sum()
   return weights, float(-(share * np.log(share)).sum() / math.log(num_old))
 
@@ -152,13 +152,13 @@ class ReleasedStep:
   Args:
     backbone: on its device; trained in place.
     heads: a linear layer for each task up to this one; trained in place.
-    facts: of the task.
+    task: what the step needs to know of it.
     teacher: (backbone, heads) after the previous task; None in the first.
     learning_rate, momentum, weight_decay: of SGD.
     bfloat16: whether the backbones run under autocast.
   """
 
-  def __init__(self, backbone: Backbone, heads: Sequence[nn.Linear], facts: TaskFacts,
+  def __init__(self, backbone: Backbone, heads: Sequence[nn.Linear], task: TaskFacts,
                teacher: tuple[Backbone, Sequence[nn.Linear]] | None, *, learning_rate: float,
                momentum: float = 0.9, weight_decay: float = 5e-4, bfloat16: bool = False):
     self.backbone, self.heads, self.teacher = backbone.train(), heads, teacher
@@ -166,13 +166,13 @@ class ReleasedStep:
       teacher[0].eval()
     self.device, self.bfloat16 = heads[0].weight.device, bfloat16
     seen = sum(head.out_features for head in heads)
-    self.num_old = int(np.sum(facts.old))
-    counts = torch.as_tensor(np.asarray(facts.counts)[:seen], device=self.device)
+    self.num_old = int(np.sum(task.old))
+    counts = torch.as_tensor(np.asarray(task.counts)[:seen], device=self.device)
     self.log_prior = torch.log(counts / counts.sum())
-    weights, self.evenness = mixing(facts)
+    weights, self.evenness = mixing(task)
     self.weights = torch.as_tensor(weights[:self.num_old], device=self.device)
-    self.attenuation = float(facts.attenuation)
-    self.distillation_scale = float(facts.distillation_weight) * TEMPERATURE**2
+    self.attenuation = float(task.attenuation)
+    self.distillation_scale = float(task.distillation_weight) * TEMPERATURE**2
     self.phi, self.column = [0.0] * seen, [1.0] * seen
     parameters = [*backbone.parameters(), *(p for head in heads for p in head.parameters())]
     self.optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
@@ -268,7 +268,7 @@ class BestStep:
   Args:
     backbone: on its device; trained in place, in channels-last order.
     head: all K classes, zeros in the rows of unseen ones, which then stay zero; trained in place.
-    facts: of the task.
+    task: what the step needs to know of it.
     teacher: (backbone, head) after the previous task; None in the first.
     learning_rate, momentum, weight_decay: of SGD.
     augment: (images as stored) -> images [batch, 3, height, width] float32; None: they are that already.
@@ -276,7 +276,7 @@ class BestStep:
     compile_mode: of torch.compile, "default" or "reduce-overhead" (CUDA graphs); None: eager.
   """
 
-  def __init__(self, backbone: Backbone, head: nn.Linear, facts: TaskFacts,
+  def __init__(self, backbone: Backbone, head: nn.Linear, task: TaskFacts,
                teacher: tuple[Backbone, nn.Linear] | None, *, learning_rate: float, momentum: float = 0.9,
                weight_decay: float = 5e-4, augment: nn.Module | None = None, bfloat16: bool = False,
                compile_mode: str | None = None):
@@ -290,16 +290,16 @@ class BestStep:
         module.num_batches_tracked = None
     device = head.weight.device
     self.device_type, self.bfloat16, self.augment = device.type, bfloat16, augment
-    old, new = (torch.as_tensor(np.asarray(mask), device=device) for mask in (facts.old, facts.new))
+    old, new = (torch.as_tensor(np.asarray(mask), device=device) for mask in (task.old, task.new))
     self.groups, self.not_old = torch.stack([old, new]), ~old
-    self.num_old, self.num_new = (int(np.sum(mask)) for mask in (facts.old, facts.new))
-    counts = torch.as_tensor(np.asarray(facts.counts), device=device)
+    self.num_old, self.num_new = (int(np.sum(mask)) for mask in (task.old, task.new))
+    counts = torch.as_tensor(np.asarray(task.counts), device=device)
     # -inf, hence probability 0, in the columns of unseen classes.
     self.log_prior = torch.log(counts / counts.sum())
-    weights, self.evenness = mixing(facts)
+    weights, self.evenness = mixing(task)
     self.weights = torch.as_tensor(weights, device=device)
-    self.attenuation = float(facts.attenuation)
-    self.distillation_scale = float(facts.distillation_weight) * TEMPERATURE**2
+    self.attenuation = float(task.attenuation)
+    self.distillation_scale = float(task.distillation_weight) * TEMPERATURE**2
     self.phi, self.column = torch.zeros_like(counts), torch.zeros_like(counts)
     self.optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], lr=learning_rate,
                                      momentum=momentum, weight_decay=weight_decay, fused=True)

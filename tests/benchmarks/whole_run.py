@@ -53,10 +53,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
       command = (torch_command if framework == TORCH else jax_command)(options, folder, answer)
       print(f"{side}: running", flush=True)
       load, (seconds, output) = os.getloadavg()[0], timed(side, [python, *command], options)
-      parts, found = (torch_results if framework == TORCH else jax_results)(answer, output)
+      parts, entry = (torch_results if framework == TORCH else jax_results)(answer, output)
       parts[REST] = seconds - sum(parts.values())
-      sides[side] = {"seconds": seconds, "parts": parts, "load_before": load, "versions": versions, **found}
-      print(f"{side}: {seconds:.1f} s, last accuracy {100 * found['task_accuracies'][-1]:.2f} %", flush=True)
+      sides[side] = {"seconds": seconds, "parts": parts, "load_before": load, "versions": versions, **entry}
+      print(f"{side}: {seconds:.1f} s, last accuracy {100 * entry['task_accuracies'][-1]:.2f} %", flush=True)
   digests = {side["scenario_digest"] for side in sides.values()}
   if len(digests) > 1:
     raise SystemExit(f"error: the sides learnt different images (digests {', '.join(sorted(digests))}); this is a bug")
@@ -131,10 +131,10 @@ def torch_results(answer: pathlib.Path, output: Sequence[str]) -> tuple[dict[str
       "own_clock": spent}
 
 
-def report(found: dict[str, Any]) -> str:
+def report(measured: dict[str, Any]) -> str:
   """The tables as text."""
-  options, sides = found["options"], found["sides"]
-  lines = [f"{found['date']}, {options['device']}, {found['cores']} cores, {options['precision']}; "
+  options, sides = measured["options"], measured["sides"]
+  lines = [f"{measured['date']}, {options['device']}, {measured['cores']} cores, {options['precision']}; "
            f"{options['config']}, {options['epochs']} epochs a task, milestones ({options['milestones']})"]
   for name in (FIRST, RELEASED):
     side = sides[name]
@@ -149,8 +149,8 @@ def report(found: dict[str, Any]) -> str:
             + f"{side['load_before']:13.1f}" for name, side in sides.items()]
   clock = ", ".join(f"{part} {seconds:.1f}" for part, seconds in sides[RELEASED]["own_clock"].items())
   lines += [f"PyTorch by its own clock: {clock}", "",
-            f"PyTorch's time over gr_jax's: {found['ratios'][FIRST]:.2f} with an empty compilation cache, "
-            f"{found['ratios'][SECOND]:.2f} with a filled one", "", "Accuracy after each task, %"]
+            f"PyTorch's time over gr_jax's: {measured['ratios'][FIRST]:.2f} with an empty compilation cache, "
+            f"{measured['ratios'][SECOND]:.2f} with a filled one", "", "Accuracy after each task, %"]
   lines += [f"{name:<36}" + "".join(f"{100 * value:7.2f}" for value in side["task_accuracies"])
             for name, side in sides.items()]
   return "\n".join(lines)
@@ -177,10 +177,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
   options = parse_options()
-  found = measure(options)
-  print(f"\n{report(found)}")
+  measured = measure(options)
+  print(f"\n{report(measured)}")
   if options.json:
-    pathlib.Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    pathlib.Path(options.json).write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,22 +21,22 @@ def test_mean_over_classes_and_its_standard_error(seeds):
   rng = np.random.default_rng(seeds)
   images = np.maximum(np.round(40 * 0.9 ** np.arange(100)) - rng.integers(0, 3, (seeds, 100)), 0).astype(int)
   correct = rng.binomial(images, rng.uniform(0, 1, 100))
-  found = score([{str(c): (int(right), int(n)) for c, (right, n) in enumerate(zip(*rows))}
-                 for rows in zip(correct, images)])
+  estimate = score([{str(c): (int(right), int(n)) for c, (right, n) in enumerate(zip(*rows))}
+                    for rows in zip(correct, images)])
   mean, error, classes = reference(correct, images)
-  assert found.mean == pytest.approx(mean, abs=1e-12) and found.error == pytest.approx(error, abs=1e-12)
-  assert found.classes == classes < 100 and found.left_out == 100 - classes
+  assert estimate.mean == pytest.approx(mean, abs=1e-12) and estimate.error == pytest.approx(error, abs=1e-12)
+  assert estimate.classes == classes < 100 and estimate.left_out == 100 - classes
 
 
 def test_classes_count_alike_however_many_images_they_have():
-  found = score([{"large": (90, 100), "small": (0, 1), "none": (0, 0)}])
-  assert found.mean == pytest.approx(0.45) and (found.classes, found.left_out) == (2, 1)
-  assert found.error == pytest.approx(np.std([0.9, 0.0], ddof=1) / np.sqrt(2))
+  estimate = score([{"large": (90, 100), "small": (0, 1), "none": (0, 0)}])
+  assert estimate.mean == pytest.approx(0.45) and (estimate.classes, estimate.left_out) == (2, 1)
+  assert estimate.error == pytest.approx(np.std([0.9, 0.0], ddof=1) / np.sqrt(2))
 
 
 def test_a_class_is_the_mean_over_the_seeds_in_which_it_has_images():
-  found = score([{"a": (1, 2), "b": (3, 4)}, {"a": (0, 0), "b": (1, 4)}])
-  assert found.mean == pytest.approx((0.5 + (0.75 + 0.25) / 2) / 2)
+  estimate = score([{"a": (1, 2), "b": (3, 4)}, {"a": (0, 0), "b": (1, 4)}])
+  assert estimate.mean == pytest.approx((0.5 + (0.75 + 0.25) / 2) / 2)
 
 
 def test_one_class_has_no_standard_error():
@@ -66,8 +66,8 @@ def test_the_choice_against_numpy_on_random_scores():
   for _ in range(200):
     count = rng.integers(2, 7)
     means, errors, changes = rng.uniform(0.3, 0.4, count), rng.uniform(0, 0.05, count), rng.integers(0, 3, count)
-    found, best = choose([Score(mean, error, 9, 1) for mean, error in zip(means, errors)], changes.tolist())
+    chosen, best = choose([Score(mean, error, 9, 1) for mean, error in zip(means, errors)], changes.tolist())
     assert best == np.argmax(means)
     near = np.flatnonzero(means >= means.max() - errors[best])
     simplest = near[np.lexsort((near, changes[near]))[0]]
-    assert found == simplest
+    assert chosen == simplest

@@ -35,9 +35,9 @@ def stand_ins(monkeypatch):
 
 def request(root, methods, *, seeds=2, tune=(), **changes):
   base = configuration.check(runs.get_config("digits_lt", **{"learning_rate": 0.2, **changes}))
-  found = comparison.Comparison(FILE, entries.parse(methods, base), seeds, list(tune), [1, 2], root)
-  comparison.check(found)
-  return found
+  requested = comparison.Comparison(FILE, entries.parse(methods, base), seeds, list(tune), [1, 2], root)
+  comparison.check(requested)
+  return requested
 
 
 def steps(root):
@@ -56,8 +56,8 @@ def test_every_entry_with_every_seed_once(tmp_path, stand_ins):
   # The table is that of the runs' files.
   table = {row["method"]: row for row in csv.DictReader((root / "table.csv").read_text().splitlines())}
   for name in ("gr", "wa"):
-    found = [json.loads((root / "runs" / name / f"seed-{seed}" / "results.json").read_text()) for seed in (0, 1)]
-    averages = [100 * one["average_incremental_accuracy"] for one in found]
+    results = [json.loads((root / "runs" / name / f"seed-{seed}" / "results.json").read_text()) for seed in (0, 1)]
+    averages = [100 * one["average_incremental_accuracy"] for one in results]
     assert float(table[name]["average_incremental_mean"]) == pytest.approx(np.mean(averages))
     assert float(table[name]["average_incremental_standard_deviation"]) == pytest.approx(np.std(averages, ddof=1))
     assert f"| {name} | 2 | {np.mean(averages):.2f} ± {np.std(averages, ddof=1):.2f} |" in text

@@ -72,14 +72,14 @@ def test_options_of_the_config_belong_to_no_entry():
 
 def test_settings_are_all_combinations_and_know_what_they_change():
   wa, gr = entries.parse("wa,gr", BASE)
-  found = entries.settings(wa, ["learning_rate=0.05,0.1", "temperature=2,3"])
-  assert [setting.name for setting in found] == [
+  settings = entries.settings(wa, ["learning_rate=0.05,0.1", "temperature=2,3"])
+  assert [setting.name for setting in settings] == [
       "learning_rate=0.05, temperature=2", "learning_rate=0.05, temperature=3", "learning_rate=0.1, temperature=2",
       "learning_rate=0.1, temperature=3"]
   # The config has 0.1 and 2.
-  assert [setting.changes for setting in found] == [1, 2, 0, 1]
-  assert found[2].config == wa.config and found[1].config.learning_rate == 0.05
-  assert found[1].config.method_options == {"temperature": 3.0}
+  assert [setting.changes for setting in settings] == [1, 2, 0, 1]
+  assert settings[2].config == wa.config and settings[1].config.learning_rate == 0.05
+  assert settings[1].config.method_options == {"temperature": 3.0}
   assert [len(entries.settings(entry, ["margin=0.4,0.5"])) for entry in entries.parse("gr,lucir", BASE)] == [0, 2]
   assert entries.settings(gr, []) == []
   # A part that combines is off unless it is named.

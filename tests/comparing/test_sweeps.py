@@ -76,8 +76,8 @@ def test_the_command_completes_skips_and_reports(tmp_path):
   held = runs.run("sweep", *flags, "--holdout")
   assert held.returncode == 0 and "held out: last" in held.stdout, held.stderr
   assert stamp == (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
-  found = json.loads((tmp_path / "full-s0" / "holdout.json").read_text())["holdout_accuracies"]
-  assert len(found) == 3 and found[-1] == evaluate.evaluate(tmp_path / "full-s0", split="holdout")["accuracy"]
+  accuracies = json.loads((tmp_path / "full-s0" / "holdout.json").read_text())["holdout_accuracies"]
+  assert len(accuracies) == 3 and accuracies[-1] == evaluate.evaluate(tmp_path / "full-s0", split="holdout")["accuracy"]
   # The folder holds a run of another config by now.
   failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr
@@ -97,12 +97,12 @@ def test_a_list_that_is_ended_takes_its_runs_along(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((runs.ROOT / "configs" / "sweeps").glob("*.py")), ids=lambda p: p.stem)
 def test_sweep_files_set_known_keys(path):
-  found = sweeps.load(str(path))
-  assert (runs.ROOT / found.config).is_file()
-  for changes in found.rows.values():
+  sweep = sweeps.load(str(path))
+  assert (runs.ROOT / sweep.config).is_file()
+  for changes in sweep.rows.values():
     prefix = f"{configuration.OPTIONS}."
     assert {key for key in changes if not key.startswith(prefix)} <= set(configuration.KEYS)
     # As on the command line: options of the row's method, with values that it takes.
-    method = changes.get("method", runs.get_config(pathlib.Path(found.config).stem).method)
+    method = changes.get("method", runs.get_config(pathlib.Path(sweep.config).stem).method)
     methods.parse(method, {key.removeprefix(prefix): str(value) for key, value in changes.items()
                            if key.startswith(prefix)})

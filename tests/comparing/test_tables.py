@@ -16,13 +16,13 @@ from gr_jax.comparing import published, tables
 
 def make_rows():
   """Two seeds of one method, one of three of another, and a method without a finished run."""
-  found = [stand_in.results(seed, average) for seed, average in ((0, 0.41), (1, 0.47), (0, 0.30))]
-  return [tables.Row("gr", 2, found[:2], published.Published(40.18, 34.54, 160, "a paper, table 1", "a remark")),
-          tables.Row("wa:temperature=1", 3, found[2:]), tables.Row("lwf_50%", 1, [])], found
+  finished = [stand_in.results(seed, average) for seed, average in ((0, 0.41), (1, 0.47), (0, 0.30))]
+  return [tables.Row("gr", 2, finished[:2], published.Published(40.18, 34.54, 160, "a paper, table 1", "a remark")),
+          tables.Row("wa:temperature=1", 3, finished[2:]), tables.Row("lwf_50%", 1, [])], finished
 
 
 def test_markdown_has_mean_and_deviation_of_every_measure():
-  rows, found = make_rows()
+  rows, _ = make_rows()
   lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.markdown(rows).splitlines()]
   assert lines[0] == ["method", "seeds", "average incremental", "last", "forgetting", "many", "medium", "few",
                       "seconds", "parameters", "memory, MB", "published: average incremental", "published: last"]
@@ -37,10 +37,10 @@ def test_markdown_has_mean_and_deviation_of_every_measure():
 
 
 def test_csv_has_full_precision():
-  rows, found = make_rows()
+  rows, finished = make_rows()
   read = list(csv.DictReader(io.StringIO(tables.comma_separated(rows))))
   assert [row["method"] for row in read] == ["gr", "wa:temperature=1", "lwf_50%"]
-  last = [100 * one["last_accuracy"] for one in found[:2]]
+  last = [100 * one["last_accuracy"] for one in finished[:2]]
   assert float(read[0]["last_mean"]) == pytest.approx(np.mean(last), abs=1e-12)
   assert float(read[0]["last_standard_deviation"]) == pytest.approx(np.std(last, ddof=1), abs=1e-12)
   assert read[0]["published_last"] == "34.54" and read[0]["seeds"] == "2" and read[0]["medium_mean"] == ""
