@@ -18,7 +18,6 @@ README = (runs.ROOT / "README.md").read_text()
 DOCS = runs.ROOT / "gr_jax" / "docs"
 PAGES = {path.relative_to(runs.ROOT).as_posix(): path.read_text()
          for path in (runs.ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
-CONFIG_PAGE = PAGES["gr_jax/docs/config.md"]
 
 OPTIONS = {f"method_options.{key}" for _, options in methods.METHODS.values() for key in options}
 
@@ -36,13 +35,6 @@ def code_block(page, word):
   """The one Python block of a page that holds a word."""
   code, = (block for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL) if word in block)
   return compile(code, page, "exec")
-
-
-def key_rows():
-  """Key -> (type, value in the paper's protocol, allowed values, meaning) of the tables of keys in config.md."""
-  tables = CONFIG_PAGE[:CONFIG_PAGE.index("## Options of the methods")]
-  rows = [re.split(r" \| ", row.strip("| \n")) for row in tables.splitlines() if row.startswith("| `")]
-  return {row[0].strip("`"): row[1:] for row in rows if len(row) == 5}
 
 
 def test_the_readme_is_short():
@@ -169,55 +161,6 @@ def test_links_lead_somewhere(page):
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
     slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert not anchor or anchor in slugs, target
-
-
-def test_the_page_of_keys_names_every_key():
-  assert set(key_rows()) == set(configuration.KEYS)
-
-
-@pytest.mark.parametrize("title, options", [
-    *((f"`{name}`", options) for name, (_, options) in methods.METHODS.items()),
-    ("Parts that combine", combining.OPTIONS),
-    *((f"Add-on `{name}`", addons.options_of(name)) for name in addons.ADDONS)])
-def test_the_page_of_keys_has_every_option(title, options):
-  """A row: `method_options.KEY`, type, default, choices, meaning; a table for each method that has options."""
-  part = CONFIG_PAGE[CONFIG_PAGE.index("## Options of the methods"):CONFIG_PAGE.index("## Old and new names")]
-  section = re.search(rf"^### {title}\n(.*?)(?=^### |\Z)", part, re.DOTALL | re.MULTILINE)[1]
-  rows = {row.split("`")[1]: [cell.strip() for cell in row.strip("|").split(" | ")]
-          for row in section.splitlines() if row.startswith("| `")}
-  assert set(rows) == {f"method_options.{key}" for key in options}
-  for key, option in options.items():
-    _, kind, value, allowed, _ = rows[f"method_options.{key}"]
-    assert kind == {str: "string", int: "integer", float: "number", bool: "boolean"}[type(option.default)]
-    assert value.strip("`") == str(option.default)
-    for choice in option.allowed or ():
-      assert f"`{choice}`" in allowed
-
-
-def test_the_page_of_keys_says_which_are_free():
-  free = {key for key, row in key_rows().items() if row[3].startswith("*free*")}
-  assert free == set(configuration.FREE_KEYS)
-
-
-@pytest.mark.parametrize("key", key_rows())
-def test_the_page_of_keys_has_types_values_and_choices(key):
-  kind, value, allowed, _ = key_rows()[key]
-  entry = configuration.KEYS[key]
-  assert kind.endswith(" or `None`") == entry.optional
-  assert kind.removesuffix(" or `None`") == {
-      str: "string", int: "integer", float: "number", bool: "boolean", tuple: "list of integers"}[entry.type]
-  for choice in entry.allowed or ():
-    assert f"`{choice}`" in allowed
-  shown = configuration.flatten(runs.get_config("folder_lt" if key.startswith("folder.") else "cifar100_lt"))
-  if key in shown:
-    held = shown[key]
-    assert value.strip("`") == (", ".join(map(str, held)) if isinstance(held, tuple) else str(held))
-
-
-def test_the_page_of_keys_lists_old_names_with_new_ones():
-  table = CONFIG_PAGE[CONFIG_PAGE.index("## Old and new names"):]
-  assert dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|$", table, re.MULTILINE)) == {
-      key: f"method_options.{key}" for key in configuration.MOVED} == configuration.MOVED
 
 
 def test_the_map_names_every_module_and_page():
