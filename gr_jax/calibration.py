@@ -48,10 +48,10 @@ def judge(scores: jax.Array, labels: jax.Array, inverse: AnyArray, seen: AnyArra
   scaled = jnp.where(seen, scores.astype(jnp.float32) * inverse[None, :], -jnp.inf)
   log_probabilities = jax.nn.log_softmax(scaled, axis=-1)
   probabilities = jnp.exp(log_probabilities)
-  own = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
+  log_of_label = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
   return Judged(
-      jnp.argmax(scaled, axis=-1).astype(jnp.int32), jnp.max(probabilities, axis=-1), -own,
-      jnp.sum(jnp.square(probabilities), axis=-1) - 2.0 * jnp.exp(own) + 1.0, probabilities)
+      jnp.argmax(scaled, axis=-1).astype(jnp.int32), jnp.max(probabilities, axis=-1), -log_of_label,
+      jnp.sum(jnp.square(probabilities), axis=-1) - 2.0 * jnp.exp(log_of_label) + 1.0, probabilities)
 
 
 def class_bins(probabilities: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
@@ -68,11 +68,11 @@ def class_bins(probabilities: jax.Array, labels: jax.Array, valid: jax.Array) ->
   place = jnp.clip(jnp.ceil(probabilities * BINS) - 1, 0, BINS - 1)
   # Compared and summed, not scattered: on a GPU, the order of a scatter's additions changes from call to call.
   inside = (place[..., None] == jnp.arange(BINS, dtype=jnp.float32)[None, None, :]) & valid[:, None, None]
-  own = labels[:, None] == jnp.arange(probabilities.shape[-1])[None, :]
+  of_label = labels[:, None] == jnp.arange(probabilities.shape[-1])[None, :]
   return jnp.stack([
       jnp.sum(inside, axis=0, dtype=jnp.float32),
       jnp.sum(jnp.where(inside, probabilities[..., None], 0.0), axis=0),
-      jnp.sum(inside & own[..., None], axis=0, dtype=jnp.float32)], axis=-1)
+      jnp.sum(inside & of_label[..., None], axis=0, dtype=jnp.float32)], axis=-1)
 
 
 def reliability_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ def fit_temperatures(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray)
   sizes = np.bincount(labels, minlength=scores.shape[1])
   weights = 1.0 / (sizes[labels] * np.count_nonzero(sizes))
   parts = [np.where(groups == g, scores, 0.0) for g in range(int(np.max(groups)) + 1)]
-  own = np.stack([part[np.arange(len(labels)), labels] for part in parts], axis=-1)
+  label_scores = np.stack([part[np.arange(len(labels)), labels] for part in parts], axis=-1)
 
   def terms(inverse: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """NLL, gradient [G] and Hessian [G, G] at inverse temperatures [G]."""
@@ -186,7 +186,7 @@ def fit_temperatures(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray)
     nll = weights @ (np.log(totals) - scaled[np.arange(len(labels)), labels])
     means = np.stack([(probabilities * part).sum(axis=1) for part in parts], axis=-1)
     squares = np.diag([weights @ (probabilities * np.square(part)).sum(axis=1) for part in parts])
-    return float(nll), weights @ (means - own), squares - (means * weights[:, None]).T @ means
+    return float(nll), weights @ (means - label_scores), squares - (means * weights[:, None]).T @ means
 
   low, high = 1 / LIMITS[1], 1 / LIMITS[0]
   inverse = np.ones(len(parts))
@@ -201,11 +201,11 @@ def fit_temperatures(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray)
     newton[free] = np.linalg.solve(inner + (1e-14 * np.trace(inner) + 1e-300) * np.eye(len(inner)), -gradient[free])
     for direction, size in [(way, 0.5**k) for way in (newton, steepest) for k in range(40)]:
       there = np.clip(inverse + size * direction, low, high)
-      found = terms(there)
-      if found[0] < value and found[0] <= value + 1e-4 * gradient @ (there - inverse):
+      candidate = terms(there)
+      if candidate[0] < value and candidate[0] <= value + 1e-4 * gradient @ (there - inverse):
         break
     else:
       # Rounding: no step is smaller any more.
       break
-    inverse, (value, gradient, curvature) = there, found
+    inverse, (value, gradient, curvature) = there, candidate
   return 1.0 / inverse

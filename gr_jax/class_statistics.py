@@ -29,9 +29,9 @@ def sums(features: jax.Array, labels: jax.Array, valid: AnyArray, num_classes: i
   return Sums(_dot(weights.T, features.astype(jnp.float32)), jnp.sum(weights, axis=0))
 
 
-def means(found: Sums) -> jax.Array:
+def means(class_sums: Sums) -> jax.Array:
   """[classes, features] float32; 0 for a class without images."""
-  return found.total / jnp.maximum(found.images, 1.0)[:, None]
+  return class_sums.total / jnp.maximum(class_sums.images, 1.0)[:, None]
 
 
 def moments(features: jax.Array, chosen: AnyArray) -> Moments:
@@ -40,11 +40,11 @@ def moments(features: jax.Array, chosen: AnyArray) -> Moments:
   return Moments(jnp.sum(rows, axis=0), _dot(rows.T, rows), jnp.sum(chosen, dtype=jnp.float32))
 
 
-def covariance(found: Moments) -> jax.Array:
+def covariance(feature_moments: Moments) -> jax.Array:
   """The unbiased covariance, as numpy.cov has it; [features, features] float32, 0 for fewer than two images."""
-  mean = found.total / jnp.maximum(found.images, 1.0)
-  apart = found.second - found.images * jnp.outer(mean, mean)
-  return jnp.where(found.images > 1, apart / jnp.maximum(found.images - 1.0, 1.0), 0.0)
+  mean = feature_moments.total / jnp.maximum(feature_moments.images, 1.0)
+  apart = feature_moments.second - feature_moments.images * jnp.outer(mean, mean)
+  return jnp.where(feature_moments.images > 1, apart / jnp.maximum(feature_moments.images - 1.0, 1.0), 0.0)
 
 
 def root(matrix: jax.Array, jitter: float = 1e-6) -> jax.Array:

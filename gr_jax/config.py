@@ -149,17 +149,17 @@ PLACE_KEYS = ("data_dir", "distributed", "cache_dir")
 
 def _keys(kind: type, prefix: str = "") -> dict[str, _Key]:
   """The keys of a dataclass of this file, by their dotted names."""
-  found, hints = {}, typing.get_type_hints(kind)
+  keys, hints = {}, typing.get_type_hints(kind)
   for field in dataclasses.fields(kind):
     if field.name in _GROUPS:
-      found |= _keys(_GROUPS[field.name], f"{field.name}.")
+      keys |= _keys(_GROUPS[field.name], f"{field.name}.")
     elif field.name != OPTIONS:
       hint = hints[field.name]
       parts = [part for part in typing.get_args(hint) if part is not type(None)]
       optional = isinstance(hint, types.UnionType)
-      found[prefix + field.name] = _Key(
+      keys[prefix + field.name] = _Key(
           parts[0] if optional else typing.get_origin(hint) or hint, optional, **field.metadata)
-  return found
+  return keys
 
 
 KEYS = _keys(Config)
@@ -172,8 +172,8 @@ def keys_of(dataset: str | None) -> list[str]:
 
 def to_dict(config: Config) -> dict[str, Any]:
   """The config as nested dicts, as it is saved with a run; without `folder` if it is None."""
-  found = dataclasses.asdict(config)
-  return found if config.folder is not None else {key: value for key, value in found.items() if key != "folder"}
+  nested = dataclasses.asdict(config)
+  return nested if config.folder is not None else {key: value for key, value in nested.items() if key != "folder"}
 
 
 def flatten(config: AnyConfig, prefix: str = "") -> dict[str, Any]:
@@ -264,9 +264,9 @@ def check(config: AnyConfig) -> Config:
     if key not in needed:
       raise UserError(f"config key {key!r} belongs to the data set 'folder', but dataset is {flat['dataset']!r}; "
                       f"remove the key, or set dataset to 'folder' (see configs/folder_lt.py)")
-  found = _build(flat, methods.resolve(flat["method"], options, addons.names(flat["addons"])))
-  _check_together(found)
-  return found
+  checked = _build(flat, methods.resolve(flat["method"], options, addons.names(flat["addons"])))
+  _check_together(checked)
+  return checked
 
 
 def _build(flat: dict[str, Any], options: Mapping[str, Any]) -> Config:

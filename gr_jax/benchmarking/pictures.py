@@ -41,7 +41,7 @@ def empty_cache(config: Config) -> Iterator[Config]:
     yield dataclasses.replace(config, cache_dir=empty, pictures="resident")
 
 
-def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
+def reading(experiment: Experiment) -> tuple[dict[str, float], Any, Any]:
   """Decodes the scenario into an empty cache, then opens it as a second start does.
 
   Returns:
@@ -51,21 +51,21 @@ def reading(found: Experiment) -> tuple[dict[str, float], Any, Any]:
     pictures).
   """
   def load() -> list[Any]:
-    return [loading.load(found, split, console.decoding) for split in ("train", "test")]
+    return [loading.load(experiment, split, console.decoding) for split in ("train", "test")]
 
   cold, (pictures, tests) = _seconds(load)
   warm, (pictures, tests) = _seconds(load)
-  rows, _ = resident.flat_rows(found.scenario.train)
+  rows, _ = resident.flat_rows(experiment.scenario.train)
   sample = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int))]
   side = pictures.images.shape[1]
-  alone, _ = _seconds(lambda: [_pillow(found.source.train.encoded(row), side) for row in sample])
+  alone, _ = _seconds(lambda: [_pillow(experiment.source.train.encoded(row), side) for row in sample])
   chosen = np.random.default_rng(0).permutation(len(pictures.labels))[:_SAMPLE]
   # The second run counts: the first access to a mapped file costs more than copying.
   copying = [_seconds(lambda: feed.rows_of(pictures, chosen))[0] for _ in range(2)][1]
   count = len(pictures.labels) + len(tests.labels)
   # empty_cache has set it.
-  assert found.config.cache_dir is not None
-  files = pathlib.Path(found.config.cache_dir).rglob("*.npy")
+  assert experiment.config.cache_dir is not None
+  files = pathlib.Path(experiment.config.cache_dir).rglob("*.npy")
   return ({"cold_seconds": cold, "warm_seconds": warm, "decoded": count,
            "decoded_per_core": count / cold / workers.count(), "pillow_per_core": len(sample) / alone,
            "cached_per_second": len(chosen) / copying, "cache_bytes": sum(path.stat().st_size for path in files)},
@@ -77,11 +77,11 @@ def _pillow(encoded: bytes, side: int) -> np.ndarray:
     return np.asarray(picture.convert("RGB").resize((side, side), PIL.Image.Resampling.BILINEAR))
 
 
-def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict[str, float]]:
+def on_their_way(experiment: Experiment, *, count: int, steps: int) -> dict[str, dict[str, float]]:
   """Path -> pictures per second that reach the device, and that the base task trains on.
 
   Args:
-    found: the experiment to measure.
+    experiment: the one to measure.
     count: chunks to time, after one that is not timed.
     steps: per chunk when training; without training, chunks are as long as in a run.
 
@@ -91,44 +91,45 @@ def on_their_way(found: Experiment, *, count: int, steps: int) -> dict[str, dict
   """
   report = {}
   for path in PATHS:
-    own = dataclasses.replace(found, config=dataclasses.replace(found.config, pictures=path))
-    pictures = loading.load(own, "train", console.decoding)
+    on_path = dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, pictures=path))
+    pictures = loading.load(on_path, "train", console.decoding)
     report[path] = {}
     if path != "resident":
-      programs = make_programs(own, pictures)
-      waiting, rate = _paced(own, programs, count, lambda chunk, inputs: jax.block_until_ready(inputs.data))
+      programs = make_programs(on_path, pictures)
+      waiting, rate = _paced(on_path, programs, count, lambda chunk, inputs: jax.block_until_ready(inputs.data))
       report[path] |= {"first_call_seconds": waiting, "delivered": rate}
-    short = dataclasses.replace(own, config=dataclasses.replace(own.config, steps_per_call=steps))
+    short = dataclasses.replace(on_path, config=dataclasses.replace(on_path.config, steps_per_call=steps))
     programs = make_programs(short, pictures)
     report[path]["trained"] = _paced(short, programs, count, _training(short, programs))[1]
   return report
 
 
-def _training(found: Experiment, programs: Programs) -> Callable[[Chunk, feed.Inputs], None]:
-  everywhere = functools.partial(parallel.replicate, devices=found.devices)
-  state, context, root = programs.init(found.root), everywhere(found.plans[0].stages[0].context), found.root
+def _training(experiment: Experiment, programs: Programs) -> Callable[[Chunk, feed.Inputs], None]:
+  replicate = functools.partial(parallel.replicate, devices=experiment.devices)
+  root, plan = experiment.root, experiment.plans[0].stages[0]
+  state, context = programs.init(root), replicate(plan.context)
 
   def train(chunk: Chunk, inputs: feed.Inputs) -> None:
     nonlocal state
-    window = Window(inputs.pool, root, *everywhere((np.int32(chunk.epoch), inputs.first, inputs.stop)))
+    window = Window(inputs.pool, root, *replicate((np.int32(chunk.epoch), inputs.first, inputs.stop)))
     state, metrics = programs.stages[0].run(state, None, context, inputs.data, window)
     jax.block_until_ready((state, metrics))
 
   return train
 
 
-def _paced(found: Experiment, programs: Programs, count: int,
+def _paced(experiment: Experiment, programs: Programs, count: int,
            use: Callable[[Chunk, feed.Inputs], None]) -> tuple[float, float]:
   """(seconds until the first chunk is done, pictures per second after it), in the base task's first stage."""
-  plan, batch = found.plans[0].stages[0], found.config.batch_size
+  plan, batch = experiment.plans[0].stages[0], experiment.config.batch_size
   per_epoch = -(-plan.steps_per_epoch // programs.steps_per_call)
   # More epochs than the plan has, if needed.
   longer = dataclasses.replace(plan, epochs=-(-(count + 1) // per_epoch))
   wanted = list(chunks(longer, steps_per_call=programs.steps_per_call))[:count + 1]
-  among = pool(np.arange(plan.size), found.capacity)
+  among = pool(np.arange(plan.size), experiment.capacity)
   started = time.perf_counter()
   ends = []
-  with contextlib.closing(programs.feed(plan, among, found.root, wanted)) as fed:
+  with contextlib.closing(programs.feed(plan, among, experiment.root, wanted)) as fed:
     for chunk, inputs in fed:
       use(chunk, inputs)
       ends.append(time.perf_counter())

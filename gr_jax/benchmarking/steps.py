@@ -75,29 +75,30 @@ class Bench:
 
   def arguments(self, *, teacher: bool = True) -> tuple[Any, ...]:
     """New arguments of a program; `teacher` False: as in a first task."""
-    found, config = self.experiment, self.experiment.config
-    counts, held_out = found.scenario.counts, found.method.held_out
-    exemplars = [np.arange(stop - count, stop)[held_out:found.exemplars_per_class(self.plan.task.first)]
+    experiment, config = self.experiment, self.experiment.config
+    counts, held_out = experiment.scenario.counts, experiment.method.held_out
+    exemplars = [np.arange(stop - count, stop)[held_out:experiment.exemplars_per_class(self.plan.task.first)]
                  for stop, count in zip(np.cumsum(counts), counts)]
     rows = np.concatenate(rows_of(self.stage, self.plan, counts, exemplars, held_out, seed=config.seed))
     root = jax.random.key(config.seed)
-    state = jax.jit(functools.partial(found.init_state, index=self.plan.index))(root)
+    state = jax.jit(functools.partial(experiment.init_state, index=self.plan.index))(root)
     old = None
     if teacher and self.plan.number and self.stage.uses_teacher:
       # A copy: the state is donated, and folding leaves the head as it is.
       old = folding.fold_teacher(jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats}))
     if self.stage.growth is not None:
-      old = {**(old or {}), "carry": frozen.fold_carry(found.init_carry())}
-    window = Window(pool(rows, found.capacity), root, np.int32(0), np.int32(0), np.int32(self.steps))
-    return parallel.replicate((state, old, self.plan.context, self.pictures, window), found.devices)
+      old = {**(old or {}), "carry": frozen.fold_carry(experiment.init_carry())}
+    window = Window(pool(rows, experiment.capacity), root, np.int32(0), np.int32(0), np.int32(self.steps))
+    return parallel.replicate((state, old, self.plan.context, self.pictures, window), experiment.devices)
 
   def step(self, **changes: Any) -> Callable[..., Any]:
     """The step as programs.make_programs builds it; `changes` replace arguments of make_train_step."""
-    found, config = self.experiment, self.experiment.config
-    view = {"image_size": config.image_size, "mean": found.source.mean, "std": found.source.std}
+    experiment, config = self.experiment, self.experiment.config
+    view = {"image_size": config.image_size, "mean": experiment.source.mean, "std": experiment.source.std}
     return make_train_step(**{
-        "model": found.model, "method": found.method, "stage": self.stage, "tx": found.optimizer(self.stage),
-        "axis_name": parallel.AXIS, "augment": augment.make_augment(config.augmentation, **view), **changes})
+        "model": experiment.model, "method": experiment.method, "stage": self.stage,
+        "tx": experiment.optimizer(self.stage), "axis_name": parallel.AXIS,
+        "augment": augment.make_augment(config.augmentation, **view), **changes})
 
   def program(self, **changes: Any) -> functools.partial:
     """The compiled program of a variant; see `step`."""
@@ -160,22 +161,22 @@ _BASELINE = "reweighting, prior and DAKD (plain distillation stays)"
 
 def variants(bench: Bench) -> dict[str, dict[str, Any]]:
   """Ablations: the part left out -> changed arguments of make_train_step."""
-  found, stage = bench.experiment, bench.stage
-  config, source = found.config, found.source
+  experiment, stage = bench.experiment, bench.stage
+  config, source = experiment.config, experiment.source
   plain = augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std, cropped=source.uniform)
   changes: dict[str, dict[str, Any]] = {"augmentation": {"augment": lambda keys, images, sizes: plain(images, sizes)}}
   if stage.uses_teacher:
-    changes["teacher"] = {"model": _SilentTeacher(found.model)}
-  if found.method.name == "gr":
+    changes["teacher"] = {"model": _SilentTeacher(experiment.model)}
+  if experiment.method.name == "gr":
     chosen = addons.names(config.addons)
     options = dict(config.method_options)
     distillation = "kd" if stage.uses_teacher else "none"
     for name, others in (("reweighting", {}), (_BASELINE, {"prior": False, "distillation": distillation})):
       method = methods.make("gr", {**options, "reweighting": "none", **others},
-                            memory=found.exemplars_per_class(found.num_classes), chosen=chosen)
+                            memory=experiment.exemplars_per_class(experiment.num_classes), chosen=chosen)
       changes[name] = {"method": method, "stage": method.stages[bench.plan.index]}
   # Updates are not replaced by zeros: XLA would then remove the backward pass too.
-  changes["weight decay and momentum"] = {"tx": optimizer.scale_by_epoch(found.learning_rates(stage))}
+  changes["weight decay and momentum"] = {"tx": optimizer.scale_by_epoch(experiment.learning_rates(stage))}
   return changes
 
 
@@ -199,22 +200,22 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
   replica, all using the same device.
   """
   import concurrent.futures
-  found = dataclasses.replace(bench.experiment, devices=bench.experiment.devices[:1])
-  single = dataclasses.replace(bench, experiment=found)
+  experiment = dataclasses.replace(bench.experiment, devices=bench.experiment.devices[:1])
+  single = dataclasses.replace(bench, experiment=experiment)
   run = program.make_run(single.step(), stage=single.stage, number=single.plan.index,
                          batch_size=single.plan.batch_size, num_devices=1)
   members = [single.arguments() for _ in range(count)]
   states, teachers, _, _, windows = zip(*members)
   _, _, context, data, window = members[0]
-  everywhere = functools.partial(parallel.replicate, devices=found.devices)
+  replicate = functools.partial(parallel.replicate, devices=experiment.devices)
 
   def stack(trees: Sequence[Any]) -> Any:
-    return everywhere(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
+    return replicate(jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
 
   # State, teacher, pool and seed differ from replica to replica.
-  own = window._replace(pool=stack([each.pool for each in windows]),
-                        root=everywhere(jax.random.split(jax.random.key(0), count)))
-  stacked = (stack(states), stack(teachers), context, data, own)
+  stacked_window = window._replace(pool=stack([each.pool for each in windows]),
+                                   root=replicate(jax.random.split(jax.random.key(0), count)))
+  stacked = (stack(states), stack(teachers), context, data, stacked_window)
   axes = window._replace(pool=0, root=0, epoch=None, first=None, stop=None)
   vectorised = jax.vmap(run, in_axes=(0, 0, None, None, axes))
 
@@ -224,7 +225,7 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
                 window._replace(pool=pick(window.pool, i), root=window.root[i])) for i in range(count)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
-  alone = parallel.spread(run, found.devices, 5, donate=(0,))
+  alone = parallel.spread(run, experiment.devices, 5, donate=(0,))
   states = list(states)
 
   def advance(i: int) -> None:
@@ -240,7 +241,7 @@ def replica_forms(bench: Bench, count: int) -> dict[str, Timing]:
     timings["threads"] = repeat(lambda: list(threads.map(advance, range(count))), bench.calls).scaled(1 / bench.steps)
   for name, function in (("vectorised", vectorised), ("branches", branches)):
     copied = (jax.tree.map(jnp.copy, stacked[0]), *stacked[1:])
-    timings[name] = single.time(parallel.spread(function, found.devices, 5, donate=(0,)), copied)
+    timings[name] = single.time(parallel.spread(function, experiment.devices, 5, donate=(0,)), copied)
   return timings
 
 
@@ -261,42 +262,42 @@ def measure(config: Config, *, calls: int, steps: int, replicas: int, long: bool
     long: also measure the last task and the ablations of the step.
   """
   started = time.perf_counter()
-  found = experiments.load(config, progress=console.decoding, say=console.say)
-  found = dataclasses.replace(found, config=dataclasses.replace(config, learning_rate=_LEARNING_RATE))
-  if not found.source.uniform:
-    with throughput.empty_cache(found.config) as changed:
-      return _measure(dataclasses.replace(found, config=changed), config, started=started, calls=calls, steps=steps,
-                      replicas=replicas, long=long)
-  return _measure(found, config, started=started, calls=calls, steps=steps, replicas=replicas, long=long)
+  experiment = experiments.load(config, progress=console.decoding, say=console.say)
+  experiment = dataclasses.replace(experiment, config=dataclasses.replace(config, learning_rate=_LEARNING_RATE))
+  if not experiment.source.uniform:
+    with throughput.empty_cache(experiment.config) as changed:
+      return _measure(dataclasses.replace(experiment, config=changed), config, started=started, calls=calls,
+                      steps=steps, replicas=replicas, long=long)
+  return _measure(experiment, config, started=started, calls=calls, steps=steps, replicas=replicas, long=long)
 
 
-def _measure(found: Experiment, config: Config, *, started: float, calls: int, steps: int, replicas: int, long: bool
-             ) -> dict[str, Any]:
-  """`found` has an empty cache if its pictures differ in size; `config` is the user's."""
+def _measure(experiment: Experiment, config: Config, *, started: float, calls: int, steps: int, replicas: int,
+             long: bool) -> dict[str, Any]:
+  """`experiment` has an empty cache if its pictures differ in size; `config` is the user's."""
   way, decoding = None, 0.0
-  if found.source.uniform:
-    pictures = loading.load(found, "train", console.decoding)
+  if experiment.source.uniform:
+    pictures = loading.load(experiment, "train", console.decoding)
     # Only pictures that differ in size are ever streamed.
     assert isinstance(pictures, Data)
-    tests = loading.load(found, "test", console.decoding)
+    tests = loading.load(experiment, "test", console.decoding)
     ready = time.perf_counter() - started
   else:
     ready = time.perf_counter() - started
-    way, pictures, tests = throughput.reading(found)
+    way, pictures, tests = throughput.reading(experiment)
     ready, decoding = ready + way["warm_seconds"], way["cold_seconds"] - way["warm_seconds"]
-  device, on_cpu = found.devices[0], found.devices[0].platform == "cpu"
+  device, on_cpu = experiment.devices[0], experiment.devices[0].platform == "cpu"
   report: dict[str, Any] = {
-      "config": configuration.to_dict(config), "devices": f"{len(found.devices)} x {device.device_kind}",
-      "precision": found.precision, "jax": jax.__version__,
+      "config": configuration.to_dict(config), "devices": f"{len(experiment.devices)} x {device.device_kind}",
+      "precision": experiment.precision, "jax": jax.__version__,
       "convolutions": convolution_library.describe() if on_cpu else None, "date": time.strftime("%Y-%m-%d"),
       "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}
-  last = len(found.plans) - 1
+  last = len(experiment.plans) - 1
   measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})
   # Further stages of a task have the stage's name appended.
   plans = {name if place == 0 else f"{name}, {plan.name}": plan
-           for name, number in measured.items() for place, plan in enumerate(found.plans[number].stages)}
+           for name, number in measured.items() for place, plan in enumerate(experiment.plans[number].stages)}
   for name, plan in plans.items():
-    bench = Bench(found, pictures, plan, calls, steps)
+    bench = Bench(experiment, pictures, plan, calls, steps)
     arguments = bench.arguments()
     executable, compile_seconds, flops = compiled(bench.program(), arguments)
     timing = bench.time(executable, arguments)
@@ -310,14 +311,14 @@ def _measure(found: Experiment, config: Config, *, started: float, calls: int, s
   report["first_step_seconds"] = (
       report["import_seconds"] + ready + report["programs"]["base task"]["compile_seconds"]
       + report["programs"]["base task"]["step"]["median"])
-  report["ceilings"] = ceilings(device, found.precision, 2048 if on_cpu else 8192, 2**27 if on_cpu else 2**32)
+  report["ceilings"] = ceilings(device, experiment.precision, 2048 if on_cpu else 8192, 2**27 if on_cpu else 2**32)
 
-  bench = Bench(found, pictures, found.plans[min(1, last)].stages[0], calls, steps)
+  bench = Bench(experiment, pictures, experiment.plans[min(1, last)].stages[0], calls, steps)
   if long:
     report |= _taken_apart(bench, report["programs"]["task 2"]["step"])
-  report |= _looking(found, pictures, tests, calls)
+  report |= _looking(experiment, pictures, tests, calls)
   if way:
-    report["pictures"] = {**way, "paths": throughput.on_their_way(found, count=calls, steps=steps),
+    report["pictures"] = {**way, "paths": throughput.on_their_way(experiment, count=calls, steps=steps),
                           "first_step_without_cache_seconds": report["first_step_seconds"] + decoding}
   if replicas:
     report["replicas"] = {"count": replicas, **{
@@ -335,37 +336,37 @@ def _taken_apart(bench: Bench, full: dict[str, float]) -> dict[str, Any]:
   if bench.stage.uses_teacher:
     without["distillation and teacher"] = dataclasses.asdict(
         bench.time(bench.program(), bench.arguments(teacher=False)))
-  found = {"without": without,
-           "shares": {name: 1 - timing["median"] / full["median"] for name, timing in without.items()}}
+  ablations = {"without": without,
+               "shares": {name: 1 - timing["median"] / full["median"] for name, timing in without.items()}}
   if _BASELINE in without:
-    found["method_over_plain"] = full["median"] / without[_BASELINE]["median"]
-  return found
+    ablations["method_over_plain"] = full["median"] / without[_BASELINE]["median"]
+  return ablations
 
 
-def _looking(found: Experiment, pictures: Data, tests: Data, calls: int) -> dict[str, float]:
+def _looking(experiment: Experiment, pictures: Data, tests: Data, calls: int) -> dict[str, float]:
   """Throughput of evaluation, feature extraction and herding, in images per second."""
   state, carry = parallel.replicate(
-      (jax.jit(found.init_state)(jax.random.key(0)), found.init_carry()), found.devices)
+      (jax.jit(experiment.init_state)(jax.random.key(0)), experiment.init_carry()), experiment.devices)
   network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
-  evaluate = make_evaluator(found, tests)
+  evaluate = make_evaluator(experiment, tests)
   # After the first task, so on the test images of its classes.
-  evaluated = int(np.count_nonzero(tests.labels < found.plans[0].task.stop))
+  evaluated = int(np.count_nonzero(tests.labels < experiment.plans[0].task.stop))
   # Seconds each on a CPU, so only the call that compiles is not timed.
   evaluation = repeat(lambda: evaluate(network, 1), calls, untimed=1)
-  config, source = found.config, found.source
+  config, source = experiment.config, experiment.source
   extract = passes.make_extract(
-      model=found.model, capacity=found.capacity, block=config.evaluation_block, devices=found.devices,
-      growth=found.method.growth, blocks=found.method.blocks(len(found.plans)),
+      model=experiment.model, capacity=experiment.capacity, block=config.evaluation_block, devices=experiment.devices,
+      growth=experiment.method.growth, blocks=experiment.method.blocks(len(experiment.plans)),
       prepare=augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std,
                                  cropped=source.uniform))
-  rows = np.arange(min(found.plans[0].size, 10 * config.evaluation_block))
+  rows = np.arange(min(experiment.plans[0].size, 10 * config.evaluation_block))
   data, among, context = parallel.replicate(
-      (pictures, pool(rows, found.capacity), found.plans[0].stages[0].context), found.devices)
+      (pictures, pool(rows, experiment.capacity), experiment.plans[0].stages[0].context), experiment.devices)
   extraction = repeat(
       lambda: jax.block_until_ready(extract(state.params, state.batch_stats, data, among, context, carry)), calls,
       untimed=1)
-  features = np.random.default_rng(0).normal(size=(500, found.model.num_features))
-  m = max(1, found.exemplars_per_class(found.plans[0].task.stop))
+  features = np.random.default_rng(0).normal(size=(500, experiment.model.num_features))
+  m = max(1, experiment.exemplars_per_class(experiment.plans[0].task.stop))
   herding = repeat(lambda: memory.herd(features, m), calls)
   return {"evaluation_images_per_second": evaluated / evaluation.median,
           "feature_images_per_second": len(rows) / extraction.median,

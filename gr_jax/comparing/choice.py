@@ -42,7 +42,7 @@ def score(runs: Sequence[Counts]) -> Score:
       accuracies.setdefault(name, [])
       if images:
         accuracies[name].append(correct / images)
-  of_class = np.asarray([np.mean(found) for found in accuracies.values() if found])
+  of_class = np.asarray([np.mean(over_runs) for over_runs in accuracies.values() if over_runs])
   if len(of_class) < 2:
     raise ValueError(f"{len(of_class)} classes have held-out images; a standard error needs 2 or more")
   return Score(float(of_class.mean()), float(of_class.std(ddof=1) / np.sqrt(len(of_class))), len(of_class),

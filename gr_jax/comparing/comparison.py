@@ -82,7 +82,7 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   # Settings are not chosen yet: the entries as they are stand for the final runs.
   expected = _final(comparison, {entry.name: entry.config for entry in comparison.entries})
   missing = {run.label: run.config for run in (*first, *expected) if run.results is None}
-  machine = probe.probe(missing) if missing else probe.Found(0, {}, True)
+  machine = probe.probe(missing) if missing else probe.Report(0, {}, True)
   line = Line([*first, *expected], machine.steps)
   failures = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine, line,
                   answers=(_DIVERGED,))
@@ -96,7 +96,7 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   failures += [f"{name}: no setting could be scored, so it was not run" for name, one in choices.items()
                if one.config is None]
   rows = [tables.Row(entry.name, comparison.seeds,
-                     [found for run in final if run.entry == entry.name and (found := run.results) is not None],
+                     [results for run in final if run.entry == entry.name and (results := run.results) is not None],
                      published.find(configuration.flatten(entry.config), entry.method, entry.addons)
                      if entry.plain else None) for entry in comparison.entries]
   notes = [*(one.note for one in choices.values() if one.note), *failures, *tables.notes(
@@ -121,7 +121,7 @@ def _final(comparison: Comparison, configs: Mapping[str, Config]) -> list[Run]:
   return [runs[number] for number in range(comparison.seeds) for runs in of_entry]
 
 
-def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Found) -> bool:
+def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Report) -> bool:
   """Whether an entry's seeds are replicas of one process: they share pictures and compiled programs.
 
   On a CPU this saves time. On GPUs it would leave some without work if there are fewer entries than GPUs. Replicas need
@@ -132,7 +132,7 @@ def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Found)
   return machine.resident and (not machine.gpus or len(entries) >= workers)
 
 
-def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Found, line: Line,
+def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Report, line: Line,
          answers: Sequence[int] = ()) -> list[str]:
   """Runs the jobs; returns a line for each that failed.
 

@@ -91,15 +91,15 @@ def parse(texts: str, base: Config) -> list[Entry]:
   if base.method_options != methods.resolve(base.method, {}):
     raise UserError(f"the config sets options of the method {base.method!r}, but a comparison has several methods; "
                     f"give options in --methods, such as --methods=wa:temperature=1,gr")
-  found = [_entry(name, base) for name in names]
-  for one, other in itertools.combinations(found, 2):
+  entries = [_entry(name, base) for name in names]
+  for one, other in itertools.combinations(entries, 2):
     if one.config == other.config:
       same = "twice" if one.name == other.name else f"and {other.name!r}, which is the same run"
       raise UserError(f"--methods has {one.name!r} {same}; remove one of them")
     if one.folder == other.folder:
       raise UserError(f"--methods has {one.name!r} and {other.name!r}, which would share the folder {one.folder}; "
                       f"write one of them differently")
-  return found
+  return entries
 
 
 def refuse_flags(argv: Sequence[str]) -> None:
@@ -188,7 +188,7 @@ def settings(entry: Entry, tune: Sequence[str]) -> list[Setting]:
     if key in choices or key in _fixed(entry):
       raise UserError(f"--tune={text}: {key} is set twice for the entry {entry.name!r}; remove one of the two")
     choices[key] = values
-  found, before = [], configuration.flatten(entry.config)
+  candidates, before = [], configuration.flatten(entry.config)
   for combination in itertools.product(*choices.values()) if choices else ():
     values = dict(zip(choices, combination))
     try:
@@ -196,8 +196,8 @@ def settings(entry: Entry, tune: Sequence[str]) -> list[Setting]:
     except UserError as error:
       raise UserError(f"--tune, for the entry {entry.name!r}: {error}") from error
     flat = configuration.flatten(config)
-    found.append(Setting(values, sum(flat.get(key) != before.get(key) for key in values), config))
-  return found
+    candidates.append(Setting(values, sum(flat.get(key) != before.get(key) for key in values), config))
+  return candidates
 
 
 def check_tune(entries: Sequence[Entry], tune: Sequence[str]) -> None:

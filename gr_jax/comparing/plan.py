@@ -39,9 +39,9 @@ class Run:
     path = self.folder / "results.json"
     if not path.exists():
       return None
-    found = journal.read_json(path, "tasks_done")
+    content = journal.read_json(path, "tasks_done")
     wanted = self.config.stop_after_task or self.config.scenario.num_tasks
-    return found if found["tasks_done"] >= wanted else None
+    return content if content["tasks_done"] >= wanted else None
 
 
 def final_runs(entry: Entry, config: Config, seeds: int, root: pathlib.Path) -> list[Run]:
@@ -54,13 +54,13 @@ def final_runs(entry: Entry, config: Config, seeds: int, root: pathlib.Path) -> 
 
 def tuning_runs(entry: Entry, setting: Setting, scenario_seeds: Iterable[int], root: pathlib.Path) -> list[Run]:
   """The runs that score a setting on held-out images, one a scenario seed."""
-  found = []
+  runs = []
   for seed in scenario_seeds:
     scenario = dataclasses.replace(setting.config.scenario, seed=seed)
     config = dataclasses.replace(setting.config, scenario=scenario, evaluate_on="holdout")
-    found.append(Run(entry.name, f"{entry.name}, tuning {setting.name}, scenario seed {seed}",
-                     root / "tuning" / entry.folder / setting.folder / f"scenario-{seed}", config))
-  return found
+    runs.append(Run(entry.name, f"{entry.name}, tuning {setting.name}, scenario seed {seed}",
+                    root / "tuning" / entry.folder / setting.folder / f"scenario-{seed}", config))
+  return runs
 
 
 def check_folders(runs: Iterable[Run]) -> None:

@@ -21,8 +21,8 @@ from gr_jax.errors import UserError
 from gr_jax.training import experiment
 
 
-class Found(NamedTuple):
-  """What the process found.
+class Report(NamedTuple):
+  """What the process reports.
 
   Attributes:
     gpus: that it sees.
@@ -34,7 +34,7 @@ class Found(NamedTuple):
   resident: bool
 
 
-def probe(configs: Mapping[str, Config]) -> Found:
+def probe(configs: Mapping[str, Config]) -> Report:
   """Loads every config in a separate process.
 
   Raises:
@@ -45,10 +45,10 @@ def probe(configs: Mapping[str, Config]) -> Found:
       input=json.dumps({name: configuration.flatten(config) for name, config in configs.items()}))
   if done.returncode:
     raise RuntimeError(f"the check of the configs failed:\n{done.stderr}")
-  found = json.loads(done.stdout.splitlines()[-1])
-  if "error" in found:
-    raise UserError(f"{found['name']}: {found['error']}")
-  return Found(found["gpus"], found["steps"], found["resident"])
+  reply = json.loads(done.stdout.splitlines()[-1])
+  if "error" in reply:
+    raise UserError(f"{reply['name']}: {reply['error']}")
+  return Report(reply["gpus"], reply["steps"], reply["resident"])
 
 
 def _look(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Line:
     shares = self._shares()
     running = [f"{run.label}: {100 * share:.0f} %" for run, share in zip(self._runs, shares) if 0 < share < 1]
     costs = relative_costs([run.entry for run in self._runs], [
-        None if (found := run.results) is None else found["seconds"] for run in self._runs])
+        None if (results := run.results) is None else results["seconds"] for run in self._runs])
     left = time_left(self._at_start, shares, costs, elapsed)
     return (f"comparison: {shares.count(1.0)} of {len(shares)} runs done"
             + (f", {len(running)} running ({', '.join(running)})" if running else "")
@@ -61,8 +61,8 @@ def relative_costs(entries: Sequence[str], seconds: Sequence[float | None]) -> l
   for entry, one in zip(entries, seconds):
     if one is not None:
       known.setdefault(entry, []).append(one)
-  usual = [one for found in known.values() for one in found] or [1.0]
-  return [sum(found) / len(found) for found in (known.get(entry, usual) for entry in entries)]
+  usual = [one for of_entry in known.values() for one in of_entry] or [1.0]
+  return [sum(of_entry) / len(of_entry) for of_entry in (known.get(entry, usual) for entry in entries)]
 
 
 def time_left(before: Sequence[float], now: Sequence[float], costs: Sequence[float], elapsed: float) -> float | None:

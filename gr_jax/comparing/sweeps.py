@@ -60,10 +60,10 @@ def load(path: str) -> Sweep:
   spec.loader.exec_module(module)
   if not hasattr(module, "get_sweep"):
     raise UserError(f"{path} defines no get_sweep(); see configs/sweeps/digits_parts.py for an example")
-  found = module.get_sweep()
-  if set(found) != set(Sweep._fields):
-    raise UserError(f"get_sweep() of {path} returns {sorted(found)}; it must be {sorted(Sweep._fields)}")
-  return Sweep(**found)
+  fields = module.get_sweep()
+  if set(fields) != set(Sweep._fields):
+    raise UserError(f"get_sweep() of {path} returns {sorted(fields)}; it must be {sorted(Sweep._fields)}")
+  return Sweep(**fields)
 
 
 def with_seeds(sweep: Sweep, seeds: Sequence[str]) -> Sweep:
@@ -120,18 +120,18 @@ def table(runs: Sequence[Run]) -> str:
   lines = [f"| {' | '.join(names)} |".replace("|  |", "| |"), "|---" * len(names) + "|"]
   for row in dict.fromkeys(run.row for run in runs):
     paths = [run.workdir / "results.json" for run in runs if run.row == row]
-    found = [journal.read_json(path) for path in paths if path.exists()]
-    if not found:
+    finished = [journal.read_json(path) for path in paths if path.exists()]
+    if not finished:
       lines.append(f"| {row} | 0 of {len(paths)} | not run {'| ' * (len(names) - 3)}|")
       continue
-    cells = [spread([100 * r["average_incremental_accuracy"] for r in found]),
-             spread([100 * r["last_accuracy"] for r in found]),
-             spread([100 * lost for r in found if (lost := r["forgetting"][-1]) is not None]),
-             f"{np.mean([r['seconds'] for r in found]) / 60:.1f}"]
+    cells = [spread([100 * r["average_incremental_accuracy"] for r in finished]),
+             spread([100 * r["last_accuracy"] for r in finished]),
+             spread([100 * lost for r in finished if (lost := r["forgetting"][-1]) is not None]),
+             f"{np.mean([r['seconds'] for r in finished]) / 60:.1f}"]
     if held:
       files = [path.with_name(_HOLDOUT_FILE) for path in paths]
       numbers = [journal.read_json(path)["holdout_accuracies"] for path in files if path.exists()]
       cells += [spread([100 * np.mean(one) for one in numbers]), spread([100 * one[-1] for one in numbers])]
-    seeds = str(len(found)) if len(found) == len(paths) else f"{len(found)} of {len(paths)}"
+    seeds = str(len(finished)) if len(finished) == len(paths) else f"{len(finished)} of {len(paths)}"
     lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
   return "\n".join(lines)

@@ -75,12 +75,12 @@ def values(row: Row, measure: Measure) -> list[float]:
   return [value for results in row.results if (value := measure.of(results)) is not None]
 
 
-def spread(found: Sequence[float], decimals: int = 2, plus_minus: str = " ± ") -> str:
+def spread(numbers: Sequence[float], decimals: int = 2, plus_minus: str = " ± ") -> str:
   """The mean and, for two or more values, the sample standard deviation; "-" for none."""
-  if not found:
+  if not numbers:
     return "-"
-  mean = f"{np.mean(found):.{decimals}f}"
-  return mean if len(found) == 1 else f"{mean}{plus_minus}{np.std(found, ddof=1):.{decimals}f}"
+  mean = f"{np.mean(numbers):.{decimals}f}"
+  return mean if len(numbers) == 1 else f"{mean}{plus_minus}{np.std(numbers, ddof=1):.{decimals}f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -107,8 +107,8 @@ def comma_separated(rows: Sequence[Row]) -> str:
   for row in rows:
     cells = [row.name, len(row.results)]
     for measure in MEASURES:
-      found = values(row, measure)
-      cells += [float(np.mean(found)) if found else "", float(np.std(found, ddof=1)) if len(found) > 1 else ""]
+      numbers = values(row, measure)
+      cells += [float(np.mean(numbers)) if numbers else "", float(np.std(numbers, ddof=1)) if len(numbers) > 1 else ""]
     known = row.published
     writer.writerow([*cells, *(("", "", "") if known is None else (known.average, known.last, known.source))])
   return file.getvalue()
@@ -136,8 +136,8 @@ def notes(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
 def _grid(rows: Sequence[Row], plus_minus: str) -> list[list[str]]:
   """The cells of the table as shown, header first; columns for published numbers if any row has them."""
   published = any(row.published for row in rows)
-  found = [["method", "seeds", *(measure.title for measure in MEASURES),
-            *(["published: average incremental", "published: last"] if published else [])]]
+  grid = [["method", "seeds", *(measure.title for measure in MEASURES),
+           *(["published: average incremental", "published: last"] if published else [])]]
   for row in rows:
     cells = []
     for measure in MEASURES:
@@ -145,8 +145,8 @@ def _grid(rows: Sequence[Row], plus_minus: str) -> list[list[str]]:
       cells.append(spread(numbers if measure.deviates else numbers[:1], measure.decimals, plus_minus))
     if published:
       cells += ["-", "-"] if row.published is None else [f"{row.published.average:.2f}", f"{row.published.last:.2f}"]
-    found.append([row.name, row.seeds, *cells])
-  return found
+    grid.append([row.name, row.seeds, *cells])
+  return grid
 
 
 def _escaped(text: str) -> str:

@@ -50,10 +50,10 @@ def choose_setting(name: str, config: Config, groups: Sequence[tuple[Setting, Se
   except ValueError as error:
     raise UserError(f"{name}: {error}; raise validation_fraction") from error
   chosen, best = choose(scores, [setting.changes for setting, _ in done])
-  found, seeds = scores[chosen], [run.config.scenario.seed for run in done[0][1]]
-  note = (f"{name}: {done[chosen][0].name}, chosen on held-out images: {_percent(found)} (mean over {found.classes} "
-          f"classes and its standard error; {found.left_out} without held-out images left out; scenario seeds "
-          f"{', '.join(map(str, seeds))})")
+  chosen_score, seeds = scores[chosen], [run.config.scenario.seed for run in done[0][1]]
+  note = (f"{name}: {done[chosen][0].name}, chosen on held-out images: {_percent(chosen_score)} (mean over "
+          f"{chosen_score.classes} classes and its standard error; {chosen_score.left_out} without held-out images "
+          f"left out; scenario seeds {', '.join(map(str, seeds))})")
   note += (f", the best of {len(done)} settings" if chosen == best else
            f"; {done[best][0].name} has {_percent(scores[best])}, but within one standard error the simpler setting is "
            f"taken")
@@ -76,5 +76,5 @@ def held_out_counts(run: Run) -> Counts:
       drawn["class_order"], correct, drawn["holdout_counts"])}
 
 
-def _percent(found: Score) -> str:
-  return f"{100 * found.mean:.2f} ± {100 * found.error:.2f} %"
+def _percent(setting_score: Score) -> str:
+  return f"{100 * setting_score.mean:.2f} ± {100 * setting_score.error:.2f} %"
