@@ -231,11 +231,11 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: Any
   check_shapes(scores, labels=labels, classes=old)
   chex.assert_equal_shape([old, new])
   scores = scores.astype(jnp.float32)
-  own = jnp.take_along_axis(scores, labels[:, None], axis=-1)
+  label_scores = jnp.take_along_axis(scores, labels[:, None], axis=-1)
   # A finite floor: -inf would make the gradient NaN.
   highest = jax.lax.top_k(jnp.where(new, scores, -1e9), min(hardest, scores.shape[-1]))[0]
   counts = old[labels][:, None] & (jnp.arange(highest.shape[-1]) < jnp.sum(new))[None, :]
-  hinges = jnp.where(counts, jnp.maximum(margin - own + jnp.where(counts, highest, 0.0), 0.0), 0.0)
+  hinges = jnp.where(counts, jnp.maximum(margin - label_scores + jnp.where(counts, highest, 0.0), 0.0), 0.0)
   return mean_over(jnp.sum(hinges), jnp.sum(counts))
 
 

@@ -90,19 +90,19 @@ def highest_entropy(logits: np.ndarray, m: int) -> np.ndarray:
   return _lowest((np.exp(log_shares) * log_shares).sum(axis=1), m)
 
 
-def lowest_logit(logits: np.ndarray, own: int, m: int) -> np.ndarray:
+def lowest_logit(logits: np.ndarray, label: int, m: int) -> np.ndarray:
   """Picks the rows whose logit of their own class is lowest: those closest to the decision boundary.
 
   RWalk's pseudo-distance, "distance" in FACIL.
 
   Args:
     logits: [n, seen classes] float.
-    own: index of the rows' class.
+    label: index of the rows' class.
     m: number of rows to pick at most.
 
   Returns, raises: see `highest_entropy`; lowest first.
   """
-  return _lowest(_checked(logits, m, "logits")[:, own], m)
+  return _lowest(_checked(logits, m, "logits")[:, label], m)
 
 
 def select(

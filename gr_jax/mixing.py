@@ -12,6 +12,6 @@ def draw_share(key: jax.Array, concentration: float) -> jax.Array:
   return jax.random.beta(key, concentration, concentration)
 
 
-def mix(own: jax.Array, partners: jax.Array, share: jax.Array) -> jax.Array:
-  """share * own + (1 - share) * partners, for images or for targets; arrays of one shape."""
-  return share * own + (1.0 - share) * partners
+def mix(batch: jax.Array, partners: jax.Array, share: jax.Array) -> jax.Array:
+  """share * batch + (1 - share) * partners, for images or for targets; arrays of one shape."""
+  return share * batch + (1.0 - share) * partners

@@ -63,7 +63,7 @@ def nca(logits: jax.Array, labels: jax.Array, classes: AnyArray) -> jax.Array:
   classes, labels = jnp.asarray(classes), jnp.asarray(labels)
   logits = jnp.where(classes, logits.astype(jnp.float32), 0.0)
   shifted = jnp.where(classes, logits - jnp.max(logits, axis=-1, keepdims=True, where=classes, initial=-jnp.inf), 0.0)
-  own = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
-  others = jnp.sum(jnp.where(classes[None, :] & ~own, jnp.exp(shifted), 0.0), axis=-1)
-  picked = jnp.sum(jnp.where(own, shifted, 0.0), axis=-1)
+  of_label = labels[:, None] == jnp.arange(logits.shape[-1])[None, :]
+  others = jnp.sum(jnp.where(classes[None, :] & ~of_label, jnp.exp(shifted), 0.0), axis=-1)
+  picked = jnp.sum(jnp.where(of_label, shifted, 0.0), axis=-1)
   return jnp.mean(jnp.where(classes[labels], jnp.log1p(others) - picked, jnp.inf))

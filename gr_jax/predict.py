@@ -28,19 +28,19 @@ def main(argv: list[str]) -> None:
   line = prediction.json_line(model) if given.json else prediction.text_line
   wrong = [prediction.Prediction(path, [], f"{path}: {reason}") for path, reason in unusable]
   if given.json:
-    for found in wrong:
-      print(line(found))
+    for failure in wrong:
+      print(line(failure))
   bar = tqdm.tqdm(total=len(files), unit="img", leave=False, dynamic_ncols=True,
                   disable=len(files) < _MANY or not sys.stderr.isatty())
   with bar:
-    for found in prediction.predict(model, files, top=given.top):
+    for predicted in prediction.predict(model, files, top=given.top):
       bar.update()
-      if given.json or found.error is None:
-        tqdm.tqdm.write(line(found), file=sys.stdout)
-      if found.error is not None:
-        wrong.append(found)
+      if given.json or predicted.error is None:
+        tqdm.tqdm.write(line(predicted), file=sys.stdout)
+      if predicted.error is not None:
+        wrong.append(predicted)
   if wrong:
-    shown = "\n".join(f"  {found.error}" for found in wrong)
+    shown = "\n".join(f"  {failure.error}" for failure in wrong)
     raise UserError(f"{len(wrong)} of {len(files) + len(unusable)} could not be classified:\n{shown}")
 
 

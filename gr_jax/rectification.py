@@ -28,11 +28,11 @@ class Sums(NamedTuple):
   """Sums over images.
 
   Attributes:
-    own: [classes] float32, scores of each class on its own images.
+    label_scores: [classes] float32, scores of each class on its own images.
     images: [classes] float32, their number.
     top: float32 scalar, the largest score of each image of a new class.
   """
-  own: jax.Array
+  label_scores: jax.Array
   images: jax.Array
   top: jax.Array
 
@@ -53,15 +53,15 @@ def measure(scores: jax.Array, labels: jax.Array, valid: AnyArray, old: AnyArray
   """
   check_shapes(scores, labels=labels, classes=new)
   # No scatter: on a GPU its order of additions is not fixed.
-  own = valid[:, None] & (labels[:, None] == jnp.arange(scores.shape[-1])[None, :])
+  of_label = valid[:, None] & (labels[:, None] == jnp.arange(scores.shape[-1])[None, :])
   top = jnp.max(scores, axis=-1, where=old | new, initial=-jnp.inf)
-  return Sums(jnp.sum(jnp.where(own, scores, 0.0), axis=0), jnp.sum(own, axis=0, dtype=jnp.float32),
+  return Sums(jnp.sum(jnp.where(of_label, scores, 0.0), axis=0), jnp.sum(of_label, axis=0, dtype=jnp.float32),
               jnp.sum(jnp.where(valid & new[labels], top, 0.0)))
 
 
 def update(before: Statistics, sums: Sums, new: AnyArray) -> Statistics:
   """The statistics after a task, given the sums over its images and exemplars."""
-  present = sums.own / jnp.maximum(sums.images, 1.0)
+  present = sums.label_scores / jnp.maximum(sums.images, 1.0)
   confidence = sums.top / jnp.maximum(jnp.sum(jnp.where(new, sums.images, 0.0)), 1.0)
   return Statistics(jnp.where(new, present, before.initial), present,
                     jnp.where(new, confidence, before.confidence))

@@ -280,8 +280,8 @@ def _is_classifier(node: Any) -> bool:
 def _candidates(node: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
   if not isinstance(node, Mapping):
     return []
-  found = [path] if _is_classifier(node) else []
-  return found + [c for key in node for c in _candidates(node[key], (*path, key))]
+  paths = [path] if _is_classifier(node) else []
+  return paths + [c for key in node for c in _candidates(node[key], (*path, key))]
 
 
 def _replace(tree: dict, path: tuple[str, ...], value: dict) -> dict:

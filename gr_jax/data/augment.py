@@ -57,12 +57,12 @@ def draw_box(key: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax
   narrow, wide = math.exp(_LOG_ASPECT[0]), math.exp(_LOG_ASPECT[1])
   central_width = jnp.minimum(width, jnp.round(height.astype(jnp.float32) * wide).astype(jnp.int32))
   central_height = jnp.minimum(height, jnp.round(width.astype(jnp.float32) / narrow).astype(jnp.int32))
-  found = jnp.any(fits)
-  box_height = jnp.where(found, heights[first], central_height)
-  box_width = jnp.where(found, widths[first], central_width)
+  any_fits = jnp.any(fits)
+  box_height = jnp.where(any_fits, heights[first], central_height)
+  box_width = jnp.where(any_fits, widths[first], central_width)
 
   def offset(key: jax.Array, room: jax.Array) -> jax.Array:
-    return jnp.where(found, jax.random.randint(key, (), 0, room + 1), room // 2)
+    return jnp.where(any_fits, jax.random.randint(key, (), 0, room + 1), room // 2)
 
   return (offset(for_top, height - box_height), offset(for_left, width - box_width), box_height, box_width)
 

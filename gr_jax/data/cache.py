@@ -72,8 +72,8 @@ def folders(cache_dir: str | None, data_folder: pathlib.Path) -> tuple[pathlib.P
   """
   if cache_dir is not None:
     return (pathlib.Path(cache_dir).expanduser().absolute(),)
-  own = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-  return data_folder / "gr_jax_cache", own / "gr_jax" / "pictures"
+  user_cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  return data_folder / "gr_jax_cache", user_cache / "gr_jax" / "pictures"
 
 
 def entry_name(name: str, split: Split, rows: Sequence[int], view: View) -> str:
@@ -166,9 +166,9 @@ def _build(split: Split, rows: Sequence[int], view: View, *, folder: pathlib.Pat
     sizes, sums = np.zeros((len(rows), 2), np.int32), np.zeros(len(rows), np.uint32)
     blocks = [[(place, int(rows[place])) for place in range(first, min(first + _AT_ONCE, len(rows)))]
               for first in range(0, len(rows), _AT_ONCE)]
-    found = workers.results(_fill, blocks, initializer=_begin, initargs=(split, images, view), timeout=timeout)
-    with contextlib.closing(found):
-      for place, size, checksum in progress((one for block in found for one in block), total=len(rows)):
+    decoded = workers.results(_fill, blocks, initializer=_begin, initargs=(split, images, view), timeout=timeout)
+    with contextlib.closing(decoded):
+      for place, size, checksum in progress((one for block in decoded for one in block), total=len(rows)):
         sizes[place], sums[place] = size, checksum
     np.save(partial / "sizes.npy", sizes)
     np.save(partial / "sums.npy", sums)
@@ -203,7 +203,7 @@ def _begin(split: Split, images: pathlib.Path, view: View) -> None:
 def _fill(block: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int], int]]:
   """Decodes (place, row) pairs into the file; returns (place, original size, CRC-32)."""
   split, images, view = _work
-  found = []
+  filled = []
   for place, row in block:
     if view.kind == "size":
       # From the header only: damage in the rest of the file is reported when the picture is streamed.
@@ -211,8 +211,8 @@ def _fill(block: list[tuple[int, int]]) -> list[tuple[int, tuple[int, int], int]
     else:
       picture = split.image(row)
       images[place], size = fitted(picture, view), picture.shape[:2]
-    found.append((place, size, zlib.crc32(images[place])))
-  return found
+    filled.append((place, size, zlib.crc32(images[place])))
+  return filled
 
 
 def _open(folder: pathlib.Path, shape: tuple[int, ...]) -> Cached:
@@ -229,11 +229,11 @@ def _open(folder: pathlib.Path, shape: tuple[int, ...]) -> Cached:
     sizes, sums = (np.load(folder / name) for name in ("sizes.npy", "sums.npy"))
     # The system cannot map an empty array.
     images = np.load(folder / "images.npy", mmap_mode="r" if np.prod(shape) else None)
-    own = record["entry"] == folder.name and record["small"] == small
+    matches = record["entry"] == folder.name and record["small"] == small
   # NumPy parses an array's header as Python, and a damaged one can raise nearly anything.
   except Exception as error:
     raise UserError(damaged(f"{type(error).__name__}: {error}".partition("\n")[0])) from error
-  if not own:
+  if not matches:
     raise UserError(damaged("its record does not match its arrays"))
   if images.shape != shape or images.dtype != np.uint8 or sizes.shape != (shape[0], 2):
     raise UserError(damaged(f"its images are {images.shape}, not {shape}"))

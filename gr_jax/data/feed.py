@@ -49,9 +49,9 @@ Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Generator
 
 def free_bytes(device: jax.Device) -> int:
   """Free memory of a device in bytes; on a CPU, the machine's available memory divided by its devices."""
-  found = device.memory_stats() or {}
-  if "bytes_limit" in found:
-    return found["bytes_limit"] - found["bytes_in_use"]
+  memory_stats = device.memory_stats() or {}
+  if "bytes_limit" in memory_stats:
+    return memory_stats["bytes_limit"] - memory_stats["bytes_in_use"]
   lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
   available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
   return available // jax.local_device_count()

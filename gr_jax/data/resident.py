@@ -91,11 +91,11 @@ def _load(source: Source, split: Split, rows_of_class: Sequence, view: View, *, 
 
   # Decoding releases the GIL, so threads use every core.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    found, sizes = None, np.zeros((len(rows), 2), np.int32)
+    images, sizes = None, np.zeros((len(rows), 2), np.int32)
     for place, (picture, size) in enumerate(progress(pool.map(read, rows), total=len(rows))):
       # Written into the final array at once; a list would need twice the memory.
-      found = np.zeros((len(rows), *picture.shape), np.uint8) if found is None else found
-      found[place], sizes[place] = picture, size
+      images = np.zeros((len(rows), *picture.shape), np.uint8) if images is None else images
+      images[place], sizes[place] = picture, size
   # There is at least one picture.
-  assert found is not None
-  return Data(found, sizes, labels)
+  assert images is not None
+  return Data(images, sizes, labels)

@@ -21,20 +21,20 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
   With several processes, each must pass the same values.
   """
-  everywhere = jax.NamedSharding(_mesh(devices), jax.P())
-  if everywhere.is_fully_addressable:
-    return jax.device_put(tree, everywhere)
-  return jax.tree.map(lambda leaf: _replicate_among_processes(leaf, everywhere), tree)
+  replicated = jax.NamedSharding(_mesh(devices), jax.P())
+  if replicated.is_fully_addressable:
+    return jax.device_put(tree, replicated)
+  return jax.tree.map(lambda leaf: _replicate_among_processes(leaf, replicated), tree)
 
 
-def _replicate_among_processes(leaf: Any, everywhere: jax.NamedSharding) -> jax.Array:
+def _replicate_among_processes(leaf: Any, replicated: jax.NamedSharding) -> jax.Array:
   """Avoids device_put, which compares values across processes: 1.8 ms a scalar on two CPU processes, not 0.02 ms."""
   if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    bits = _replicate_among_processes(jax.random.key_data(leaf), everywhere)
+    bits = _replicate_among_processes(jax.random.key_data(leaf), replicated)
     return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
   host = np.asarray(leaf)
   host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
-  return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+  return jax.make_array_from_callback(host.shape, replicated, lambda index: host[index])
 
 
 def split(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -113,10 +113,10 @@ def exchange(text: str) -> list[str]:
   """Gathers a string from each process, in process order. A collective: all must call it, in the same order."""
   if jax.process_count() == 1:
     return [text]
-  own = np.frombuffer(text.encode(), np.uint8)
-  lengths = multihost_utils.process_allgather(np.int32(own.size))
+  encoded = np.frombuffer(text.encode(), np.uint8)
+  lengths = multihost_utils.process_allgather(np.int32(encoded.size))
   padded = np.zeros(-(-max(int(lengths.max()), 1) // _BLOCK) * _BLOCK, np.uint8)
-  padded[:own.size] = own
+  padded[:encoded.size] = encoded
   rows = multihost_utils.process_allgather(padded)
   return [row[:length].tobytes().decode() for row, length in zip(rows, lengths)]
 
@@ -146,16 +146,16 @@ def together(action: Callable[[], T]) -> T:
   return result
 
 
-def agree(facts: Mapping[str, Any]) -> None:
-  """Checks that all processes have the same facts.
+def agree(values: Mapping[str, Any]) -> None:
+  """Checks that all processes have the same values.
 
   Args:
-    facts: name -> value, compared as strings.
+    values: name -> value, compared as strings.
 
   Raises:
-    UserError: on all processes; names every fact that differs, its values and the process.
+    UserError: on all processes; gives every name with different values, the values and the process.
   """
-  rows = [json.loads(text) for text in exchange(json.dumps({name: str(value) for name, value in facts.items()}))]
+  rows = [json.loads(text) for text in exchange(json.dumps({name: str(value) for name, value in values.items()}))]
   lines = [f"{name}: {rows[0].get(name)} in process 0, {row.get(name)} in process {index}"
            for index, row in enumerate(rows) for name in {**rows[0], **row} if rows[0].get(name) != row.get(name)]
   if lines:

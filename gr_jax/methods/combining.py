@@ -43,15 +43,15 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: an option of a part that is off.
   """
-  found = {key: value for key, value in given.items() if key not in _OF_DGR and value != OPTIONS[key].default}
-  dgr = found.get("reweighting") == "dgr"
+  switched_on = {key: value for key, value in given.items() if key not in _OF_DGR and value != OPTIONS[key].default}
+  dgr = switched_on.get("reweighting") == "dgr"
   for key in _OF_DGR:
     if dgr:
-      found[key] = given.get(key, OPTIONS[key].default)
+      switched_on[key] = given.get(key, OPTIONS[key].default)
     elif key in given:
       raise UserError(f"method_options.{key} is set, but it belongs to reweighting='dgr', which is off; add "
                       f"--config.method_options.reweighting=dgr or leave it out")
-  return found
+  return switched_on
 
 
 def combine(method: Method, *, reweighting: str = "none", prior: bool = False, distillation: str = "own",
@@ -152,8 +152,8 @@ def on_columns(rule: optax.GradientTransformationExtraArgs, terms: Mapping[str, 
     taken = {kind: _sum(by_kind[kind]) for kind in ("cross_entropy", "distillation") if by_kind[kind]}
     rescaled, state = rule.update(_columns(updates), state, None if params is None else _columns(params),
                                   gradients=taken, **arguments)
-    found: Any = rescaled
-    columns: Any = {name: values.reshape(updates[name].shape) for name, values in found.items()}
+    rescaled_columns: Any = rescaled
+    columns: Any = {name: values.reshape(updates[name].shape) for name, values in rescaled_columns.items()}
     others = [{name: tree[name].reshape(values.shape) for name, values in columns.items()} for tree in by_kind["other"]]
     return {**updates, **_sum([columns, *others])}, state
 

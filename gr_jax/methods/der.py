@@ -36,9 +36,9 @@ def make(*, auxiliary_weight: float, aligned: bool) -> Method:
     return losses.cross_entropy(student.logits, labels, context.seen)
 
   def auxiliary(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
-    found = losses.cross_entropy(student.branches["auxiliary"],
-                                 jnp.where(context.old[labels], context.old.size, labels), columns(context))
-    return auxiliary_weight * jnp.where(jnp.any(context.old), found, 0.0)
+    loss = losses.cross_entropy(student.branches["auxiliary"],
+                                jnp.where(context.old[labels], context.old.size, labels), columns(context))
+    return auxiliary_weight * jnp.where(jnp.any(context.old), loss, 0.0)
 
   def end(head: HeadParams, context: Context) -> HeadParams:
     return {**head, "kernel": alignment.align(head["kernel"], context.old, context.new)}

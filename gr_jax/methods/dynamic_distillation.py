@@ -90,10 +90,10 @@ def consistent(rule: optax.GradientTransformationExtraArgs, share: float, moment
     return ConsistentState(rule.init(params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
 
   def update_fn(updates, state, params=None, **arguments):
-    found, inner = rule.update(updates, state.rule, params, **arguments)
+    gradients, inner = rule.update(updates, state.rule, params, **arguments)
     kept = jnp.where(state.steps > 0, momentum, 0.0)
-    mean = jax.tree.map(lambda average, gradient: kept * average + (1.0 - kept) * gradient, state.mean, found)
-    pulled = jax.tree.map(lambda average, gradient: gradient + share * (average - gradient), mean, found)
+    mean = jax.tree.map(lambda average, gradient: kept * average + (1.0 - kept) * gradient, state.mean, gradients)
+    pulled = jax.tree.map(lambda average, gradient: gradient + share * (average - gradient), mean, gradients)
     return pulled, ConsistentState(inner, mean, state.steps + 1.0)
 
   # optax's annotation cannot say that extra arguments are needed.

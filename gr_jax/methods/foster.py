@@ -139,10 +139,10 @@ def _alone(features: jax.Array, others: jax.Array, context: Context) -> jax.Arra
 
 def _of(name: str) -> Any:
   """(carry, features of the stack, context) -> logits of a kept head."""
-  def found(carry: dict[str, Any], others: jax.Array, context: Context) -> jax.Array:
+  def kept_logits(carry: dict[str, Any], others: jax.Array, context: Context) -> jax.Array:
     return heads.logits(heads.mask(carry["heads"][name], context.seen), others)
 
-  return found
+  return kept_logits
 
 
 def _backbone(networks: Networks) -> dict[str, Any]:

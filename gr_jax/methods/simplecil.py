@@ -43,7 +43,7 @@ def _measure(outputs: Outputs, labels: jax.Array, valid: jax.Array, context: Con
   return class_statistics.sums(outputs.features, labels, valid, context.old.shape[0])
 
 
-def _keep(carry: dict[str, jax.Array], found: class_statistics.Sums, context: Context) -> dict[str, jax.Array]:
-  means = losses.unit(class_statistics.means(found), axis=-1)
+def _keep(carry: dict[str, jax.Array], sums: class_statistics.Sums, context: Context) -> dict[str, jax.Array]:
+  means = losses.unit(class_statistics.means(sums), axis=-1)
   return {**carry, "class_means": jnp.where(context.new[:, None], means, carry["class_means"]),
           "has_class_mean": carry["has_class_mean"] | context.new}

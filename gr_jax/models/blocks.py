@@ -41,13 +41,14 @@ def linear(blocks: Callable[[int], int], auxiliary: Auxiliary) -> Head:
             "auxiliary_bias": small["bias"]}
 
   def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
-    found = heads.logits(heads.mask(params, context.seen), features)
-    return found, found
+    class_logits = heads.logits(heads.mask(params, context.seen), features)
+    return class_logits, class_logits
 
   def branches(params: dict, features: jax.Array, context: Any) -> dict[str, jax.Array]:
-    own = heads.mask({"kernel": params["auxiliary_kernel"], "bias": params["auxiliary_bias"]},
-                     auxiliary.columns(context))
-    return {"auxiliary": heads.logits(own, block_of(features, own["kernel"].shape[0], auxiliary.block(context)))}
+    auxiliary_head = heads.mask({"kernel": params["auxiliary_kernel"], "bias": params["auxiliary_bias"]},
+                                auxiliary.columns(context))
+    block = block_of(features, auxiliary_head["kernel"].shape[0], auxiliary.block(context))
+    return {"auxiliary": heads.logits(auxiliary_head, block)}
 
   return Head(start, lambda key, params, new: params, apply, branches=branches)
 

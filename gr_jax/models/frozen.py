@@ -51,15 +51,15 @@ def walk(model: Backbone, stack: Any, images: jax.Array, count: AnyInteger | int
     [batch, size * features] float32; block i is that of backbone i, and 0 from `count` on.
   """
   width, size = model.num_features, jax.tree.leaves(stack)[0].shape[0]
-  found = jnp.zeros((images.shape[0], size * width), jnp.float32)
+  blocks = jnp.zeros((images.shape[0], size * width), jnp.float32)
 
-  def fill(i: jax.Array | int, found: jax.Array) -> jax.Array:
+  def fill(i: jax.Array | int, blocks: jax.Array) -> jax.Array:
     features, _ = model.apply(take(stack, i), images, train=False)
-    return jax.lax.dynamic_update_slice_in_dim(found, features, i * width, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(blocks, features, i * width, axis=1)
 
   if isinstance(count, int):
     for i in range(count):
-      found = fill(i, found)
+      blocks = fill(i, blocks)
   else:
-    found = jax.lax.fori_loop(0, count, fill, found)
-  return jax.lax.stop_gradient(found)
+    blocks = jax.lax.fori_loop(0, count, fill, blocks)
+  return jax.lax.stop_gradient(blocks)

@@ -71,8 +71,8 @@ def logits(classifier: dict, features: jax.Array) -> jax.Array:
 def linear() -> Head:
   """W^T f + b."""
   def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
-    found = logits(mask(params, context.old | context.new), features)
-    return found, found
+    class_logits = logits(mask(params, context.old | context.new), features)
+    return class_logits, class_logits
   return Head(lambda features, classes, tasks: init(features, classes), draw_columns, apply, kind="linear")
 
 

@@ -33,8 +33,8 @@ def two_branch() -> Head:
             for name in ("old", "new")}
 
   def apply(params: dict, features: jax.Array, context: Any) -> tuple[jax.Array, jax.Array]:
-    found = branches(params, features, context)
-    total = params["old_branch"] * found["old"] + found["new"]
+    of_branch = branches(params, features, context)
+    total = params["old_branch"] * of_branch["old"] + of_branch["new"]
     return total, total
 
   return Head(start, heads.draw_columns, apply, branches=branches)

@@ -51,14 +51,14 @@ class FolderSplit:
   @functools.cached_property
   def _files(self) -> list[tuple[int, int]]:
     """Bytes and modification time in ns of each file; (-1, 0) for a missing one, which is reported when read."""
-    found = []
+    stamps = []
     for path in self.ids:
       try:
         status = (self.root / path).stat()
-        found.append((status.st_size, status.st_mtime_ns))
+        stamps.append((status.st_size, status.st_mtime_ns))
       except OSError:
-        found.append((-1, 0))
-    return found
+        stamps.append((-1, 0))
+    return stamps
 
   @property
   def fingerprint(self) -> str:
@@ -175,12 +175,12 @@ def _scan(base: pathlib.Path, part: str, notes: list[str]) -> _Rows:
         file.as_posix().encode()
       except UnicodeEncodeError as error:
         raise UserError(f"the file name {file.as_posix()!r} is not valid UTF-8; rename the file") from error
-    found = [file for file in inside if file.suffix.lower() in SUFFIXES]
+    pictures = [file for file in inside if file.suffix.lower() in SUFFIXES]
     others += [file for file in inside if file.suffix.lower() not in SUFFIXES]
-    if not found:
+    if not pictures:
       raise UserError(f"class {path.name!r} has no picture ({', '.join(SUFFIXES)}) in {path}; add some, or remove "
                       f"the folder")
-    rows += [(file.relative_to(base).as_posix(), path.name) for file in found]
+    rows += [(file.relative_to(base).as_posix(), path.name) for file in pictures]
   if others:
     notes.append(f"{len(others)} entries in {part}/ skipped (unknown extension), such as "
                  f"{others[0].relative_to(base).as_posix()}")
@@ -281,12 +281,12 @@ def _share(rows: _Rows, fraction: float, seed: int) -> tuple[_Rows, _Rows]:
   by_class: dict[str, list[str]] = {}
   for path, name in rows:
     by_class.setdefault(name, []).append(path)
-  for name, own in sorted(by_class.items()):
-    if len(own) < 2:
-      raise UserError(f"class {name!r} has only one picture ({own[0]}), but needs one for training and one for "
+  for name, paths in sorted(by_class.items()):
+    if len(paths) < 2:
+      raise UserError(f"class {name!r} has only one picture ({paths[0]}), but needs one for training and one for "
                       f"testing; add some, or remove the class")
-    count = min(max(1, round(fraction * len(own))), len(own) - 1)
-    chosen |= set(sorted(own, key=lambda path: hashlib.sha256(f"{seed} test {path}".encode()).digest())[:count])
+    count = min(max(1, round(fraction * len(paths))), len(paths) - 1)
+    chosen |= set(sorted(paths, key=lambda path: hashlib.sha256(f"{seed} test {path}".encode()).digest())[:count])
   return [row for row in rows if row[0] not in chosen], [row for row in rows if row[0] in chosen]
 
 
@@ -303,19 +303,19 @@ def _bad_ones(base: pathlib.Path, paths: Sequence[str], progress: Callable) -> t
   def look(path: str) -> tuple[str, list[int] | None]:
     try:
       status = (base / path).stat()
-      found = [status.st_size, status.st_mtime_ns]
-      if known.get(path) != found:
+      stamp = [status.st_size, status.st_mtime_ns]
+      if known.get(path) != stamp:
         image.decode(base / path)
     except (FileNotFoundError, image.BadPicture):
       return path, None
     except OSError as error:
       raise UserError(_out_of_reach(base / path, error)) from error
-    return path, found
+    return path, stamp
 
   # Decoding releases the GIL, so threads use every core.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     looked = dict(progress(pool.map(look, paths), total=len(paths)))
-  good = {path: found for path, found in looked.items() if found is not None}
+  good = {path: stamp for path, stamp in looked.items() if stamp is not None}
   if good != known:
     # If the folder is read-only, the pictures are checked again at the next start.
     with contextlib.suppress(OSError):
@@ -326,7 +326,7 @@ def _bad_ones(base: pathlib.Path, paths: Sequence[str], progress: Callable) -> t
 def _read_known(path: pathlib.Path) -> dict[str, Any]:
   """{path: [bytes, modification time in ns]} of pictures that could be decoded; {} if the file cannot be read."""
   try:
-    found = json.loads(path.read_text())
+    recorded = json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
-  return found if isinstance(found, dict) else {}
+  return recorded if isinstance(recorded, dict) else {}

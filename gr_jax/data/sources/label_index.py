@@ -48,9 +48,9 @@ def load(read: Callable[[Sequence[int]], Index], count: int, key: str, *, name: 
   """
   file = f"{name}-index-v{FORMAT}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
   for place in places:
-    found = _opened(place / file, read, count)
-    if found is not None:
-      return found
+    index = _opened(place / file, read, count)
+    if index is not None:
+      return index
   try:
     place = cache.writable(places)
   except UserError as error:
@@ -58,28 +58,28 @@ def load(read: Callable[[Sequence[int]], Index], count: int, key: str, *, name: 
     return read(range(count))
   with cache.locked(place / f"{file}.lock", say):
     # Another job may have written it during the wait.
-    found = _opened(place / file, read, count)
-    if found is None:
+    index = _opened(place / file, read, count)
+    if index is None:
       say(f"reading labels and ids of {count} records once, into {place / file}")
-      found = read(range(count))
-      _write(place / file, found, say)
-  return found
+      index = read(range(count))
+      _write(place / file, index, say)
+  return index
 
 
 def _opened(path: pathlib.Path, read: Callable[[Sequence[int]], Index], count: int) -> Index | None:
   """The content of a file that matches the records; None if it is missing, damaged, or of other records."""
   try:
     with open(path, "rb") as file, np.load(file) as arrays:
-      found = Index(arrays["labels"], arrays["ids"])
+      index = Index(arrays["labels"], arrays["ids"])
   # The file is missing, truncated or changed; the archive has a checksum of each array.
   except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
     return None
-  if len(found.labels) != count or len(found.ids) != count:
+  if len(index.labels) != count or len(index.ids) != count:
     return None
   rows = np.unique(np.linspace(0, count - 1, min(_COMPARED, count)).astype(int))
   there = read(rows.tolist())
-  same = np.array_equal(there.labels, found.labels[rows]) and there.ids.tolist() == found.ids[rows].tolist()
-  return found if same else None
+  same = np.array_equal(there.labels, index.labels[rows]) and there.ids.tolist() == index.ids[rows].tolist()
+  return index if same else None
 
 
 def _write(path: pathlib.Path, index: Index, say: Callable[[str], None]) -> None:

@@ -127,11 +127,11 @@ class TfdsSplit:
           yield int(record["label"]), (record[self._id_feature] if self._id_feature else
                                        hashlib.sha256(record["image"]).hexdigest().encode())
     try:
-      found = list(self._progress(records(), total=len(rows)))
+      pairs = list(self._progress(records(), total=len(rows)))
     # array_record raises these for a truncated file or one in another format.
     except (RuntimeError, ValueError, IndexError) as error:
       raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
-    return Index(np.asarray([label for label, _ in found], np.int64), np.asarray([name for _, name in found], bytes))
+    return Index(np.asarray([label for label, _ in pairs], np.int64), np.asarray([name for _, name in pairs], bytes))
 
   @functools.cached_property
   def _chosen(self) -> tuple[np.ndarray, Index]:
@@ -141,14 +141,14 @@ class TfdsSplit:
     except (RuntimeError, ValueError, IndexError) as error:
       raise UserError(f"the files in {self._folder} cannot be read ({error}); {self._again}") from error
     if self._places and self._bytes > label_index.FROM_BYTES:
-      found = label_index.load(self._read, count, json.dumps([self.fingerprint, self._id_feature]), places=self._places,
+      index = label_index.load(self._read, count, json.dumps([self.fingerprint, self._id_feature]), places=self._places,
                          name=f"{pathlib.Path(self._folder).parent.name}-{self._split}", say=self._say)
     else:
-      found = self._read(range(count))
-    position = np.full(max(*self._selected, found.labels.max(initial=0)) + 1, -1)
+      index = self._read(range(count))
+    position = np.full(max(*self._selected, index.labels.max(initial=0)) + 1, -1)
     position[self._selected] = np.arange(len(self._selected))
-    rows = np.flatnonzero(position[found.labels] >= 0)
-    return rows, Index(position[found.labels[rows]], found.ids[rows])
+    rows = np.flatnonzero(position[index.labels] >= 0)
+    return rows, Index(position[index.labels[rows]], index.ids[rows])
 
   @property
   def labels(self) -> np.ndarray:

@@ -27,14 +27,14 @@ def names(text: str) -> tuple[str, ...]:
   Raises:
     UserError: an unknown add-on, or one named twice.
   """
-  found = tuple(name.strip() for name in text.split(",")) if text.strip() else ()
-  for name in found:
+  chosen = tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+  for name in chosen:
     if name not in ADDONS:
       raise UserError(f"addons is {text!r}, but {name!r} is no add-on; it can be {', '.join(map(repr, ADDONS))}"
                       + nearest(name, ADDONS))
-    if found.count(name) > 1:
+    if chosen.count(name) > 1:
       raise UserError(f"addons is {text!r}, which names {name!r} twice; name it once")
-  return found
+  return chosen
 
 
 def options_of(name: str) -> dict[str, Option]:
@@ -59,6 +59,6 @@ def wrap(method: Method, chosen: Sequence[str], options: dict[str, Any]) -> Meth
     UserError: a method that an add-on cannot wrap, and why.
   """
   for name in chosen:
-    wrapper, own = ADDONS[name]
-    method = wrapper(method, **{key: options[f"{name}_{key}"] for key in own})
+    wrapper, keys = ADDONS[name]
+    method = wrapper(method, **{key: options[f"{name}_{key}"] for key in keys})
   return method

@@ -57,8 +57,8 @@ def wrap(method: Method, *, variant: str, weight: float, momentum: float) -> Met
   first = next(i for i, stage in enumerate(method.stages) if stage.backbone == "train" and stage.tasks == "all")
 
   def begin(networks: Networks, context: Context, key: jax.Array) -> Networks:
-    own = method.stages[first].begin
-    networks = networks if own is None else own(networks, context, key)
+    method_begin = method.stages[first].begin
+    networks = networks if method_begin is None else method_begin(networks, context, key)
     head = imprinted(networks.params["classifier"], networks.carry[_MEANS], context, with_bias=published)
     return networks._replace(params={**networks.params, "classifier": head})
 
@@ -87,22 +87,22 @@ def imprinted(head: HeadParams, means: jax.Array, context: Context, *, with_bias
     with_bias: whether a bias is -log(N_c / N_ref + eps), else 0.
   """
   chosen = context.new & jnp.any(context.old) & jnp.any(means != 0, axis=1)
-  found = {**head, "kernel": jnp.where(chosen, unit(means, axis=1).T, head["kernel"])}
+  renewed = {**head, "kernel": jnp.where(chosen, unit(means, axis=1).T, head["kernel"])}
   if "bias" in head:
     counts = jnp.where(context.new, context.counts, 0.0)
     reference = jnp.sum(counts) / jnp.maximum(jnp.sum(context.new), 1).astype(jnp.float32)
     compensation = -jnp.log(counts / jnp.maximum(reference, 1e-12) + _SHARE_OFFSET)
-    found["bias"] = jnp.where(chosen, compensation if with_bias else 0.0, head["bias"])
-  return found
+    renewed["bias"] = jnp.where(chosen, compensation if with_bias else 0.0, head["bias"])
+  return renewed
 
 
 def _measure(outputs: Outputs, labels: jax.Array, valid: jax.Array, context: Context) -> class_statistics.Sums:
   return class_statistics.sums(outputs.features, labels, valid, context.old.shape[0])
 
 
-def _keep(carry: dict[str, jax.Array], found: class_statistics.Sums, context: Context) -> dict[str, jax.Array]:
+def _keep(carry: dict[str, jax.Array], sums: class_statistics.Sums, context: Context) -> dict[str, jax.Array]:
   del context
-  return {**carry, _MEANS: class_statistics.means(found)}
+  return {**carry, _MEANS: class_statistics.means(sums)}
 
 
 def _new_columns(trainable: Callable[[HeadParams, Context], HeadMask] | None
@@ -117,9 +117,9 @@ def _new_columns(trainable: Callable[[HeadParams, Context], HeadMask] | None
 def _centroids(momentum: float) -> Track:
   """Moving averages of the features of each class, [classes, features]; 0 for a class that has not been met."""
   def step(state: jax.Array, student: Outputs, labels: jax.Array, total: Callable[[Any], Any]) -> jax.Array:
-    found = total(class_statistics.sums(student.features, labels, jnp.ones(labels.shape, bool), len(state)))
-    moved = momentum * state + (1.0 - momentum) * class_statistics.means(found)
-    return jnp.where((found.images > 0)[:, None], moved, state)
+    batch_sums = total(class_statistics.sums(student.features, labels, jnp.ones(labels.shape, bool), len(state)))
+    moved = momentum * state + (1.0 - momentum) * class_statistics.means(batch_sums)
+    return jnp.where((batch_sums.images > 0)[:, None], moved, state)
 
   return Track(lambda head: jnp.zeros(head["kernel"].shape[::-1], jnp.float32), step)
 

@@ -68,9 +68,9 @@ def _measure(outputs: Outputs, labels: jax.Array, valid: jax.Array, context: Con
                    class_statistics.moments(rows, valid & (labels == jnp.argmax(context.counts))))
 
 
-def _keep(carry: dict[str, jax.Array], found: _Measured, context: Context) -> dict[str, jax.Array]:
-  root = class_statistics.root(class_statistics.covariance(found.largest))
-  return {**carry, _MEANS: class_statistics.means(found.classes),
+def _keep(carry: dict[str, jax.Array], measured: _Measured, context: Context) -> dict[str, jax.Array]:
+  root = class_statistics.root(class_statistics.covariance(measured.largest))
+  return {**carry, _MEANS: class_statistics.means(measured.classes),
           _ROOT: jnp.where(context.task == 0, root, carry[_ROOT])}
 
 

@@ -88,8 +88,8 @@ def _without_scale(rule: optax.GradientTransformationExtraArgs) -> optax.Gradien
   def update_fn(updates: Any, state, params=None, *, gradients, **arguments):
     result = rule.update(rest(updates), state, None if params is None else rest(params),
                          gradients={name: rest(gradient) for name, gradient in gradients.items()}, **arguments)
-    found: Any = result[0]
-    return {**updates, **found}, result[1]
+    rescaled: Any = result[0]
+    return {**updates, **rescaled}, result[1]
 
   # optax's annotation cannot say that extra arguments are needed.
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
