@@ -11,7 +11,7 @@ import PIL.Image
 
 from gr_jax.data.sources.base import Source
 from gr_jax.errors import UserError
-from gr_jax.scenario import Facts
+from gr_jax.scenario import DatasetProperties
 
 MODES = ("RGB", "RGB", "L", "CMYK")
 
@@ -55,4 +55,4 @@ def write(folder, per_class, *, classes=4, sides=(40, 90), seed=0, square=None):
 def source(train, test, *, classes=4):
   """A data set of two such splits."""
   return Source(name="files", class_names=tuple(f"class{label}" for label in range(classes)), train=train, test=test,
-                facts=Facts(), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), uniform=False)
+                properties=DatasetProperties(), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), uniform=False)

@@ -3,7 +3,7 @@
 from gr_jax.scenario.draw import (
     ICARL_ORDER,
     KINDS,
-    Facts,
+    DatasetProperties,
     Scenario,
     Task,
     class_order,
@@ -12,5 +12,5 @@ from gr_jax.scenario.draw import (
     split_tasks,
 )
 
-__all__ = ["ICARL_ORDER", "KINDS", "Facts", "Scenario", "Task", "class_order", "long_tailed_counts", "make_scenario",
-           "split_tasks"]
+__all__ = ["ICARL_ORDER", "KINDS", "DatasetProperties", "Scenario", "Task", "class_order", "long_tailed_counts",
+           "make_scenario", "split_tasks"]

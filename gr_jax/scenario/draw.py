@@ -31,7 +31,7 @@ _LARGEST_SHORTFALL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class DatasetProperties:
   """What docs/method.md fixes for a data set of the catalogue.
 
   Attributes:
@@ -168,12 +168,12 @@ def _shuffled(items: Sequence[int], seed: int, purpose: str, keys: Sequence[str]
   return [items[i] for i in sorted(range(len(items)), key=lambda i: (hashes[i], i))]
 
 
-def class_order(order: str, kind: str, num_classes: int, seed: int, facts: Facts) -> tuple[int, ...]:
+def class_order(order: str, kind: str, num_classes: int, seed: int, properties: DatasetProperties) -> tuple[int, ...]:
   """Labels in learning order, from "fixed", "seeded" or class indices separated by commas."""
   if order == "seeded":
     return tuple(_shuffled(range(num_classes), seed, "order"))
   if order == "fixed":
-    fixed = facts.fixed_order_ltio if kind == "ltio" and facts.fixed_order_ltio else facts.fixed_order
+    fixed = properties.fixed_order_ltio if kind == "ltio" and properties.fixed_order_ltio else properties.fixed_order
     if fixed is None:
       raise UserError("scenario.order is 'fixed', but this data set has no fixed order; choose 'seeded' or "
                       "list the class indices, separated by commas")
@@ -193,7 +193,7 @@ def class_order(order: str, kind: str, num_classes: int, seed: int, facts: Facts
 def make_scenario(
     *, labels: np.ndarray, ids: Sequence[str], class_names: Sequence[str], kind: str, imbalance: float,
     num_tasks: int, first_task_classes: int | None, order: str, seed: int, validation_fraction: float,
-    facts: Facts) -> Scenario:
+    properties: DatasetProperties) -> Scenario:
   """Draws a scenario from the training split's labels and stable ids.
 
   Args:
@@ -202,7 +202,7 @@ def make_scenario(
     class_names: [classes] names in the order of the data set.
     kind, imbalance, num_tasks, first_task_classes, order, seed: the config's `scenario`.
     validation_fraction: share of each class's drawn images to hold out, rounded half to even.
-    facts: what docs/method.md fixes for this data set.
+    properties: what docs/method.md fixes for this data set.
 
   Raises:
     UserError: the scenario cannot be drawn; the message gives the numbers.
@@ -213,13 +213,13 @@ def make_scenario(
   if num_classes < 2:
     raise UserError(f"the number of classes in the data set is {num_classes}; a scenario needs 2 or more")
   tasks = split_tasks(num_classes, num_tasks, first_task_classes)
-  order_labels = class_order(order, kind, num_classes, seed, facts)
+  order_labels = class_order(order, kind, num_classes, seed, properties)
   rows_of_class = [np.flatnonzero(labels == label).tolist() for label in order_labels]
   available = np.asarray([len(rows) for rows in rows_of_class], np.int64)
-  profile = _profile(kind, order_labels, available, imbalance, seed, facts)
-  if kind == "conv" and facts.total is not None and available.sum() != facts.total:
-    raise UserError(f"scenario.kind is 'conv', which uses all {facts.total} training images, but the prepared data "
-                    f"has {available.sum()}; prepare the complete data set")
+  profile = _profile(kind, order_labels, available, imbalance, seed, properties)
+  if kind == "conv" and properties.total is not None and available.sum() != properties.total:
+    raise UserError(f"scenario.kind is 'conv', which uses all {properties.total} training images, but the prepared "
+                    f"data has {available.sum()}; prepare the complete data set")
   wanted = available if profile is None else profile
   if np.minimum(wanted, available).sum() < (1 - _LARGEST_SHORTFALL) * wanted.sum():
     raise UserError(
@@ -247,16 +247,16 @@ def make_scenario(
 
 
 def _profile(kind: str, order_labels: Sequence[int], available: np.ndarray, imbalance: float, seed: int,
-             facts: Facts) -> np.ndarray | None:
+             properties: DatasetProperties) -> np.ndarray | None:
   """n of each class in learning order; None for kinds that use all images."""
   if kind in ("conv", "natural"):
     return None
-  max_count = {"first": available[0], None: available.max()}.get(facts.max_count, facts.max_count)
+  max_count = {"first": available[0], None: available.max()}.get(properties.max_count, properties.max_count)
   try:
     counts = long_tailed_counts(len(order_labels), int(max_count), imbalance)
   except ValueError as error:
     raise UserError(f"scenario: {error}") from None
-  if facts.profile_by_label and (kind == "lt" or tuple(order_labels) == facts.fixed_order_ltio):
+  if properties.profile_by_label and (kind == "lt" or tuple(order_labels) == properties.fixed_order_ltio):
     return counts[list(order_labels)]
   if kind == "ltio":
     return counts

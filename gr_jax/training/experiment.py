@@ -230,11 +230,11 @@ def load(config: AnyConfig, before_data: Callable[[], None] = lambda: None, *,
   # Checked before the records are read, which takes seconds.
   num_classes, wanted = len(source.class_names), config.scenario
   scenario.split_tasks(num_classes, wanted.num_tasks, wanted.first_task_classes)
-  scenario.class_order(wanted.order, wanted.kind, num_classes, wanted.seed, source.facts)
+  scenario.class_order(wanted.order, wanted.kind, num_classes, wanted.seed, source.properties)
   method = _with_memory_of_all(method, config, num_classes)
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names,
-      validation_fraction=config.validation_fraction, facts=source.facts, **dataclasses.asdict(wanted))
+      validation_fraction=config.validation_fraction, properties=source.properties, **dataclasses.asdict(wanted))
   if source.uniform:
     side = source.train.image(drawn.train[0][0]).shape[0]
     if side != config.image_size:

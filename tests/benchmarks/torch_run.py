@@ -211,7 +211,7 @@ def load_data(config: Any) -> tuple[dict[str, Any], np.ndarray, list[tuple[int, 
   from gr_jax.data.sources import catalogue
   source = catalogue.load(config.dataset, config.data_dir)
   drawn = scenario.make_scenario(
-      labels=source.train.labels, ids=source.train.ids, class_names=source.class_names, facts=source.facts,
+      labels=source.train.labels, ids=source.train.ids, class_names=source.class_names, properties=source.properties,
       validation_fraction=config.validation_fraction, **config.scenario.to_dict())
 
   def decode(split: Any, rows_of_class: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

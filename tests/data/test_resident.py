@@ -17,7 +17,7 @@ def draw(source, **changes):
   return scenario.make_scenario(**{
       "labels": source.train.labels, "ids": source.train.ids, "class_names": source.class_names,
       "kind": "natural", "imbalance": 1.0, "num_tasks": 5, "first_task_classes": None, "order": "seeded",
-      "seed": 0, "validation_fraction": 0.1, "facts": source.facts, **changes})
+      "seed": 0, "validation_fraction": 0.1, "properties": source.properties, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gr_jax import scenario
 from gr_jax.errors import UserError
-from gr_jax.scenario import Facts, Task
+from gr_jax.scenario import DatasetProperties, Task
 
 
 def draw(per_class=(40,) * 6, **changes):
@@ -17,7 +17,7 @@ def draw(per_class=(40,) * 6, **changes):
   arguments = {
       "labels": labels, "ids": ids, "class_names": [f"c{j}" for j in range(len(per_class))], "kind": "lt",
       "imbalance": 8.0, "num_tasks": 3, "first_task_classes": None, "order": "fixed", "seed": 0,
-      "validation_fraction": 0.1, "facts": Facts(fixed_order=tuple(range(len(per_class)))), **changes}
+      "validation_fraction": 0.1, "properties": DatasetProperties(fixed_order=tuple(range(len(per_class)))), **changes}
   return scenario.make_scenario(**arguments), arguments
 
 
@@ -56,22 +56,22 @@ def test_profiles_of_the_kinds():
 
 def test_profile_by_label_gives_class_c_its_own_count():
   order = (3, 1, 5, 0, 2, 4)
-  facts = Facts(fixed_order=order, fixed_order_ltio=tuple(range(6)), profile_by_label=True)
+  properties = DatasetProperties(fixed_order=order, fixed_order_ltio=tuple(range(6)), profile_by_label=True)
   counts = scenario.long_tailed_counts(6, 40, 8.0)
-  found, _ = draw(facts=facts)
+  found, _ = draw(properties=properties)
   assert found.class_order == order and found.profile == tuple(counts[list(order)])
-  ordered, _ = draw(facts=facts, kind="ltio")
+  ordered, _ = draw(properties=properties, kind="ltio")
   assert ordered.class_order == tuple(range(6)) and ordered.profile == tuple(counts)
   # With a seeded order, position i of the order gets n_i.
-  seeded, _ = draw(facts=facts, kind="ltio", order="seeded")
+  seeded, _ = draw(properties=properties, kind="ltio", order="seeded")
   assert seeded.class_order != tuple(range(6)) and seeded.profile == tuple(counts)
 
 
 def test_max_count_of_the_catalogue():
   sizes = (30, 40, 40, 40, 40, 40)
-  assert draw(sizes, kind="ltio", facts=Facts(tuple(range(6)), max_count="first"))[0].profile[0] == 30
+  assert draw(sizes, kind="ltio", properties=DatasetProperties(tuple(range(6)), max_count="first"))[0].profile[0] == 30
   assert draw(sizes, kind="ltio", order="5,4,3,2,1,0")[0].profile[0] == 40
-  assert draw(sizes, kind="ltio", facts=Facts(tuple(range(6)), max_count=20))[0].profile[0] == 20
+  assert draw(sizes, kind="ltio", properties=DatasetProperties(tuple(range(6)), max_count=20))[0].profile[0] == 20
 
 
 def test_orders():
@@ -129,9 +129,9 @@ def test_impossible_splits(classes, tasks, first, words):
     ({"order": "0,1,2"}, "lists 3 classes"),
     ({"order": "0,1,2,3,4,4"}, "missing or unknown: \\[5\\]"),
     ({"order": "random"}, "order is 'random'"),
-    ({"facts": Facts()}, "no fixed order"),
-    ({"kind": "conv", "facts": Facts(tuple(range(6)), total=300)}, "300 training images, but .* 240"),
-    ({"facts": Facts(tuple(range(6)), max_count=400)}, "needs .* only .* can be drawn"),
+    ({"properties": DatasetProperties()}, "no fixed order"),
+    ({"kind": "conv", "properties": DatasetProperties(tuple(range(6)), total=300)}, "300 training images, but .* 240"),
+    ({"properties": DatasetProperties(tuple(range(6)), max_count=400)}, "needs .* only .* can be drawn"),
     ({"validation_fraction": 0.99}, "no training image")])
 def test_scenarios_that_cannot_be_drawn(changes, words):
   with pytest.raises(UserError, match=words):
@@ -139,7 +139,7 @@ def test_scenarios_that_cannot_be_drawn(changes, words):
 
 
 def test_slightly_short_classes_are_capped_and_reported():
-  found, _ = draw(per_class=(40, 40, 40, 40, 40, 39), facts=Facts(tuple(range(6)), max_count=40),
+  found, _ = draw(per_class=(40, 40, 40, 40, 40, 39), properties=DatasetProperties(tuple(range(6)), max_count=40),
                   kind="ltio", imbalance=1.0, validation_fraction=0.0)
   assert found.capped == {5: (40, 39)}
   assert found.counts.tolist() == [40] * 5 + [39]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gr_jax.scenario import Facts
+from gr_jax.scenario import DatasetProperties
 
 # Channel means and standard deviations of ImageNet, for pixels in [0, 1].
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -66,7 +66,7 @@ class Source:
     name: as in the config.
     class_names: in the order of the data set.
     train, test: the splits.
-    facts: fixed properties of the data set (docs/method.md section 2).
+    properties: fixed properties of the data set (docs/method.md section 2).
     mean, std: of the channels, for pixel values in 0..1.
     uniform: whether all pictures have one size and are stored unchanged.
     notes: for the user, on how the data set was built; printed, and saved with the run.
@@ -76,7 +76,7 @@ class Source:
   class_names: tuple[str, ...]
   train: Split
   test: Split
-  facts: Facts
+  properties: DatasetProperties
   mean: tuple[float, ...]
   std: tuple[float, ...]
   uniform: bool

@@ -10,7 +10,7 @@ from gr_jax.data.sources import digits, folder, tfds_source
 from gr_jax.data.sources.absent import AbsentSplit
 from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.errors import UserError
-from gr_jax.scenario import Facts
+from gr_jax.scenario import DatasetProperties
 
 NAMES = ("digits", "folder", *tfds_source.CATALOGUE)
 
@@ -58,12 +58,12 @@ def without_pictures(name: str, class_names: Sequence[str]) -> Source:
     UserError: an unknown name.
   """
   check(name)
-  facts, mean, std, uniform = Facts(), IMAGENET_MEAN, IMAGENET_STD, False
+  properties, mean, std, uniform = DatasetProperties(), IMAGENET_MEAN, IMAGENET_STD, False
   if name == "digits":
     mean, std, uniform = digits.MEAN, digits.STD, True
   elif name in tfds_source.CATALOGUE:
     entry = tfds_source.CATALOGUE[name]
-    facts, mean, std, uniform = entry.facts, entry.mean, entry.std, entry.uniform
+    properties, mean, std, uniform = entry.properties, entry.mean, entry.std, entry.uniform
   nothing = AbsentSplit(name)
-  return Source(name=name, class_names=tuple(class_names), train=nothing, test=nothing, facts=facts, mean=mean,
-                std=std, uniform=uniform)
+  return Source(name=name, class_names=tuple(class_names), train=nothing, test=nothing, properties=properties,
+                mean=mean, std=std, uniform=uniform)

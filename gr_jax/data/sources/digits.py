@@ -9,7 +9,7 @@ import numpy as np
 
 from gr_jax.data import image
 from gr_jax.data.sources.base import Source
-from gr_jax.scenario import Facts
+from gr_jax.scenario import DatasetProperties
 
 # The last rows of each class are the test set.
 _TEST_PER_CLASS = 50
@@ -59,6 +59,6 @@ def load() -> Source:
 
   return Source(
       name="digits", class_names=tuple(str(label) for label in range(10)), train=split(~in_test),
-      test=split(in_test), facts=Facts(fixed_order=tuple(range(10)), max_count=_MAX_COUNT,
-                                    total=1297),
+      test=split(in_test),
+      properties=DatasetProperties(fixed_order=tuple(range(10)), max_count=_MAX_COUNT, total=1297),
       mean=MEAN, std=STD, uniform=True)

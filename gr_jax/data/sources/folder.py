@@ -19,7 +19,7 @@ from gr_jax import files
 from gr_jax.data import image
 from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.errors import UserError
-from gr_jax.scenario import Facts
+from gr_jax.scenario import DatasetProperties
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -156,7 +156,7 @@ def load(root: str | None, *, train_list: str | None, test_list: str | None, tes
   def split(rows: _Rows) -> FolderSplit:
     return FolderSplit(base, np.asarray([label[name] for _, name in rows], np.int64), [path for path, _ in rows])
 
-  return Source(name="folder", class_names=names, train=split(train), test=split(test), facts=Facts(),
+  return Source(name="folder", class_names=names, train=split(train), test=split(test), properties=DatasetProperties(),
                 mean=IMAGENET_MEAN, std=IMAGENET_STD, uniform=False, notes=tuple(notes), skipped=skipped)
 
 

@@ -21,7 +21,7 @@ from gr_jax.data.sources import label_index
 from gr_jax.data.sources.base import IMAGENET_MEAN, IMAGENET_STD, Source
 from gr_jax.data.sources.label_index import Index
 from gr_jax.errors import UserError
-from gr_jax.scenario import ICARL_ORDER, Facts
+from gr_jax.scenario import ICARL_ORDER, DatasetProperties
 
 _DEFAULT_FOLDER = "~/tensorflow_datasets"
 _IMAGENET_STATISTICS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -35,14 +35,14 @@ class Entry:
     tfds_name: of the prepared data set.
     test_split: TFDS's name of the split used as the test set.
     id_feature: the feature with the stable id; None: use the hash of the encoded picture.
-    facts, mean, std, uniform: as in `Source`.
+    properties, mean, std, uniform: as in `Source`.
     select: TFDS's label names -> the labels to keep, in the source's class order; None: all.
     manual: what the user must download manually before preparing, and where to put it; "" for nothing.
   """
   tfds_name: str
   test_split: str
   id_feature: str | None
-  facts: Facts
+  properties: DatasetProperties
   mean: tuple[float, ...]
   std: tuple[float, ...]
   uniform: bool = False
@@ -72,18 +72,18 @@ _IMAGENET_ARCHIVES = (
 CATALOGUE = {
     "cifar100": Entry(
         tfds_name="cifar100", test_split="test", id_feature="id", uniform=True,
-        facts=Facts(fixed_order=ICARL_ORDER, fixed_order_ltio=tuple(range(100)), profile_by_label=True,
-                    max_count=500, total=50_000),
+        properties=DatasetProperties(fixed_order=ICARL_ORDER, fixed_order_ltio=tuple(range(100)),
+                                     profile_by_label=True, max_count=500, total=50_000),
         mean=(0.5071, 0.4866, 0.4409), std=(0.2009, 0.1984, 0.2023)),
     "imagenet_subset": Entry(
         tfds_name="imagenet2012", test_split="validation", id_feature="file_name",
-        facts=Facts(fixed_order=ICARL_ORDER, max_count="first"), select=_select_imagenet_subset,
+        properties=DatasetProperties(fixed_order=ICARL_ORDER, max_count="first"), select=_select_imagenet_subset,
         manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
     "imagenet1000": Entry(
-        tfds_name="imagenet2012", test_split="validation", id_feature="file_name", facts=Facts(total=1_281_167),
-        manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
+        tfds_name="imagenet2012", test_split="validation", id_feature="file_name",
+        properties=DatasetProperties(total=1_281_167), manual=_IMAGENET_ARCHIVES, **_IMAGENET_STATISTICS),
     "food101": Entry(
-        tfds_name="food101", test_split="validation", id_feature=None, facts=Facts(total=75_750),
+        tfds_name="food101", test_split="validation", id_feature=None, properties=DatasetProperties(total=75_750),
         **_IMAGENET_STATISTICS),
 }
 
@@ -285,4 +285,4 @@ def load(name: str, data_dir: pathlib.Path, *, cache_dir: str | None = "off",
       for split in ("train", entry.test_split))
   return Source(
       name=name, class_names=tuple(names[label] for label in labels),
-      train=train, test=test, facts=entry.facts, mean=entry.mean, std=entry.std, uniform=entry.uniform)
+      train=train, test=test, properties=entry.properties, mean=entry.mean, std=entry.std, uniform=entry.uniform)

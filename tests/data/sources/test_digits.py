@@ -51,7 +51,7 @@ def test_main_scenario_has_the_specified_profile():
   drawn = scenario.make_scenario(
       labels=source.train.labels, ids=source.train.ids, class_names=source.class_names, kind="lt",
       imbalance=10.0, num_tasks=5, first_task_classes=None, order="fixed", seed=0, validation_fraction=0.1,
-      facts=source.facts)
+      properties=source.properties)
   assert drawn.class_order == tuple(range(10)) and drawn.capped == {}
   # n_max = 120, rho = 10: the profile, in whatever order the seed puts it.
   assert sorted(drawn.profile, reverse=True) == [int(120 * 10 ** (-i / 9) + 1e-9) for i in range(10)]

@@ -23,7 +23,7 @@ def draw(source, **changes):
   return scenario.make_scenario(**{
       "labels": source.train.labels, "ids": source.train.ids, "class_names": source.class_names,
       "kind": "lt", "imbalance": 3.0, "num_tasks": 5, "first_task_classes": None, "order": "seeded",
-      "seed": 0, "validation_fraction": 0.1, "facts": source.facts, **changes})
+      "seed": 0, "validation_fraction": 0.1, "properties": source.properties, **changes})
 
 
 def drawn_ids(source, drawn):
@@ -109,9 +109,9 @@ def test_sources_carry_what_the_method_fixes(prepared):
   assert cifar.mean == (0.5071, 0.4866, 0.4409) and cifar.std == (0.2009, 0.1984, 0.2023)
   assert imagenet.mean == food.mean == (0.485, 0.456, 0.406)
   assert imagenet.std == food.std == (0.229, 0.224, 0.225)
-  assert cifar.facts.total == 50_000 and cifar.facts.max_count == 500 and cifar.facts.profile_by_label
-  assert imagenet.facts.max_count == "first" and imagenet.facts.fixed_order == scenario.ICARL_ORDER
-  assert food.facts.fixed_order is None and food.facts.max_count is None
+  assert cifar.properties.total == 50_000 and cifar.properties.max_count == 500 and cifar.properties.profile_by_label
+  assert imagenet.properties.max_count == "first" and imagenet.properties.fixed_order == scenario.ICARL_ORDER
+  assert food.properties.fixed_order is None and food.properties.max_count is None
   assert len(food.class_names) == 101 and food.class_names[:2] == ("apple_pie", "baby_back_ribs")
 
 
@@ -336,7 +336,7 @@ def test_default_draw_of_cifar100_from_its_labels_and_ids(backwards):
   drawn = scenario.make_scenario(
       labels=LABELS[turn].astype(np.int64), ids=[f"train_{row:05d}" for row in range(50_000)][turn],
       class_names=[str(label) for label in range(100)], kind="lt", seed=0, validation_fraction=0.1,
-      facts=tfds_source.CATALOGUE["cifar100"].facts, **DEFAULT)
+      properties=tfds_source.CATALOGUE["cifar100"].properties, **DEFAULT)
   assert_the_default_draw(drawn)
   assert drawn.class_names[:3] == ("68", "56", "78")
 
@@ -345,7 +345,7 @@ def test_another_seed_draws_other_images_of_cifar100():
   drawn = scenario.make_scenario(
       labels=LABELS.astype(np.int64), ids=[f"train_{row:05d}" for row in range(50_000)],
       class_names=[str(label) for label in range(100)], kind="lt", seed=1, validation_fraction=0.1,
-      facts=tfds_source.CATALOGUE["cifar100"].facts, **DEFAULT)
+      properties=tfds_source.CATALOGUE["cifar100"].properties, **DEFAULT)
   assert drawn.counts.sum() == 9_758 and drawn.digest != DIGEST
 
 
