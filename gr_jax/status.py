@@ -26,12 +26,12 @@ def show(root: pathlib.Path, *, every: float | None = None) -> None:
     UserError: there is no run.
   """
   while True:
-    found = [standing.of(folder) for folder in standing.find(root)]
-    text = lines.lines(found)
+    standings = [standing.of(folder) for folder in standing.find(root)]
+    text = lines.lines(standings)
     if every is not None:
       text = (_CLEAR if sys.stdout.isatty() else "\n") + f"{time.strftime('%H:%M:%S')}\n{text}"
     print(text, flush=True)
-    if every is None or all(run.state == "finished" for run in found):
+    if every is None or all(run.state == "finished" for run in standings):
       return
     time.sleep(every)
 

@@ -62,14 +62,14 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
     with signals.listening() as asked_here:
       asked = functools.partial(_asked_anywhere, asked_here)
       if config.replicas > 1:
-        found = replicas.run_side_by_side(experiment, folder, images, (tests, holdout), functools.partial(
+        summary = replicas.run_side_by_side(experiment, folder, images, (tests, holdout), functools.partial(
             learn, asked=asked, alone=False))
       else:
-        found = learn(experiment, programs.make_programs(experiment, images),
-                      evaluation.make_evaluator(experiment, tests, holdout=holdout), folder, asked=asked)
-    workdirs.write_results(folder, found)
-  console.say(console.closing_table(found))
-  return found
+        summary = learn(experiment, programs.make_programs(experiment, images),
+                        evaluation.make_evaluator(experiment, tests, holdout=holdout), folder, asked=asked)
+    workdirs.write_results(folder, summary)
+  console.say(console.closing_table(summary))
+  return summary
 
 
 def _asked_anywhere(asked_here: Callable[[], bool]) -> bool:

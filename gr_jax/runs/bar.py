@@ -81,13 +81,13 @@ class StageBar:
     return f"task {plan.number + 1}/{self._outlook.num_tasks}{stage} epoch {epoch + 1}/{plan.epochs}"
 
   def _text(self, loss: float) -> str:
-    found, now = [f"loss {loss:.4f}"], time.monotonic()
+    parts, now = [f"loss {loss:.4f}"], time.monotonic()
     if self._outlook.accuracy is not None:
-      found.append(f"accuracy so far {percent(self._outlook.accuracy)} %")
+      parts.append(f"accuracy so far {percent(self._outlook.accuracy)} %")
     if self._first is None:
       self._first = now, self._steps
     elif now > self._first[0]:
       rate = (self._steps - self._first[1]) / (now - self._first[0])
       left = self._outlook.stop_step - self._plan.first_step - self._steps
-      found += [f"{rate * self._plan.batch_size:.0f} images/s", f"{clock(left / rate)} left"]
-    return ", ".join(found)
+      parts += [f"{rate * self._plan.batch_size:.0f} images/s", f"{clock(left / rate)} left"]
+    return ", ".join(parts)

@@ -40,16 +40,16 @@ def scenario_lines(experiment: Experiment) -> str:
            f"{counts.sum()} images to train on, {held} held out; digest {drawn.digest[:16]}"]
   lines += [f"  {note}" for note in experiment.source.notes]
   for plan in experiment.plans:
-    own = counts[plan.task.first:plan.task.stop]
+    new_counts = counts[plan.task.first:plan.task.stop]
     names = ", ".join(drawn.class_names[j] for j in list(plan.task.classes)[:6])
-    more = ", ..." if len(own) > 6 else ""
-    lines.append(f"  task {plan.number + 1}: {len(own)} classes ({names}{more}), {own.sum()} new images "
-                 f"({own.min()} to {own.max()} a class) + {plan.size - own.sum()} exemplars, "
+    more = ", ..." if len(new_counts) > 6 else ""
+    lines.append(f"  task {plan.number + 1}: {len(new_counts)} classes ({names}{more}), {new_counts.sum()} new images "
+                 f"({new_counts.min()} to {new_counts.max()} a class) + {plan.size - new_counts.sum()} exemplars, "
                  f"{plan.steps_per_epoch} steps an epoch")
-    lines.append(textwrap.fill(" ".join(map(str, own)), width=110, initial_indent="    images of each: ",
+    lines.append(textwrap.fill(" ".join(map(str, new_counts)), width=110, initial_indent="    images of each: ",
                                subsequent_indent="      "))
-  for j, (asked, found) in drawn.capped.items():
-    lines.append(f"  capped: class {drawn.class_names[j]} has only {found} of the {asked} images in the profile")
+  for j, (asked, available) in drawn.capped.items():
+    lines.append(f"  capped: class {drawn.class_names[j]} has only {available} of the {asked} images in the profile")
   return "\n".join(lines)
 
 
@@ -90,14 +90,14 @@ def dry_run_lines(experiment: Experiment) -> str:
 def stage_programs(experiment: Experiment) -> list[str]:
   """The train programs that a run compiles: one per stage, and a second one if not all its tasks have a teacher."""
   later = len(experiment.plans) > 1
-  found = []
+  programs = []
   for stage in experiment.method.stages:
     name = stage.name.replace("_", " ")
     if stage.uses_teacher and stage.tasks == "all":
-      found += [f"{name} (first task)", *([f"{name} (with a teacher)"] if later else [])]
+      programs += [f"{name} (first task)", *([f"{name} (with a teacher)"] if later else [])]
     elif stage.tasks != "later" or later:
-      found.append(name)
-  return found
+      programs.append(name)
+  return programs
 
 
 def _pictures(experiment: Experiment) -> str:

@@ -37,13 +37,14 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
   if row["kind"] == "epoch":
     return {f"{row['stage']}/{key}": float(value) for key, value in row.items()
             if key not in _PLACES and isinstance(value, (int, float))}
-  found = {f"after_task/{name}": row.get(key) for key, name in _OF_A_TASK.items()}
-  found |= {f"accuracy_of_task/{number}": value for number, value in enumerate(row.get("accuracy_matrix", ()), start=1)}
-  found |= {f"many_medium_few/{name}": group and group["accuracy"]
-            for name, group in row.get("many_medium_few", {}).items()}
-  found |= {f"calibration_error/{name}": figures["all"]["ece"]
-            for name, figures in (row.get("calibration") or {}).items() if figures and "all" in figures}
-  return {tag: float(value) for tag, value in found.items() if value is not None}
+  points = {f"after_task/{name}": row.get(key) for key, name in _OF_A_TASK.items()}
+  points |= {f"accuracy_of_task/{number}": value
+             for number, value in enumerate(row.get("accuracy_matrix", ()), start=1)}
+  points |= {f"many_medium_few/{name}": group and group["accuracy"]
+             for name, group in row.get("many_medium_few", {}).items()}
+  points |= {f"calibration_error/{name}": figures["all"]["ece"]
+             for name, figures in (row.get("calibration") or {}).items() if figures and "all" in figures}
+  return {tag: float(value) for tag, value in points.items() if value is not None}
 
 
 class Events:

@@ -68,14 +68,14 @@ def run_side_by_side(
   def run(number: int) -> dict[str, Any]:
     group = free.get()
     try:
-      config, own = member_config(experiment.config, number), member_folder(folder, experiment.config, number)
-      return group.run(config, own, learn)
+      config = member_config(experiment.config, number)
+      return group.run(config, member_folder(folder, experiment.config, number), learn)
     finally:
       free.put(group)
 
   with concurrent.futures.ThreadPoolExecutor(min(count, at_once * len(devices))) as pool:
-    found = list(pool.map(run, range(count)))
-  return results.over_replicas(found)
+    summaries = list(pool.map(run, range(count)))
+  return results.over_replicas(summaries)
 
 
 class _Group:
@@ -98,6 +98,6 @@ class _Group:
       return finished
     workdir.write_start(folder, member)
     console.say(f"seed {config.seed} on {self._experiment.devices[0]}: {folder}")
-    found = learn(member, self._programs, self._evaluate, folder)
-    workdir.write_results(folder, found)
-    return found
+    summary = learn(member, self._programs, self._evaluate, folder)
+    workdir.write_results(folder, summary)
+    return summary

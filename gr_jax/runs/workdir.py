@@ -164,13 +164,13 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
 
 def pictures_digest(experiment: Experiment) -> str:
   """SHA-256 over the split, class and `Split.identity` of every picture, test pictures included."""
-  source, drawn, found = experiment.source, experiment.scenario, hashlib.sha256()
+  source, drawn, digest = experiment.source, experiment.scenario, hashlib.sha256()
   tests = [np.flatnonzero(source.test.labels == label).tolist() for label in drawn.class_order]
   for part, split, rows_of_class in (("train", source.train, drawn.train), ("holdout", source.train, drawn.holdout),
                                      ("test", source.test, tests)):
     for number, rows in enumerate(rows_of_class):
-      found.update("\0".join((part, str(number), *(split.identity(row) for row in rows), "")).encode())
-  return found.hexdigest()
+      digest.update("\0".join((part, str(number), *(split.identity(row) for row in rows), "")).encode())
+  return digest.hexdigest()
 
 
 def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
@@ -211,12 +211,12 @@ def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | N
   path = folder / "results.json"
   if not path.exists():
     return None
-  found = journal.read_json(path, "tasks_done")
+  content = journal.read_json(path, "tasks_done")
   first, count = experiment.config.seed, experiment.config.replicas
-  if count > 1 and found.get("seeds") != list(range(first, first + count)):
+  if count > 1 and content.get("seeds") != list(range(first, first + count)):
     # Of other replicas in this folder.
     return None
-  return found if found["tasks_done"] >= experiment.stop_after_task else None
+  return content if content["tasks_done"] >= experiment.stop_after_task else None
 
 
 def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:

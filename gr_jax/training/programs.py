@@ -76,7 +76,7 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
   config, devices = experiment.config, experiment.devices
   path = experiment.path[0]
   streamed = isinstance(pictures, stream.Originals)
-  everywhere = experiment.root.sharding
+  replicated = experiment.root.sharding
 
   def make_teacher(params: Any, batch_stats: Any) -> Any:
     return jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
@@ -96,15 +96,15 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
         pictures, side=config.image_size, mine=mine, timeout=config.worker_timeout)
     feeding = feed.travelling(read, samplers=[stage.sampler for stage in experiment.method.stages],
                               steps=experiment.steps_per_call, devices=devices)
-  begin = jax.jit(begin_task, out_shardings=everywhere)
+  begin = jax.jit(begin_task, out_shardings=replicated)
   return Programs(
       data=data, feed=feeding, steps_per_call=experiment.steps_per_call,
-      init=jax.jit(experiment.init_state, out_shardings=everywhere),
+      init=jax.jit(experiment.init_state, out_shardings=replicated),
       begin_task=lambda params, batch_stats, context, root: begin(
           params, batch_stats, parallel.replicate(context, devices), root),
-      make_teacher=jax.jit(make_teacher, out_shardings=everywhere),
-      fold_teacher=jax.jit(folding.fold_teacher, out_shardings=everywhere),
-      fold_carry=jax.jit(frozen.fold_carry, out_shardings=everywhere),
+      make_teacher=jax.jit(make_teacher, out_shardings=replicated),
+      fold_teacher=jax.jit(folding.fold_teacher, out_shardings=replicated),
+      fold_carry=jax.jit(frozen.fold_carry, out_shardings=replicated),
       stages=tuple(_stage(experiment, index, pictures, data) for index in range(len(experiment.method.stages))),
       features=_features(experiment, pictures, data), logits=_logits(experiment),
       after_memory=_measuring(experiment, pictures, data, experiment.method.after_memory))
@@ -232,8 +232,8 @@ def _logits(experiment: Experiment) -> Callable[[TrainState, TaskPlan, np.ndarra
     filled = np.zeros((experiment.capacity, features.shape[1]), np.float32)
     filled[:len(features)] = features
     here, context = parallel.replicate((filled, plan.stages[0].context), experiment.devices)
-    found = np.asarray(apply(state.params["classifier"], here, context))
-    return found[:len(features), :plan.task.stop]
+    padded = np.asarray(apply(state.params["classifier"], here, context))
+    return padded[:len(features), :plan.task.stop]
 
   return logits
 

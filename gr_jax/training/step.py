@@ -173,8 +173,8 @@ def _mixed(x: jax.Array, labels: jax.Array, key: jax.Array, concentration: float
   everyone, every_label = gather(x), gather(labels)
   first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * len(x)
   partners = jax.random.permutation(for_partners, len(everyone))[first + jnp.arange(len(x))]
-  own, theirs = (jax.nn.one_hot(found, num_classes) for found in (labels, every_label[partners]))
-  return mixing.mix(x, everyone[partners], share), mixing.mix(own, theirs, share)
+  targets, partner_targets = (jax.nn.one_hot(classes, num_classes) for classes in (labels, every_label[partners]))
+  return mixing.mix(x, everyone[partners], share), mixing.mix(targets, partner_targets, share)
 
 
 def _drawn(source: Callable[..., tuple[jax.Array, jax.Array]], key: jax.Array, carry: Any, context: Context
@@ -226,8 +226,8 @@ def _make_teach(model: Backbone, method: Method, stage: Stage) -> Callable[..., 
       return None
     variables = {"params": teacher["params"]["backbone"], "batch_stats": teacher["batch_stats"]}
     features, maps = model.apply(variables, x, train=False)
-    found = (stage.head or method.head).apply(teacher["params"]["classifier"], features, context)
-    return jax.lax.stop_gradient(Outputs(*found, features, maps if method.uses_maps else ()))
+    logits_and_scores = (stage.head or method.head).apply(teacher["params"]["classifier"], features, context)
+    return jax.lax.stop_gradient(Outputs(*logits_and_scores, features, maps if method.uses_maps else ()))
 
   return teach
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from gr_jax.watching.standing import Standing
 
 
-def lines(found: Sequence[Standing]) -> str:
+def lines(standings: Sequence[Standing]) -> str:
   """A few lines for one run, else a table with a line a run."""
-  return _one(found[0]) if len(found) == 1 else _table(found)
+  return _one(standings[0]) if len(standings) == 1 else _table(standings)
 
 
 def _one(run: Standing) -> str:
@@ -18,20 +18,20 @@ def _one(run: Standing) -> str:
   if run.state == "damaged":
     return f"{head}: {run.note}"
   stage = f" ({run.stage.replace('_', ' ')})" if run.stage else ""
-  found = [head, f"  task {run.task} of {run.num_tasks}, {run.epoch} of {run.epochs} epochs done{stage}"]
+  text = [head, f"  task {run.task} of {run.num_tasks}, {run.epoch} of {run.epochs} epochs done{stage}"]
   if run.accuracy is not None:
-    found.append(f"  accuracy so far {_percent(run.accuracy)} %, average {_percent(run.average)} %")
+    text.append(f"  accuracy so far {_percent(run.accuracy)} %, average {_percent(run.average)} %")
   if run.rate is not None:
-    found.append(f"  {run.rate:.0f} images/s" + (f", {clock(run.left)} left" if run.left is not None else ""))
+    text.append(f"  {run.rate:.0f} images/s" + (f", {clock(run.left)} left" if run.left is not None else ""))
   checkpoint = "none yet" if run.checkpoint is None else f"step {run.checkpoint}, {clock(run.checkpoint_age)} ago"
-  found.append(f"  last checkpoint: {checkpoint}" +
-               ("" if run.age is None else f"; last row of metrics.jsonl {clock(run.age)} ago"))
-  return "\n".join(found)
+  text.append(f"  last checkpoint: {checkpoint}" +
+              ("" if run.age is None else f"; last row of metrics.jsonl {clock(run.age)} ago"))
+  return "\n".join(text)
 
 
-def _table(found: Sequence[Standing]) -> str:
+def _table(standings: Sequence[Standing]) -> str:
   header = ("run", "state", "task", "epoch", "accuracy", "average", "images/s", "left", "checkpoint")
-  rows = [header, *map(_cells, found)]
+  rows = [header, *map(_cells, standings)]
   widths = [max(len(row[column]) for row in rows if len(row) == len(header)) for column in range(len(header))]
   text = []
   for row in rows:

@@ -16,14 +16,14 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     UserError: it cannot be read, or is no JSON object.
   """
   try:
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
       raise ValueError("no JSON object")
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:
     raise UserError(f"{path} cannot be read ({error}); restore the file") from error
-  return found
+  return content
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -72,8 +72,8 @@ def find(root: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     UserError: there is none.
   """
-  found = [path for depth in range(_DEPTH) for path in _runs_at(root, depth)]
-  single = [path for path in found if not any(path in other.parents for other in found)]
+  folders = [path for depth in range(_DEPTH) for path in _runs_at(root, depth)]
+  single = [path for path in folders if not any(path in other.parents for other in folders)]
   if not single:
     raise UserError(f"{root} holds no run (no config.json); pass the folder of a run, or one with runs in it")
   return sorted(single)
@@ -124,8 +124,8 @@ def _of(folder: pathlib.Path, now: float) -> Standing:
 
 def _lock_of(folder: pathlib.Path) -> pathlib.Path:
   """The lock of a run; replicas share that of the folder that holds them."""
-  own, shared = folder / ".lock", folder.parent / ".lock"
-  return shared if not own.exists() and shared.exists() else own
+  run_lock, shared = folder / ".lock", folder.parent / ".lock"
+  return shared if not run_lock.exists() and shared.exists() else run_lock
 
 
 def _state(folder: pathlib.Path, held: lock.Lock, wanted: int, begun: bool) -> str:
@@ -182,14 +182,14 @@ def _batch(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[Stage]]) -> i
 
 def _seconds_of_a_step(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[Stage]]) -> float | None:
   """The median over the latest epochs that followed another one of the same stage and start."""
-  found = []
+  seconds = []
   epochs = [row for row in rows if row["kind"] == "epoch"]
   for before, row in zip(epochs, epochs[1:]):
     same = all(before.get(key) == row.get(key) for key in ("task", "stage", "start"))
     steps = _stage_of(row, plan).steps
     if same and row["epoch"] == before["epoch"] + 1 and steps:
-      found.append((row["seconds"] - before["seconds"]) / steps)
-  return statistics.median(found[-_RECENT:]) if found else None
+      seconds.append((row["seconds"] - before["seconds"]) / steps)
+  return statistics.median(seconds[-_RECENT:]) if seconds else None
 
 
 def _left(rows: Sequence[dict[str, Any]], plan: Sequence[Sequence[Stage]], seconds: float) -> float:
