@@ -18,7 +18,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "gr_jax" / "docs" / "results"
@@ -97,6 +97,66 @@ def precision() -> list[str]:
   return lines
 
 
+def digits_precision() -> list[str]:
+  """float32 beside bfloat16 on the digits: mean and standard deviation over the seeds."""
+  lines = ["| digits, seeds 0 to 2 | average | last |", "|---|---|---|"]
+  for kind in ("float32", "bfloat16"):
+    runs = [run for seed in range(3) if (run := read(f"digits_precision/{kind}-s{seed}")) is not None]
+    lines.append(f"| {kind} | " + (f"{NOT_RUN} | |" if len(runs) < 3 else " | ".join(
+        _spread([_averages(run)[place] for run in runs]) for place in range(2)) + " |"))
+  return lines
+
+
+class Trained(NamedTuple):
+  """What was trained at a budget.
+
+  Attributes:
+    code: whose.
+    epochs: of a task.
+    digits: with which its accuracies are shown.
+    accuracies: ACC after each task, in per cent, of each seed.
+  """
+  code: str
+  epochs: int
+  digits: int
+  accuracies: Sequence[Sequence[float]]
+
+  @property
+  def name(self) -> str:
+    count = len(self.accuracies)
+    return f"{self.epochs} epochs: {self.code}, {'seed 0' if count == 1 else f'mean of {count} seeds'}"
+
+  def columns(self) -> list[str]:
+    """ACC after each task, average, last: the mean over the seeds, with the standard deviation of several."""
+    columns = [*zip(*self.accuracies), [statistics.mean(run) for run in self.accuracies],
+               [run[-1] for run in self.accuracies]]
+    return [f"{statistics.mean(column):.{self.digits}f}" + (
+        f" ± {statistics.stdev(column):.{self.digits}f}" if len(column) > 1 else "") for column in columns]
+
+
+def at_equal_budget() -> list[Trained]:
+  """gr_jax and the authors' release on CIFAR-100-LT; equal_budget.csv has the runs whose files were not kept."""
+  runs = [run for seed in range(5) if (run := read(f"precision/float32-s{seed}")) is not None]
+  ours = [[100 * accuracy for accuracy in run["task_accuracies"]] for run in runs]
+  with (RESULTS / "equal_budget.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  return [Trained("gr_jax", 10, 2, ours)] * bool(ours) + [
+      Trained(row["code"], int(row["epochs"]), int(row["digits"]), [[float(row[str(task)]) for task in range(1, 7)]])
+      for row in rows]
+
+
+def equal_budget() -> list[str]:
+  """gr_jax beside the authors' release: average / last."""
+  return ["| average / last | |", "|---|---|",
+          *[f"| {trained.name} | {' / '.join(trained.columns()[-2:])} |" for trained in at_equal_budget()]]
+
+
+def equal_budget_by_task() -> list[str]:
+  """The same after every task."""
+  return ["| ACC after task | 1 | 2 | 3 | 4 | 5 | 6 | average | last |", f"|{'---|' * 9}",
+          *[f"| {trained.name} | {' | '.join(trained.columns())} |" for trained in at_equal_budget()]]
+
+
 def methods() -> list[str]:
   """Every method on CIFAR-100-LT at 10 epochs a task."""
   lines = ["| method | average | last | forgetting | many / medium / few | seconds by stage |",
@@ -137,7 +197,9 @@ def _spread(values: Sequence[float], over: float = 1.0) -> str:
   return f"{round(100 * statistics.mean(values), 2) + 0:.2f} ± {100 * statistics.stdev(values) / over:.2f}"
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"precision": precision, "methods": methods, "digits": digits}
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "precision": precision, "digits_precision": digits_precision, "methods": methods, "digits": digits,
+    "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task}
 
 
 def rebuilt(page: str) -> str:

@@ -58,18 +58,25 @@ def test_the_first_screen_is_what_a_run_prints():
     assert line in README
 
 
-def test_numbers_in_two_places_agree():
-  """Equal budget: the README has average and last of each run whose accuracies method.md has task by task."""
-  rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in
-          (README + PAGES["gr_jax/docs/method.md"]).splitlines() if row.startswith("|")]
-  shown = {row[0]: row[1:] for row in rows if row[0] in ("gr_jax", "the authors' release") and len(row) == 3}
-  by_task = [row for row in rows if len(row) == 9 and re.search("gr_jax|authors' release", row[0])]
-  for column, (ours, theirs) in enumerate((by_task[:2], by_task[2:])):
-    assert shown["gr_jax"][column] == " / ".join(ours[-2:])
-    assert shown["the authors' release"][column] == " / ".join(theirs[-2:])
-    for row in (ours, theirs):
-      accuracies = [float(cell) for cell in row[1:7]]
-      assert float(row[7]) == pytest.approx(sum(accuracies) / 6, abs=0.051) and float(row[8]) == accuracies[-1]
+def table_rows(page, heading):
+  """Rows of cells of the first table of a page after a text, or that begins with it."""
+  table = re.search(r"^\|.*?(?=^[^|]|^$)", PAGES[page][PAGES[page].index(heading):], re.DOTALL | re.MULTILINE)[0]
+  return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_speeds_of_the_readme_are_those_of_the_page_of_speed():
+  """Of the first columns there: a step in float32, one in bfloat16, a whole run."""
+  shown = {row[0]: row[1:] for row in table_rows("README.md", "Beside PyTorch on two CPU cores")}
+  names = {"gr_jax": "gr_jax", "PyTorch, structured as the release": "structured as the release",
+           "PyTorch, the best plain step that we could write": "best plain PyTorch, eager"}
+  page = "gr_jax/docs/speed.md"
+  steps = [dict(row[:2] for row in table_rows(page, heading)) for heading in ("| float32 | ms |", "| bfloat16 | ms |")]
+  wholes = {row[0]: row[1] for row in table_rows(page, "| seconds | in all |")}
+  for name, there in names.items():
+    for cell, column in zip(shown[name], steps):
+      assert cell == f"{column[there].partition(' ')[0]} ms"
+  assert shown["gr_jax"][2] == f"{wholes['gr_jax, filled compilation cache']} s"
+  assert shown["PyTorch, structured as the release"][2] == f"{wholes['PyTorch, as released']} s"
 
 
 def test_the_optax_example_runs():
@@ -161,19 +168,6 @@ def test_links_lead_somewhere(page):
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
     slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
     assert not anchor or anchor in slugs, target
-
-
-def test_the_map_names_every_module_and_page():
-  """A module of a folder by its name without .py, one at the top with it; methods and commands are lists of equals."""
-  block = README[README.index("## Map of the code"):README.index("## Pages")]
-  for path in (runs.ROOT / "gr_jax").rglob("*.py"):
-    folder = path.relative_to(runs.ROOT / "gr_jax").parent.as_posix()
-    if path.name != "__init__.py" and folder != "methods":
-      assert re.search(rf"\b{re.escape(path.name if folder == '.' else path.stem)}\b", block), path
-  for path in DOCS.glob("*.md"):
-    assert path.name in block, path
-  for name in re.findall(r"\b\w+\.py\b", block):
-    assert list(runs.ROOT.rglob(name)), name
 
 
 def test_the_table_of_faults_names_tests_that_exist():

@@ -1,5 +1,6 @@
 """The tables of the pages agree with the committed runs."""
 
+import csv
 import json
 
 import pytest
@@ -50,6 +51,46 @@ def test_numbers_of_the_tables(tmp_path, monkeypatch):
       *[f"| seed {seed} | not run | not run |" for seed in (2, 3, 4)],
       "| mean ± standard deviation | 15.00 ± 7.07 / 7.50 ± 3.54 | 15.00 ± 4.24 / 7.50 ± 2.12 |",
       "| bfloat16 − float32, mean ± standard error, 2 seeds | | 0.00 ± 2.00 / 0.00 ± 1.00 |"]
+
+
+def test_numbers_of_the_equal_budget(tmp_path, monkeypatch):
+  """Runs with files, and those that equal_budget.csv has; the page of the method has them task by task."""
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  (tmp_path / "equal_budget.csv").write_text("code,epochs,digits,1,2,3,4,5,6\nthe release,40,1,30,20,20,20,20,10\n")
+  assert tables.equal_budget()[2:] == ["| 40 epochs: the release, seed 0 | 20.0 / 10.0 |"]
+  for seed, accuracies in enumerate(([0.1, 0.2, 0.3, 0.2, 0.2, 0.2], [0.3, 0.4, 0.5, 0.4, 0.4, 0.4])):
+    folder = tmp_path / "precision" / f"float32-s{seed}"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"task_accuracies": accuracies}))
+  assert tables.equal_budget()[2:] == [
+      "| 10 epochs: gr_jax, mean of 2 seeds | 30.00 ± 14.14 / 30.00 ± 14.14 |",
+      "| 40 epochs: the release, seed 0 | 20.0 / 10.0 |"]
+  cells = " | ".join(f"{mean}.00 ± 14.14" for mean in (20, 30, 40, 30, 30, 30, 30, 30))
+  assert tables.equal_budget_by_task()[2:] == [
+      f"| 10 epochs: gr_jax, mean of 2 seeds | {cells} |",
+      "| 40 epochs: the release, seed 0 | 30.0 | 20.0 | 20.0 | 20.0 | 20.0 | 10.0 | 20.0 | 10.0 |"]
+
+
+def test_a_recipe_says_what_the_runs_gave():
+  ours = tables.at_equal_budget()[0]
+  average, last = (float(column.partition(" ")[0]) for column in ours.columns()[-2:])
+  recipe = " ".join((tables.ROOT / "configs" / "cifar100_lt.py").read_text().split())
+  assert len(ours.accuracies) == 5 and f"{average:.1f} % and {last:.1f} % (mean of five seeds)" in recipe
+
+
+def test_numbers_of_the_digits_in_both_precisions(tmp_path, monkeypatch):
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  for seed in range(3):
+    folder = tmp_path / "digits_precision" / f"float32-s{seed}"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(
+        {"average_incremental_accuracy": 0.8 + seed / 100, "last_accuracy": 0.5}))
+  assert tables.digits_precision()[2:] == [
+      "| float32 | 81.00 ± 1.00 | 50.00 ± 0.00 |", "| bfloat16 | not run | |"]
+
+
+def test_numbers_of_the_table_of_methods(tmp_path, monkeypatch):
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
   folder = tmp_path / "methods" / "bic-s0"
   folder.mkdir(parents=True)
   (folder / "results.json").write_text(json.dumps({
@@ -70,3 +111,20 @@ def test_numbers_of_the_tables(tmp_path, monkeypatch):
   (folder / "table.csv").write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
   assert tables.digits()[2:] == [
       "| lucir+lws | 0.12 ± 0.12 | 1.12 ± 1.12 | 2.12 ± 2.12 | 3.12 ± 3.12 | 4.12 ± 4.12 | 5.12 ± 5.12 | 13 | 0.00 |"]
+
+
+def test_the_digits_agree_wherever_they_stand():
+  """Gradient Reweighting with three seeds in three tables; seed 0 on the README's first screen and in the recipe."""
+  pages = {path.name: path.read_text() for path in tables.PAGES}
+  with (tables.RESULTS / "digits" / "table.csv").open(newline="") as file:
+    row, = (row for row in csv.DictReader(file) if row["method"] == "gr")
+  average, last, forgetting = (
+      f"{float(row[f'{name}_mean']):.2f} ± {float(row[f'{name}_standard_deviation']):.2f}"
+      for name in ("average_incremental", "last", "forgetting"))
+  assert f"\n| float32 | {average} | {last} |\n" in pages["speed.md"]
+  assert f"\n| full method | {average} | {last} | {forgetting} |\n" in pages["method.md"]
+  run = tables.read("digits_precision/float32-s0")
+  average, last = (f"{100 * run[name]:.2f}" for name in ("average_incremental_accuracy", "last_accuracy"))
+  assert f"\naverage incremental accuracy {average} %, last {last} %; " in pages["README.md"]
+  recipe = (tables.ROOT / "configs" / "digits_lt.py").read_text()
+  assert f"average incremental accuracy {average} %, last {last} % (seed 0, jax {run['versions']['jax']})" in recipe
