@@ -1,7 +1,9 @@
-"""The house: imports point downwards only, and no folder outgrows its limit."""
+"""The house: imports point downwards only, no folder outgrows its limit, and the README's map names what is there."""
 
 import ast
+import re
 
+import pytest
 import runs
 
 PACKAGE = runs.ROOT / "gr_jax"
@@ -72,3 +74,88 @@ def test_the_files_that_begin_first_exist():
   import conftest
   missing = [name for name in conftest.LONGEST if not (runs.ROOT / "tests" / name).is_file()]
   assert not missing, f"renamed? change LONGEST in tests/conftest.py: {missing}"
+
+
+README = (runs.ROOT / "README.md").read_text()
+MAP = README[README.index("## Map of the code"):README.index("Imports point downwards only")]
+
+
+def entries(text):
+  """(folder of the repository, what the map has there: names, then their explanation) for each entry of the map."""
+  joined = re.sub(r"\n {4,}", " ", text.partition("```\n")[2].partition("```")[0])
+  for line in joined.splitlines():
+    yield runs.ROOT / ("gr_jax" if line.startswith("  ") else ""), line.strip()
+
+
+def names_of(explanation):
+  """The names in an explanation such as "words: a (what it is), b, c/ (d, e)": a, b, c/, c/d, c/e."""
+  for part in re.split(r"[,;] (?![^()]*\))", re.sub(r"^[^(:]*: ", "", explanation)):
+    name, _, inside = part.strip(" )").partition(" (")
+    # An explanation in words is no name.
+    if " " not in name:
+      yield name
+      if name.endswith("/") and inside:
+        yield from (name + below for below in inside.split(", "))
+
+
+def modules_of(folder):
+  """The names of a folder's modules, packages in it (with a slash), and their modules."""
+  for path in sorted(folder.iterdir()):
+    if path.suffix == ".py" and path.stem != "__init__":
+      yield path.stem
+    elif (path / "__init__.py").exists():
+      yield from (f"{path.name}/", *(f"{path.name}/{name}" for name in modules_of(path)))
+
+
+def is_method(path):
+  return path.parent.name == "methods" and path.exists() and " Method(\"" in path.read_text()
+
+
+def errors_of_the_map(text):
+  """Names in the map that are not there, twice there, or missing in it."""
+  wrong, seen = [], []
+  for parent, line in entries(text):
+    names = re.match(r"(?:\w+(?:\.py|/)(?= |$) ?)*", line)[0].split()
+    explanation = line[len(" ".join(names)):].strip()
+    seen += [parent / name for name in names]
+    wrong += [f"{name} is not there" for name in names if not (parent / name).exists()]
+    for folder in (parent / name for name in names if name.endswith("/") and (parent / name).is_dir()):
+      given = list(names_of(explanation))
+      if folder == PACKAGE / "docs":
+        there = [path.name for path in folder.glob("*.md")]
+      elif (folder / "__init__.py").exists() and explanation:
+        there = [name for name in modules_of(folder) if name in given or not is_method(folder / f"{name}.py")]
+      else:
+        # Not of modules, such as launch/: what looks like a file or a folder is one.
+        there = given = [name for name in given if (folder / name).exists() or not re.search(r"\.py$|/$", name)]
+        wrong += [f"{name} is not in {folder.name}/" for name in names_of(explanation) if name not in given]
+      wrong += [f"{folder.name}/ has {name}, the map does not" for name in there if name not in given]
+      wrong += [f"{folder.name}/ has no {name}" for name in given if given.count(name) > there.count(name)]
+  top = [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__" or path.suffix == ".py"]
+  wrong += [f"{path.name} is not in the map" for path in top if path not in seen and path.stem != "__init__"]
+  return wrong + [f"{path.name} is in the map twice" for path in set(seen) if seen.count(path) > 1]
+
+
+def test_the_map_names_what_is_there():
+  assert errors_of_the_map(MAP) == []
+
+
+@pytest.mark.parametrize("old, new, error", [
+    ("  losses.py separated.py", "  losses.py", "separated.py is not in the map"),
+    ("  losses.py ", "  losses.py loss.py ", "loss.py is not there"),
+    ("  losses.py ", "  losses.py optimizer.py ", "optimizer.py is in the map twice"),
+    ("  serving/  ", "  served/  ", "serving is not in the map"),
+    ("  serving/  ", "  served/  ", "served/ is not there"),
+    ("feed, workers", "feed", "data/ has workers, the map does not"),
+    ("feed, workers", "feeds, workers", "data/ has no feeds"),
+    ("feed, workers", "feed, workers, feed", "data/ has no feed"),
+    ("folder, tfds_source", "folder, tfds", "data/ has no sources/tfds"),
+    ("gvalign, gpa, needs)", "gvalign, needs)", "methods/ has addons/gpa, the map does not"),
+    ("registry, combining", "combining", "methods/ has registry, the map does not"),
+    ("config.md (every key), ", "", "docs/ has config.md, the map does not"),
+    ("speed.md,", "speed.md, fast.md,", "docs/ has no fast.md"),
+    ("sweeps/", "sweep/", "sweep/ is not in configs/"),
+    ("base.py (every", "basis.py (every", "basis.py is not in configs/"),
+    ("references/", "reference/", "reference/ is not in tests/")])
+def test_a_map_of_another_house_is_refused(old, new, error):
+  assert MAP.count(old) == 1 and error in errors_of_the_map(MAP.replace(old, new))
