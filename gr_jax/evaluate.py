@@ -47,6 +47,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
                     f"train with --config.evaluate_on=test to see test accuracies")
   experiment = experiments.load(config, training=False, progress=console.decoding, say=console.say)
   workdirs.check_scenario(workdir, experiment)
+  experiment = restored.as_trained(workdir, experiment)
   task, record, network = restored.after_task(workdir, experiment, task)
   images = pictures.load(experiment, split, console.decoding, console.say)
   held = pictures.load(experiment, "calibration", console.decoding, console.say) if split == "test" else None

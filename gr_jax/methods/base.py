@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gr_jax import nearest_mean
 from gr_jax.models.heads import Head
 from gr_jax.sampling import EVERY_IMAGE, Sampler
 from gr_jax.typing import AnyArray, AnyInteger
@@ -236,7 +237,8 @@ class Method(NamedTuple):
     stages: of a task, in order.
     head: the classifier.
     scores: name -> score that predicts a class. The first one gives the run's accuracies; all are recorded.
-    exemplar_means: whether `carry` holds the normalised means of the exemplars' normalised features.
+    exemplar_means: whether `carry` holds the normalised means of the exemplars' normalised features, for the score
+      NEAREST_MEAN.
     held_out: images of each class reserved for a stage with rows="held_out"; they count as exemplars.
     signed_features: whether the backbone's last ReLU is left out.
     standardised_features: whether the last map is batch-normalised, without scale and shift, before it is pooled.
@@ -275,6 +277,11 @@ class Method(NamedTuple):
   def uses_teacher(self) -> bool:
     return any(stage.uses_teacher for stage in self.stages)
 
+  @property
+  def replays(self) -> bool:
+    """Whether exemplars are chosen after each task, if the memory has room for some."""
+    return any(stage.rows == "present" for stage in self.stages)
+
   def carrying(self, further: Callable[[int, int], dict[str, jax.Array]]) -> Method:
     """The method with more in `carry`, by other names."""
     own = self.carry
@@ -304,3 +311,29 @@ def logits(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
   """The default score: the logits."""
   del carry, context
   return outputs.logits
+
+
+# The name of the score of iCaRL, which is recorded for every method with a memory.
+NEAREST_MEAN = "nearest_mean"
+
+
+def nearest_exemplar_mean(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
+  """The score NEAREST_MEAN: nearness to the mean of a class's exemplars; needs Method.exemplar_means."""
+  del context
+  return nearest_mean.scores(outputs.features, carry["exemplar_means"], carry["has_mean"])
+
+
+def with_nearest_mean(method: Method) -> Method:
+  """The method with NEAREST_MEAN as its last score, where it keeps exemplars and has no such score."""
+  if not method.replays or NEAREST_MEAN in method.scores:
+    return method
+  return method._replace(exemplar_means=True, scores={**method.scores, NEAREST_MEAN: nearest_exemplar_mean})
+
+
+def without_nearest_mean(method: Method) -> Method:
+  """The method as it was before `with_nearest_mean`; unchanged if it predicts by that score."""
+  first, *others = method.scores
+  if NEAREST_MEAN not in others or not method.exemplar_means:
+    return method
+  kept = {name: score for name, score in method.scores.items() if name != NEAREST_MEAN}
+  return method._replace(exemplar_means=False, scores=kept)

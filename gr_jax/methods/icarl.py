@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
-from gr_jax import losses, nearest_mean
-from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, logits
+from gr_jax import losses
+from gr_jax.methods.base import (
+  NEAREST_MEAN,
+  Context,
+  Loss,
+  Method,
+  Outputs,
+  Stage,
+  logits,
+  nearest_exemplar_mean,
+)
 from gr_jax.models import heads
 
 LOSSES = ("long_tailed_cil", "paper", "pycil")
@@ -38,11 +45,8 @@ def make(*, loss: str, weight: float) -> Method:
     return (1.0 if loss == "paper" else weight) * losses.sigmoid_distillation(
         student.logits, teacher.logits, context.old)
 
-  def nearest(outputs: Outputs, carry: Any, context: Context) -> jax.Array:
-    return nearest_mean.scores(outputs.features, carry["exemplar_means"], carry["has_mean"])
-
   terms = {"cross_entropy": Loss(cross_entropy, kind="other" if loss == "paper" else "cross_entropy"),
            "distillation": Loss(distil, teacher=True, kind="distillation")}
   stage = Stage("train", terms)
-  return Method("icarl", (stage,), heads.linear(), {"nearest_mean": nearest, "logits": logits},
+  return Method("icarl", (stage,), heads.linear(), {NEAREST_MEAN: nearest_exemplar_mean, "logits": logits},
                 exemplar_means=True, min_memory=1)

@@ -29,7 +29,7 @@ from gr_jax.methods import (
   ssil,
   wa,
 )
-from gr_jax.methods.base import Method
+from gr_jax.methods.base import Method, with_nearest_mean
 from gr_jax.methods.options import Option, Options, checked, nearest, parsed, share
 from gr_jax.methods.options import weight as _weight
 
@@ -126,7 +126,7 @@ def parse(name: str, given: Mapping[str, str], chosen: Sequence[str] = ()) -> di
 
 
 def make(name: str, options: Mapping[str, Any], *, memory: int, chosen: Sequence[str] = ()) -> Method:
-  """The method of a config, with its parts and add-ons.
+  """The method of a config, with its parts and add-ons; with a memory, also the score NEAREST_MEAN.
 
   Args:
     name: one of NAMES.
@@ -148,7 +148,7 @@ def make(name: str, options: Mapping[str, Any], *, memory: int, chosen: Sequence
     with_them = f" with {', '.join(chosen)}" if chosen else ""
     raise UserError(f"memory.per_class is {memory}, but {name}{with_them} needs {method.min_memory} or more exemplars "
                     f"per class; set for example --config.memory.per_class=20")
-  return method
+  return with_nearest_mean(method) if memory else method
 
 
 def options_of(name: str, chosen: Sequence[str] = ()) -> Options:

@@ -26,7 +26,8 @@ def completed(run: Run, data_dir: str | None = None) -> Run:
     return run
   try:
     config = restored.read_config(run.folder, **({} if data_dir is None else {"data_dir": data_dir}))
-    experiment = experiments.load(config, training=False, progress=console.decoding, say=console.say)
+    experiment = restored.as_trained(
+        run.folder, experiments.load(config, training=False, progress=console.decoding, say=console.say))
     workdir.check_scenario(run.folder, experiment)
     evaluate = evaluation.make_evaluator(
         experiment, pictures.load(experiment, "test", console.decoding, console.say),

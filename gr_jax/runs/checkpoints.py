@@ -24,10 +24,10 @@ from gr_jax.errors import UserError
 from gr_jax.training import finite
 
 # Increased when the content of a checkpoint changes its meaning.
-FORMAT = 3
+FORMAT = 4
 
 # Formats that can still be evaluated -> the last commit that can resume them.
-OLDER = {2: "c3bf204"}
+OLDER = {2: "c3bf204", 3: "1360dd3"}
 
 # How many of the newest are kept: one to resume from, and one more in case it is damaged.
 _NEWEST = 2

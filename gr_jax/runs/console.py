@@ -146,10 +146,14 @@ def closing_table(results: dict[str, Any]) -> str:
           f"{percent(results['backward_transfer'][t]):>8}" for t in range(results["tasks_done"])]
   groups = [f"{name} {percent(group['accuracy'])} % ({group['classes']} classes)"
             for name, group in results["many_medium_few"].items() if group]
+  scores = [f"by {name.replace('_', ' ')}: average incremental accuracy "
+            f"{percent(score['average_incremental_accuracy'])} %, last "
+            f"{percent(score['task_accuracies'][results['tasks_done'] - 1])} %"
+            for name, score in list((results.get("scores") or {}).items())[1:]]
   return "\n".join([
       header, *rows,
       f"average incremental accuracy {percent(results['average_incremental_accuracy'])} %, last "
-      f"{percent(results['last_accuracy'])} %" + (f"; {', '.join(groups)}" if groups else "")])
+      f"{percent(results['last_accuracy'])} %" + (f"; {', '.join(groups)}" if groups else ""), *scores])
 
 
 def calibration_lines(calibration: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gr_jax.methods.base import NEAREST_MEAN
 from gr_jax.training import networks
 from gr_jax.training.experiment import Experiment
 
@@ -42,6 +43,9 @@ def footprint(experiment: Experiment, tasks_done: int, exemplars: Sequence[Seque
   params, method = experiment.abstract_state().params, experiment.method
   common = sum(_size(params[name]) for name in _COMMON)
   carry = jax.eval_shape(experiment.init_carry)
+  if method.exemplar_means and next(iter(method.scores)) != NEAREST_MEAN:
+    # They are recorded beside the method's own score, which does without them.
+    carry = {name: leaf for name, leaf in carry.items() if name not in ("exemplar_means", "has_mean")}
   frozen = {name: carry.pop(name) for name in ("frozen", "heads") if name in carry}
   further = networks.extra_bytes(method, params["backbone"], tasks_done) // _FLOAT32_BYTES
   extra = _size(params) - common + _size(carry) + further

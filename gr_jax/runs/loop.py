@@ -101,14 +101,13 @@ def _select(experiment: Experiment, programs: Programs, plan: TaskPlan, state: T
             progress: Progress) -> tuple[np.ndarray, ...]:
   """The exemplars of every seen class that the present network selects, without held-out images."""
   config, method = experiment.config, experiment.method
-  replays = any(stage.rows == "present" for stage in method.stages)
   features = functools.partial(
       programs.features, Networks(state.params, state.batch_stats, carry), plan.stages[0].context)
   # A stage may train on the new images alone.
   source = next((stage for stage in plan.stages if method.stages[stage.index].rows == "present"), plan.stages[0])
   return memory.select(
       _rows(experiment, source, progress),
-      experiment.exemplars_per_class(plan.task.stop) - method.held_out if replays else 0, config.memory.selection,
+      experiment.exemplars_per_class(plan.task.stop) - method.held_out if method.replays else 0, config.memory.selection,
       features=features, logits=functools.partial(programs.logits, state, plan),
       seed=config.seed, task=plan.number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import jax
 from gr_jax import config as configuration
 from gr_jax.config import Config
 from gr_jax.errors import UserError
+from gr_jax.methods.base import without_nearest_mean
 from gr_jax.runs import replicas, workdir
-from gr_jax.runs.checkpoints import Checkpoints
+from gr_jax.runs.checkpoints import Checkpoints, DamagedCheckpoint
 from gr_jax.runs.stage import items
 from gr_jax.training.experiment import Experiment
 
@@ -43,6 +45,23 @@ def read_config(folder: pathlib.Path, **changes: Any) -> Config:
     raise UserError(f"{folder} holds {config.replicas} replicas; choose one of them: --workdir={folders[0]}, ..., "
                     f"{folders[-1].name}")
   return config
+
+
+def as_trained(folder: pathlib.Path, experiment: Experiment) -> Experiment:
+  """The experiment with the scores that the run recorded.
+
+  Until format 3 the nearest mean of exemplars was recorded only for methods that predict by it.
+  """
+  with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    for step in checkpoints.steps():
+      try:
+        written = checkpoints.record(step)["format"]
+      except DamagedCheckpoint:
+        # Reported if it is the one that is asked for.
+        continue
+      return experiment if written > 3 else dataclasses.replace(
+          experiment, method=without_nearest_mean(experiment.method))
+  return experiment
 
 
 def after_task(folder: pathlib.Path, experiment: Experiment, task: int | None) -> Restored:

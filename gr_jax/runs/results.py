@@ -93,7 +93,7 @@ class Progress:
 def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   """The content of results.json (docs/method.md section 7); null for unfinished tasks.
 
-  If a method has several scores, the top level has the accuracies of the first one, and "scores" those of all.
+  The top level has the accuracies of the method's first score. "scores" has those of all, if there are several.
   """
   config, drawn = experiment.config, experiment.scenario
   total = experiment.evaluated
@@ -152,6 +152,8 @@ def task_row(plan: TaskPlan, state: TrainState, reports: Mapping[str, Sequence[f
           "task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer", "accuracy_matrix",
           "accuracy_matrix_task_aware", "calibration", "neural_collapse")},
       "average_incremental_accuracy": results["average_incremental_accuracy"],
+      **({"scores": {name: score["task_accuracies"][plan.number] for name, score in results["scores"].items()}}
+         if "scores" in results else {}),
       "many_medium_few": results["many_medium_few"], "correct": progress.correct[-1][seen],
       "correct_task_aware": progress.correct_aware[-1][seen],
       **{name: list(values[seen]) for name, values in reports.items()},
@@ -174,7 +176,7 @@ def versions(platform: str) -> dict[str, str]:
 # Keys of results.json that are averaged over replicas.
 _AVERAGED = ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies", "task_mean_accuracies", "forgetting",
              "backward_transfer", "average_incremental_accuracy", "average_incremental_task_mean", "last_accuracy",
-             "many_medium_few", "calibration", "neural_collapse", "seconds")
+             "many_medium_few", "scores", "calibration", "neural_collapse", "seconds")
 
 
 def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

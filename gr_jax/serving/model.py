@@ -145,8 +145,8 @@ def load(workdir: str | os.PathLike, task: int | None = None) -> Model:
     raise UserError(f"{folder} has no scenario.json, so its classes are unknown; restore the file")
   record = journal.read_json(folder / "scenario.json", "class_order", "class_names", "counts", "holdout_counts",
                              "profile", "digest", "tasks")
-  experiment = experiments.recorded(config, record)
   with _quietly():
+    experiment = restored.as_trained(folder, experiments.recorded(config, record))
     found = restored.after_task(folder, experiment, task)
   seen, temperature = experiment.plans[found.task - 1].task.stop, _temperature(found.record)
   return Model(

@@ -264,7 +264,8 @@ def test_add_ons_wrap_in_the_order_given():
   assert names(inner) == ["train", "scale_classes", "align"] and names(outer) == ["train", "align", "scale_classes"]
   assert [stage.head is None for stage in inner.stages] == [False, True, True]
   assert [stage.head is None for stage in outer.stages] == [False, False, True]
-  assert set(make("lucir", "gvalign,gpa").init_carry(FEATURES, 7)) == {"gvalign_means", "gvalign_root", "gpa_means"}
+  assert set(make("lucir", "gvalign,gpa").init_carry(FEATURES, 7)) == {
+      "gvalign_means", "gvalign_root", "gpa_means", "exemplar_means", "has_mean"}
 
 
 @pytest.mark.parametrize("name, options", [

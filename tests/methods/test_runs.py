@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import runs
 import tiny
+from references import icarl as icarl_reference
 
 import gr_jax
 from gr_jax import methods, models, train
 from gr_jax.data.sources import digits
 from gr_jax.errors import UserError
-from gr_jax.runs import console, loop, signals
+from gr_jax.runs import console, loop, restored, signals
 from gr_jax.training import evaluation, experiment, pictures, programs
 
 # The smallest images, one chunk an epoch or two: enough to stop in every stage.
@@ -108,6 +109,51 @@ def test_exemplar_means_outlive_a_task(tmp_path, monkeypatch):
   evaluated = evaluate.evaluate(tmp_path / "cut")
   assert evaluated["accuracy_matrix"] == whole["accuracy_matrix"] and evaluated["scores"] == whole["scores"]
   assert_predictions_equal_the_run(tmp_path / "cut", whole)
+
+
+def test_nearest_mean_is_recorded_beside_the_methods_own_score(tmp_path, monkeypatch):
+  """Of finetuning: the accuracies equal an exhaustive search in float64, from the checkpoint after each task."""
+  monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())
+  done = train.train(config_of("finetune"), tmp_path)
+  assert list(done["scores"]) == ["logits", "nearest_mean"]
+  assert done["scores"]["logits"]["accuracy_matrix"] == done["accuracy_matrix"]
+  # The means are no part of what the method keeps.
+  assert done["memory"]["extra_parameters"] == 0
+  setting, source = experiment.load(config_of("finetune")), digits.load()
+
+  def features(network, split, rows):
+    dense = network["params"]["backbone"]["Dense_0"]
+    images = np.stack([split.image(row) for row in rows]).astype(np.float64).reshape(len(rows), -1)
+    inputs = (images / 255 - np.asarray(source.mean)) / np.asarray(source.std)
+    return np.maximum(inputs @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"], np.float64), 0)
+
+  place = np.argsort(setting.scenario.class_order)
+  for number, plan in enumerate(setting.plans):
+    saved = restored.after_task(tmp_path, setting, number + 1)
+    kept = saved.record["exemplars"]
+    rows = np.concatenate(setting.scenario.train)[np.concatenate(kept)]
+    means, present = icarl_reference.exemplar_means(
+        features(saved.network, source.train, rows), np.repeat(np.arange(plan.task.stop), list(map(len, kept))), 10)
+    assert present.sum() == plan.task.stop
+    np.testing.assert_allclose(saved.network["carry"]["exemplar_means"], means, atol=1e-5)
+    tests = [row for row, label in enumerate(source.test.labels) if place[label] < plan.task.stop]
+    predicted = icarl_reference.nearest_mean(features(saved.network, source.test, tests), means, present)
+    accuracy = np.mean(predicted == place[source.test.labels[tests]])
+    assert done["scores"]["nearest_mean"]["task_accuracies"][number] == pytest.approx(accuracy, abs=1e-9)
+    row = runs.rows(tmp_path, "task")[number]
+    assert row["scores"] == {name: of["task_accuracies"][number] for name, of in done["scores"].items()}
+
+
+def test_nearest_mean_of_every_method_with_a_memory():
+  """The method's own score comes first."""
+  first = {"icarl": "nearest_mean", "simplecil": "nearest_mean", "foster": "compressed", "il2m": "rectified"}
+  for name in methods.NAMES:
+    method = methods.make(name, {}, memory=20)
+    assert list(method.scores)[0] == first.get(name, "logits")
+    assert method.exemplar_means == (name not in ("joint", "simplecil")), "these two keep no exemplars"
+    assert ("exemplar_means" in method.init_carry(6, 7)) == method.exemplar_means
+    assert "nearest_mean" in method.scores or name == "joint"
+  assert list(methods.make("finetune", {}, memory=0).scores) == ["logits"]
 
 
 @pytest.mark.slow

@@ -97,21 +97,21 @@ def test_an_older_step_cannot_be_saved_unnoticed(folder):
 
 
 def test_another_format_is_refused(folder, monkeypatch):
-  monkeypatch.setattr("gr_jax.runs.checkpoints.FORMAT", 4)
-  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="format 3, .* reads 4"):
+  monkeypatch.setattr("gr_jax.runs.checkpoints.FORMAT", 5)
+  with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="format 4, .* reads 5"):
     # Not damaged, so nothing is set aside.
     checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=pytest.fail)
   assert (folder / "7").is_dir()
-  with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="format 3, .* reads 4"):
+  with Checkpoints(folder, read_only=True) as checkpoints, pytest.raises(UserError, match="format 4, .* reads 5"):
     checkpoints.restore(7, shapes(tree(0)))
 
 
 def test_an_older_format_is_read_and_not_written(folder, monkeypatch):
   """Evaluating is possible; resuming names the commit that can."""
-  monkeypatch.setattr("gr_jax.runs.checkpoints.FORMAT", 4)
-  monkeypatch.setattr("gr_jax.runs.checkpoints.OLDER", {3: "abc1234"})
+  monkeypatch.setattr("gr_jax.runs.checkpoints.FORMAT", 5)
+  monkeypatch.setattr("gr_jax.runs.checkpoints.OLDER", {4: "abc1234"})
   with Checkpoints(folder) as checkpoints, pytest.raises(
-      UserError, match="format 3, .* resumes only format 4; commit abc1234 is the last one that can resume it"):
+      UserError, match="format 4, .* resumes only format 5; commit abc1234 is the last one that can resume it"):
     checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=pytest.fail)
   assert (folder / "7").is_dir() and not folder.with_name("damaged").exists()
   with Checkpoints(folder, read_only=True) as checkpoints:
@@ -120,7 +120,7 @@ def test_an_older_format_is_read_and_not_written(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("key, flipped", [
-    (b'"format": 3', b'"format": 2'), (b'"format"', b'"gormat"'), (b'"digest"', b'"eigest"'), (b"{", b"[")])
+    (b'"format": 4', b'"format": 5'), (b'"format"', b'"gormat"'), (b'"digest"', b'"eigest"'), (b"{", b"[")])
 def test_a_flipped_bit_of_the_record_is_damage(folder, key, flipped):
   """And not another format, which would be refused, nor a program error."""
   file = folder / "7" / "record" / "metadata"
