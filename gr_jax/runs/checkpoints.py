@@ -27,7 +27,7 @@ from gr_jax.training import finite
 FORMAT = 4
 
 # Formats that can still be evaluated -> the last commit that can resume them.
-OLDER = {2: "c3bf204", 3: "1360dd3"}
+OLDER = {2: "c3bf204", 3: "cc0290b"}
 
 # How many of the newest are kept: one to resume from, and one more in case it is damaged.
 _NEWEST = 2

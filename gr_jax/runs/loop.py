@@ -107,7 +107,8 @@ def _select(experiment: Experiment, programs: Programs, plan: TaskPlan, state: T
   source = next((stage for stage in plan.stages if method.stages[stage.index].rows == "present"), plan.stages[0])
   return memory.select(
       _rows(experiment, source, progress),
-      experiment.exemplars_per_class(plan.task.stop) - method.held_out if method.replays else 0, config.memory.selection,
+      experiment.exemplars_per_class(plan.task.stop) - method.held_out if method.replays else 0,
+      config.memory.selection,
       features=features, logits=functools.partial(programs.logits, state, plan),
       seed=config.seed, task=plan.number)
 

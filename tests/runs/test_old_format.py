@@ -15,8 +15,8 @@ from gr_jax.runs import workdir as workdirs
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "fixtures"
 
-# Format -> the last commit that could resume such runs; it made the run.
-COMMITS = {2: "c3bf204", 3: "1360dd3"}
+# Format -> the last commit that could resume such runs.
+COMMITS = {2: "c3bf204", 3: "cc0290b"}
 
 
 def unpacked(version, folder):

@@ -36,8 +36,8 @@ def loaded(devices=1, **changes):
 
 def network_of(found):
   classifier = {"kernel": KERNEL, "bias": np.zeros(10, np.float32)}
-  return parallel.replicate({"params": {"backbone": {}, "classifier": classifier}, "batch_stats": {}, "carry": {}},
-                            found.devices)
+  return parallel.replicate({"params": {"backbone": {}, "classifier": classifier}, "batch_stats": {},
+                             "carry": found.init_carry()}, found.devices)
 
 
 def evaluated(found, task=2, **changes):
