@@ -242,8 +242,8 @@ def margin_ranking(scores: jax.Array, labels: jax.Array, old: AnyArray, new: Any
 def mean_over(total: jax.Array, weight: jax.Array) -> jax.Array:
   """A sum over this device's images, divided by the mean over the devices of their weight; 0 without any weight.
 
-  The mean of it over the devices is the mean over the global batch. A mean over each device's own images is not, where
-  the devices have different numbers of them.
+  Averaged over the devices, it is the mean over the global batch. The average of each device's mean is not, if the
+  devices have different numbers of images.
 
   Args:
     total: float32 scalar.

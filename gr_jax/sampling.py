@@ -107,13 +107,13 @@ def _class_after_class(pool: Any, key: jax.Array, context: Any) -> tuple[jax.Arr
   block = jnp.arange(-(-capacity // _REPEATS) + counts.size)
   order = jnp.lexsort((jax.random.uniform(for_classes, block.shape), block // classes))
   class_of_place = present[order % classes][place // _REPEATS]
-  # Each class goes round its own images.
+  # Each class cycles through its images.
   turn = place // _REPEATS // classes * _REPEATS + place % _REPEATS
   first, count = (ends - counts)[class_of_place], jnp.maximum(counts[class_of_place], 1)
   return rows[first + turn % count], pool.size
 
 
 # As many images as EVERY_IMAGE, but class after class: four images of one, then of the next, in rounds over all classes
-# that have images, each round in random order. Classes go round their own images, which are shuffled in each epoch
+# that have images, each round in random order. A class cycles through its images, which are shuffled in each epoch
 # (the class-aware sampler of Long-Tailed-CIL).
 CLASS_BALANCED = EVERY_IMAGE._replace(prepare=_class_after_class)

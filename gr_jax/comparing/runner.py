@@ -90,11 +90,11 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], look: Callable[[
 def _finish(job: Job, environment: Mapping[str, str], stopping: threading.Event) -> int | None:
   """Runs a job to its end; returns its exit code, or None if it was not started any more."""
   job.folder.parent.mkdir(parents=True, exist_ok=True)
-  told = False
+  announced = False
   while any(lock.state(folder / ".lock").held for folder in job.locks):
-    if not told:
+    if not announced:
       print(f"{job.label}: waiting, because another process is using {job.folder}", flush=True)
-      told = True
+      announced = True
     if stopping.wait(_INTERVAL):
       return None
   reader, writer = os.pipe()

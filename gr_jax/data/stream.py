@@ -61,7 +61,7 @@ class _Views(grain.transforms.Map):
   def __init__(self, split: Split, side: int):
     self._split, self._side = split, side
 
-  # Grain's own has no annotations.
+  # The method of Grain's class has no annotations.
   def map(self, request: np.ndarray) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
     row, top, left, height, width, how = map(int, request)
     picture = self._split.image(row)

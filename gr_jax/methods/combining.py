@@ -19,7 +19,7 @@ from gr_jax.errors import UserError
 from gr_jax.methods.base import Context, HeadParams, Loss, Method, Outputs, Stage
 from gr_jax.methods.options import Option, weight
 
-# Options that every method has besides its own; an option of the method with the same name is the method's.
+# Options that every method has besides those it defines; where a method defines one of the same name, that one counts.
 OPTIONS: dict[str, Option] = {
     "reweighting": Option("none", rules.KINDS), "prior": Option(False), "distillation": Option("own", ("own", "dakd")),
     "task_ratio": Option("release", rules.TASK_RATIOS), "attenuation_gamma": weight(1.0)}

@@ -65,7 +65,7 @@ class FolderSplit:
     """Hash of the files' names, sizes and modification times."""
     return self._fingerprint
 
-  # With its own name: for a type checker a cached property is no property of `base.Split`.
+  # Under another name, because type checkers do not accept a cached property where `base.Split` has a property.
   @functools.cached_property
   def _fingerprint(self) -> str:
     digest = hashlib.sha256()

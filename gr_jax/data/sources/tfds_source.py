@@ -160,7 +160,7 @@ class TfdsSplit:
     """[images]; see `base.Split`."""
     return self._ids
 
-  # With its own name: for a type checker a cached property is no property of `base.Split`.
+  # Under another name, because type checkers do not accept a cached property where `base.Split` has a property.
   @functools.cached_property
   def _ids(self) -> list[str]:
     return [name.decode() for name in self._chosen[1].ids.tolist()]
