@@ -63,25 +63,25 @@ def context_of(task, number):
 def follow_trajectory(number, devices, tolerance):
   """Runs a recorded task (from 0) and asserts every loss, ratio and parameter of every step; the largest error."""
   tx, stage, run = trajectory_program(tuple(devices))
-  everywhere = functools.partial(parallel.replicate, devices=devices)
+  replicate = functools.partial(parallel.replicate, devices=devices)
   task = TRAJECTORY.tasks[number]
   steps, batch = task.labels.shape
-  state = everywhere(initial_state(jax.tree.map(jnp.asarray, task.initial), tx, stage))
-  teacher = everywhere({"params": TRAJECTORY.teacher(number), "batch_stats": {}}) if number else None
+  state = replicate(initial_state(jax.tree.map(jnp.asarray, task.initial), tx, stage))
+  teacher = replicate({"params": TRAJECTORY.teacher(number), "batch_stats": {}}) if number else None
   rows = np.arange(steps * batch, dtype=np.int32)
-  data = everywhere(Data(task.x.reshape(steps * batch, -1), np.ones((steps * batch, 2), np.int32),
-                         task.labels.reshape(-1).astype(np.int32)))
-  pool = everywhere(Pool(rows, np.int32(len(rows))))
-  context, root = everywhere(context_of(task, number)), everywhere(jax.random.key(0))
+  data = replicate(Data(task.x.reshape(steps * batch, -1), np.ones((steps * batch, 2), np.int32),
+                        task.labels.reshape(-1).astype(np.int32)))
+  pool = replicate(Pool(rows, np.int32(len(rows))))
+  context, root = replicate(context_of(task, number)), replicate(jax.random.key(0))
   seen, largest = task.old | task.new, 0.0
   for i in range(steps):
     state, metrics = run(state, teacher, context, data, program.Window(
-        pool, root, *everywhere((np.int32(0), np.int32(i), np.int32(i + 1)))))
+        pool, root, *replicate((np.int32(0), np.int32(i), np.int32(i + 1)))))
 
-    def close(found, recorded, i=i):
+    def close(computed, recorded, i=i):
       nonlocal largest
-      np.testing.assert_allclose(found, recorded, rtol=0, atol=tolerance, err_msg=f"step {i}")
-      largest = max(largest, float(np.max(np.abs(np.asarray(found) - recorded))))
+      np.testing.assert_allclose(computed, recorded, rtol=0, atol=tolerance, err_msg=f"step {i}")
+      largest = max(largest, float(np.max(np.abs(np.asarray(computed) - recorded))))
 
     close(metrics.losses["cross_entropy"], task.cross_entropy[i])
     close(metrics.losses["distillation"], task.distillation[i] if number else 0.0)
@@ -123,10 +123,10 @@ def resnet_run(devices, *, compiled_by=None, steps=5, precision="float32", name=
   state = initial_state(initial(2), tx, stage, batch_stats=variables["batch_stats"], steps=7)
   root, pool = jax.random.key(0), Pool(np.arange(count, dtype=np.int32), np.int32(count))
   if compiled_by is None:
-    everywhere = functools.partial(parallel.replicate, devices=devices)
+    replicate = functools.partial(parallel.replicate, devices=devices)
     run = program.make_program(train_step, stage=stage, number=0, batch_size=batch, devices=devices)
-    return run(*everywhere((jax.tree.map(jnp.copy, state), teacher, context, data,
-                            program.Window(pool, root, np.int32(0), np.int32(0), np.int32(steps)))))
+    return run(*replicate((jax.tree.map(jnp.copy, state), teacher, context, data,
+                           program.Window(pool, root, np.int32(0), np.int32(0), np.int32(steps)))))
   one_step = compiled_by(train_step)
   rows, _ = epoch_of(stage.sampler, pool, root, context, 0, 0)
   sums = None
@@ -153,14 +153,14 @@ def assert_same_step(run, other, tolerance):
   synchronised move them by 0.5), and over several steps that reaches the rest: the rate is small, the bounds wider.
   """
   (state, metrics), (other_state, other_metrics) = run, other
-  found = {name: (metrics.losses[name], other_metrics.losses[name]) for name in ("cross_entropy", "distillation")}
-  found |= {name: (metrics.reports[name], other_metrics.reports[name]) for name in ("alpha", "r_old", "r_new", "beta")}
-  found["phi"] = state.rule.phi, other_state.rule.phi
-  for name, (one, two) in found.items():
+  pairs = {name: (metrics.losses[name], other_metrics.losses[name]) for name in ("cross_entropy", "distillation")}
+  pairs |= {name: (metrics.reports[name], other_metrics.reports[name]) for name in ("alpha", "r_old", "r_new", "beta")}
+  pairs["phi"] = state.rule.phi, other_state.rule.phi
+  for name, (one, two) in pairs.items():
     np.testing.assert_allclose(one, two, rtol=tolerance, err_msg=name)
   statistics = distance(state.batch_stats, other_state.batch_stats)
   assert distance(state.opt_state, other_state.opt_state) < 5e-2
   assert statistics < tolerance
   assert distance(state.params, other_state.params) < 1e-5
-  metrics_apart = max(float(np.max(np.abs(one - two) / np.maximum(np.abs(one), 1e-12))) for one, two in found.values())
+  metrics_apart = max(float(np.max(np.abs(one - two) / np.maximum(np.abs(one), 1e-12))) for one, two in pairs.values())
   return metrics_apart, float(statistics)

@@ -135,14 +135,14 @@ def rows_run_again(workdir, checkpointed):
 
 def differences(unbroken, workdir, sent):
   """What is not bit-equal: names of results, rows, checkpoints. Where SIGTERM made one more, not all have the same."""
-  found = []
+  unequal = []
   if runs.timeless(runs.results(unbroken)) != runs.timeless(runs.results(workdir)):
-    found.append("results.json")
+    unequal.append("results.json")
   if list(map(runs.timeless, runs.rows(unbroken))) != list(map(runs.timeless, runs.rows(workdir))):
-    found.append("metrics.jsonl")
+    unequal.append("metrics.jsonl")
   ours, theirs = runs.records(unbroken), runs.records(workdir)
   steps = ours.keys() | theirs.keys() if sent == signal.SIGKILL else ours.keys() & theirs.keys()
-  return found + [f"checkpoint {step}" for step in steps if ours.get(step) != theirs.get(step)]
+  return unequal + [f"checkpoint {step}" for step in steps if ours.get(step) != theirs.get(step)]
 
 
 def newest(workdir):

@@ -122,7 +122,7 @@ def test_rounds_and_ratios(fake_side, monkeypatch):
   assert " 3.00 (3.00-3.00)" in against_torch.row("slow", seconds["slow", "plain"], seconds[sides.OURS, "plain"], 128)
 
 
-def steps_found(options):
+def measured_steps(options):
   """What `measure` returns, with made-up seconds: bfloat16 takes half, PyTorch twice."""
   seconds = {}
   for name, side in sides.make_sides(options).items():
@@ -138,7 +138,7 @@ def steps_found(options):
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_each_precision_has_tables_of_its_own(bfloat16):
   options = against_torch.parse_options(["--bfloat16"] if bfloat16 else [])
-  text = against_torch.report(steps_found(options))
+  text = against_torch.report(measured_steps(options))
   tables = text.split("\n\n")
   plain = [table for table in tables if "without augmentation" in table]
   assert [table.split(",")[0] for table in plain] == (["float32", "bfloat16"] if bfloat16 else ["float32"])
@@ -148,12 +148,12 @@ def test_each_precision_has_tables_of_its_own(bfloat16):
     # Against gr_jax in the same precision, PyTorch takes twice as long; across them it would be half.
     assert "1.00 (1.00-1.00)" in rows[0] and all("2.00 (2.00-2.00)" in row for row in rows[1:])
   assert "gr_jax: python 3.13, jax 1.0" in text and "PyTorch: python 3.13, torch 1.0" in text
-  json.dumps(steps_found(options))
+  json.dumps(measured_steps(options))
 
 
 def test_a_failed_side_leaves_a_hole_not_a_crash():
   options = against_torch.parse_options(["--bfloat16"])
-  measured = steps_found(options)
+  measured = measured_steps(options)
   for program in measured["seconds_per_step"].values():
     del program[sides.OURS + sides.BFLOAT16]
   measured["sides"][sides.OURS + sides.BFLOAT16]["failed"] = {sides.PLAIN: "Error: no such type"}

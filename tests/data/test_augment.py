@@ -37,12 +37,12 @@ def resizer(height, width, out):
 
 def boxes(rng, height, width, count):
   """Integer boxes (top, left, height, width): random ones, all of the picture, slivers, corners."""
-  found = [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1), (0, 3, height, 2),
-           (height - 2, 0, 2, width), (height - 9, width - 7, 9, 7)]
+  rectangles = [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1), (0, 3, height, 2),
+                (height - 2, 0, 2, width), (height - 9, width - 7, 9, 7)]
   for _ in range(count):
     h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
-    found.append((int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w))
-  return found
+    rectangles.append((int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w))
+  return rectangles
 
 
 _draw_boxes = jax.jit(jax.vmap(augment.draw_box, in_axes=(0, None)))
@@ -190,8 +190,8 @@ def test_any_picture_has_a_box_inside_it(height, width, seed):
     ((900, 1), (449, 0, 1, 1)), ((1, 1), (0, 0, 1, 1)), ((3, 600), (0, 298, 3, 4))])
 def test_elongated_picture_gives_the_largest_central_box(size, box):
   top, left, height, width = draw(size, count=300)
-  for found, expected in zip((top, left, height, width), box):
-    np.testing.assert_array_equal(found, expected)
+  for drawn, expected in zip((top, left, height, width), box):
+    np.testing.assert_array_equal(drawn, expected)
 
 
 def test_offsets_are_uniform_from_end_to_end_and_drawn_apart():
@@ -312,8 +312,8 @@ def test_shift_moves_by_an_eighth_at_most_and_fills_with_black():
   padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)))
   possible = {padded[top:top + 16, left:left + 16].astype(np.uint8).tobytes(): (top, left)
               for top in range(5) for left in range(5)}
-  found = [possible[np.round(view).astype(np.uint8).tobytes()] for view in views]
-  counts = np.unique(found, axis=0, return_counts=True)[1]
+  places = [possible[np.round(view).astype(np.uint8).tobytes()] for view in views]
+  counts = np.unique(places, axis=0, return_counts=True)[1]
   # All 25 places, each about 20 times.
   assert len(counts) == 25 and counts.min() >= 5 and counts.max() <= 45
 
@@ -342,9 +342,9 @@ def test_normalise_brings_a_picture_to_mean_zero_and_spread_one():
   picture = builders.photograph()[:200, :200]
   scaled = picture.reshape(-1, 3) / 255
   mean, std = scaled.mean(0), scaled.std(0)
-  found = np.asarray(augment.normalise(picture, tuple(mean), tuple(std))).reshape(-1, 3)
-  np.testing.assert_allclose(found.mean(0), 0, atol=1e-4)
-  np.testing.assert_allclose(found.std(0), 1, atol=1e-4)
+  normalised = np.asarray(augment.normalise(picture, tuple(mean), tuple(std))).reshape(-1, 3)
+  np.testing.assert_allclose(normalised.mean(0), 0, atol=1e-4)
+  np.testing.assert_allclose(normalised.std(0), 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("height,width", [(20, 50_000), (50_000, 20), (1, 4000), (4000, 1), (1, 1), (2, 3)])

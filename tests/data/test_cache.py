@@ -50,22 +50,22 @@ def built(files, tmp_path_factory):
 
 
 def test_pictures_are_the_views_in_the_given_order(built):
-  split, _, said, found = built
+  split, _, said, stored = built
   rows = list(range(48))[::-1]
   for place, row in enumerate(rows):
     picture = split.image(row)
-    np.testing.assert_array_equal(found.images[place], image.squeeze(picture, 37))
-    assert tuple(found.sizes[place]) == picture.shape[:2]
-  assert found.images.dtype == np.uint8 and found.sizes.dtype == np.int32 and not found.images.flags.writeable
+    np.testing.assert_array_equal(stored.images[place], image.squeeze(picture, 37))
+    assert tuple(stored.sizes[place]) == picture.shape[:2]
+  assert stored.images.dtype == np.uint8 and stored.sizes.dtype == np.int32 and not stored.images.flags.writeable
   assert "decoding 48 pictures once" in said[0]
 
 
 def test_second_opening_decodes_nothing(built):
-  split, place, _, found = built
+  split, place, _, stored = built
   said, broken = [], folders.FilesSplit(split.folder, die=split.ids)
   again = load(broken, place, said=said)
-  np.testing.assert_array_equal(again.images, found.images)
-  np.testing.assert_array_equal(again.sizes, found.sizes)
+  np.testing.assert_array_equal(again.images, stored.images)
+  np.testing.assert_array_equal(again.sizes, stored.sizes)
   assert not said
 
 
@@ -108,8 +108,8 @@ def test_prepared_data_set_is_read_by_processes(tmp_path):
   copy = pickle.loads(pickle.dumps(split))
   np.testing.assert_array_equal(copy.image(5), split.image(5))
   assert copy.fingerprint == split.fingerprint and "imagenet2012" in split.fingerprint
-  found = load(split, tmp_path / "cache", rows=[4, 2])
-  np.testing.assert_array_equal(found.images[1], image.squeeze(split.image(2), 37))
+  stored = load(split, tmp_path / "cache", rows=[4, 2])
+  np.testing.assert_array_equal(stored.images[1], image.squeeze(split.image(2), 37))
 
 
 @pytest.mark.parametrize("file", ["images.npy", "sizes.npy", "sums.npy"])
@@ -224,13 +224,13 @@ def test_kill_in_the_middle_leaves_no_entry_and_is_cleaned_up(files, tmp_path):
   left, = entries(tmp_path)
   assert left.endswith(".partial")
   split = folders.FilesSplit(files)
-  found = load(split, tmp_path)
-  np.testing.assert_array_equal(found.images[0], image.squeeze(split.image(47), 37))
+  rebuilt = load(split, tmp_path)
+  np.testing.assert_array_equal(rebuilt.images[0], image.squeeze(split.image(47), 37))
   assert [name.endswith(".partial") for name in entries(tmp_path)] == [False]
 
 
 def test_second_job_waits_for_the_first_and_builds_nothing(built, tmp_path):
-  split, place, _, found = built
+  split, place, _, stored = built
   entry, = entries(place)
   said = []
   with open(tmp_path / f"{entry}.lock", "w") as lock:
@@ -242,5 +242,5 @@ def test_second_job_waits_for_the_first_and_builds_nothing(built, tmp_path):
       time.sleep(0.01)
     shutil.copytree(place / entry, tmp_path / entry)
   second.join(60)
-  np.testing.assert_array_equal(got[0].images, found.images)
+  np.testing.assert_array_equal(got[0].images, stored.images)
   assert len(said) == 1 and "another job is decoding the same pictures" in said[0]

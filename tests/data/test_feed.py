@@ -164,9 +164,9 @@ def test_transferred_pictures_are_those_that_the_sampler_picks():
     steps = chunk.stop - chunk.first
     epoch = order.epoch_of(sampler, pool, root, stage.context, stage.index, chunk.epoch)
     expected = sampler.pick(epoch, jnp.arange(chunk.first * 10, chunk.stop * 10)).reshape(steps, 2, 5)
-    found = np.asarray(inputs.data.labels)[:, :5 * steps].reshape(2, steps, 5).swapaxes(0, 1)
-    np.testing.assert_array_equal(found, expected)
+    transferred = np.asarray(inputs.data.labels)[:, :5 * steps].reshape(2, steps, 5).swapaxes(0, 1)
+    np.testing.assert_array_equal(transferred, expected)
     # Each device has four new images and one exemplar.
-    assert ((found < 5).sum(axis=-1) == 1).all()
-    taken += found.reshape(-1).tolist()
+    assert ((transferred < 5).sum(axis=-1) == 1).all()
+    taken += transferred.reshape(-1).tolist()
   assert set(taken) == set(rows)

@@ -120,10 +120,10 @@ def test_central_crop_is_short_side_then_centre(height, width, side):
   # Grey level = place along the long side: the crop's middle is the picture's middle.
   ramp = np.linspace(0, 255, max(height, width)).astype(np.uint8)
   grey = np.broadcast_to(ramp if width >= height else ramp[:, None], (height, width))
-  found = image.central_crop(np.stack([grey] * 3, axis=2), side)
-  assert found.shape == (side, side, 3) and found.dtype == np.uint8
+  crop = image.central_crop(np.stack([grey] * 3, axis=2), side)
+  assert crop.shape == (side, side, 3) and crop.dtype == np.uint8
   # Half a pixel where the margin is odd: half of 255 / 37 levels at most, and rounding.
-  np.testing.assert_allclose(found.mean(), grey.mean(), atol=5)
+  np.testing.assert_allclose(crop.mean(), grey.mean(), atol=5)
 
 
 @pytest.mark.parametrize("height,width,size", [

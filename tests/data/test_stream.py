@@ -40,9 +40,9 @@ def originals(files, **faults):
   return stream.Originals(split, np.arange(len(split.ids)), sizes, split.labels.astype(np.int32))
 
 
-def views(found, rows, starts, timeout=600, mine=None):
+def views(pictures, rows, starts, timeout=600, mine=None):
   """Chunks of one device's data, or of those whose places in a batch are `mine` [devices, share]."""
-  read = stream.reader(found, side=SIDE, timeout=timeout,
+  read = stream.reader(pictures, side=SIDE, timeout=timeout,
                        mine=lambda size: np.arange(size)[None] if mine is None else mine)
   chunks = list(read([chosen.reshape(-1, BATCH) for chosen in rows], starts, jax.random.key(3), 1))
   return chunks if mine is not None else [jax.tree.map(lambda array: array[0], chunk) for chunk in chunks]
@@ -56,9 +56,9 @@ def draw_crop(key, size):
 
 def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files, monkeypatch):
   monkeypatch.setattr(workers, "count", lambda: 2)
-  found = originals(files)
+  pictures = originals(files)
   rows = [np.random.default_rng(0).permutation(32).astype(np.int32), np.arange(16, dtype=np.int32)]
-  chunks = views(found, rows, [7, 9])
+  chunks = views(pictures, rows, [7, 9])
   assert [chunk.images.shape for chunk in chunks] == [(32, SIDE, SIDE, 3), (16, SIDE, SIDE, 3)]
   augmented, draw = jax.jit(augment.make_augment("resized_crop_flip", image_size=SIDE, **PLAIN)), jax.jit(draw_crop)
   batches = [(chunks[0], 0, 7), (chunks[0], 1, 8), (chunks[1], 0, 9)]
@@ -68,22 +68,22 @@ def test_views_are_pillows_crops_of_the_boxes_that_the_step_draws(files, monkeyp
     # Each size of picture compiles a program of its own, so a few stand for all.
     for place, row in list(enumerate(chosen))[::7]:
       view = chunk.images[number * BATCH + place].astype(np.float32)
-      picture = found.split.image(row)
+      picture = pictures.split.image(row)
       # What the step makes of the same picture under the same key, on the device.
-      exact = 255 * np.asarray(augmented(keys[place:place + 1], picture[None], found.sizes[row][None]))[0]
+      exact = 255 * np.asarray(augmented(keys[place:place + 1], picture[None], pictures.sizes[row][None]))[0]
       assert np.abs(view - exact).max() <= 2 and np.abs(view - exact).mean() <= 1
-      (top, left, height, width), flipped = draw(keys[place], found.sizes[row])
+      (top, left, height, width), flipped = draw(keys[place], pictures.sizes[row])
       box = PIL.Image.fromarray(picture).crop(tuple(map(int, (left, top, left + width, top + height))))
       pillow = np.asarray(box.resize((SIDE, SIDE), PIL.Image.Resampling.BILINEAR))
       np.testing.assert_array_equal(view, pillow[:, ::-1] if flipped else pillow)
-    np.testing.assert_array_equal(chunk.labels[number * BATCH:(number + 1) * BATCH], found.labels[chosen])
+    np.testing.assert_array_equal(chunk.labels[number * BATCH:(number + 1) * BATCH], pictures.labels[chosen])
 
 
 def test_a_process_reads_the_shares_of_its_devices(files):
-  found, rows = originals(files), [np.random.default_rng(0).permutation(32).astype(np.int32)]
-  whole, = views(found, rows, [7])
+  pictures, rows = originals(files), [np.random.default_rng(0).permutation(32).astype(np.int32)]
+  whole, = views(pictures, rows, [7])
   # Two of four devices, four places of a batch each.
-  part, = views(found, rows, [7], mine=np.arange(8, 16).reshape(2, 4))
+  part, = views(pictures, rows, [7], mine=np.arange(8, 16).reshape(2, 4))
   assert part.images.shape == (2, 8, SIDE, SIDE, 3) and part.sizes.shape == (2, 8, 2)
   for name in Data._fields:
     both = getattr(whole, name).reshape(2, BATCH, *getattr(whole, name).shape[1:])
@@ -92,11 +92,11 @@ def test_a_process_reads_the_shares_of_its_devices(files):
 
 
 def test_central_crops_for_the_features(files):
-  found, rows = originals(files), np.asarray([3, 30, 8, 9, 1], np.int32)
-  blocks = list(stream.central(found, rows, side=SIDE, block=2, timeout=600))
+  pictures, rows = originals(files), np.asarray([3, 30, 8, 9, 1], np.int32)
+  blocks = list(stream.central(pictures, rows, side=SIDE, block=2, timeout=600))
   assert [len(block.labels) for block in blocks] == [2, 2, 1]
   np.testing.assert_array_equal(np.concatenate([block.images for block in blocks]),
-                                [image.central_crop(found.split.image(row), SIDE) for row in rows])
+                                [image.central_crop(pictures.split.image(row), SIDE) for row in rows])
 
 
 # A dead worker is noticed long before the timeout; one that hangs, which it does for ten minutes, after it.
@@ -131,9 +131,9 @@ def test_workers_leave_with_a_killed_parent(files, tmp_path):
 def test_a_picture_that_cannot_be_read_is_named(tmp_path):
   (tmp_path / "bad.png").write_text("no picture")
   split = folder.FolderSplit(tmp_path, np.zeros(BATCH, np.int64), ["bad.png"] * BATCH)
-  found = stream.Originals(split, np.arange(BATCH), np.full((BATCH, 2), 40, np.int32), np.zeros(BATCH, np.int32))
+  pictures = stream.Originals(split, np.arange(BATCH), np.full((BATCH, 2), 40, np.int32), np.zeros(BATCH, np.int32))
   with pytest.raises(UserError, match=f"^picture {tmp_path}/bad.png cannot be read"):
-    views(found, [np.arange(BATCH, dtype=np.int32)], [0])
+    views(pictures, [np.arange(BATCH, dtype=np.int32)], [0])
 
 
 def test_two_paths_on_photographs():

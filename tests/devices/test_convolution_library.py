@@ -171,10 +171,10 @@ print(*norms[0].tolist())
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-3), ("bfloat16", 3e-2)])
 def test_resnet18_trains_alike_with_both(precision, tolerance):
   """Batches of pictures as ImageNet's network sees them: the losses of four steps, every gradient of the first."""
-  found = {}
+  by_library = {}
   for flags in (None, f"{FLAG}=false"):
     used, losses, norms = run(_TRAINING.format(precision=precision), flags)
-    found[used] = [list(map(float, line.split())) for line in (losses, norms)]
-  (losses, norms), (expected, expected_norms) = found["oneDNN"], found["XLA"]
+    by_library[used] = [list(map(float, line.split())) for line in (losses, norms)]
+  (losses, norms), (expected, expected_norms) = by_library["oneDNN"], by_library["XLA"]
   assert losses == pytest.approx(expected, rel=tolerance) and losses[-1] < 0.99 * losses[0]
   assert norms == pytest.approx(expected_norms, rel=10 * tolerance, abs=1e-6)

@@ -28,8 +28,8 @@ def test_both_forms_average_local_gradients_alike():
 
   weight = parallel.replicate(np.float32(3), devices)
   for form in (parallel.spread, parallel.shard):
-    found = form(function, devices, 1)(weight)
-    assert float(found) == 1.5 and found.sharding.is_fully_replicated and len(found.sharding.device_set) == 4
+    averaged = form(function, devices, 1)(weight)
+    assert float(averaged) == 1.5 and averaged.sharding.is_fully_replicated and len(averaged.sharding.device_set) == 4
 
 
 @pytest.mark.parametrize("form", [parallel.spread, parallel.shard])
@@ -48,12 +48,12 @@ def test_each_device_sees_its_own_row_of_what_is_parted(form):
   # Nowhere more than a row.
   assert [shard.data.shape for shard in parted["a"].addressable_shards] == [(1, 3)] * 4
 
-  def function(whole, own):
+  def function(whole, row):
     place = jax.lax.axis_index(parallel.AXIS)
-    return jax.lax.psum(jnp.where(place == 2, whole * own["a"], 0.0), parallel.AXIS)
+    return jax.lax.psum(jnp.where(place == 2, whole * row["a"], 0.0), parallel.AXIS)
 
-  found = form(function, devices, 2, parted=(1,))(parallel.replicate(np.float32(10), devices), parted)
-  np.testing.assert_array_equal(found, 10 * rows[2])
+  total = form(function, devices, 2, parted=(1,))(parallel.replicate(np.float32(10), devices), parted)
+  np.testing.assert_array_equal(total, 10 * rows[2])
 
 
 def test_shares_of_a_batch():

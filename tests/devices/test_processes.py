@@ -36,9 +36,9 @@ def test_one_process_agrees_with_itself_and_waits_for_nobody():
   assert processes.any_process(True) and not processes.any_process(False)
   assert processes.exchange("ä") == ["ä"] and processes.together(lambda: 3) == 3
   error = UserError("mend it")
-  with pytest.raises(UserError) as found:
+  with pytest.raises(UserError) as raised:
     processes.together(lambda: (_ for _ in ()).throw(error))
-  assert found.value is error
+  assert raised.value is error
 
 
 def assert_same_learning(ours, theirs, in_order=True):

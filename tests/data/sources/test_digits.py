@@ -25,8 +25,8 @@ def test_test_set_is_the_last_fifty_rows_of_each_class():
   labels = datasets.load_digits().target
   for label in range(10):
     expected = np.flatnonzero(labels == label)[-50:]
-    found = [int(source.test.ids[row]) for row in np.flatnonzero(source.test.labels == label)]
-    assert found == expected.tolist()
+    test_rows = [int(source.test.ids[row]) for row in np.flatnonzero(source.test.labels == label)]
+    assert test_rows == expected.tolist()
 
 
 def test_pictures_are_scikit_learns_stretched_to_bytes():

@@ -207,9 +207,9 @@ def palette(transparency=False):
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_every_mode_becomes_rgb(tmp_path, picture, options, expected):
   picture.save(tmp_path / "x.png", **options)
-  found = image.decode(tmp_path / "x.png")
-  assert found.dtype == np.uint8 and found.shape == (6, 8, 3)
-  np.testing.assert_allclose(found, np.repeat(np.asarray(expected, np.int32)[..., None], 3, axis=2), atol=4)
+  decoded = image.decode(tmp_path / "x.png")
+  assert decoded.dtype == np.uint8 and decoded.shape == (6, 8, 3)
+  np.testing.assert_allclose(decoded, np.repeat(np.asarray(expected, np.int32)[..., None], 3, axis=2), atol=4)
 
 
 def test_cmyk_and_animations(tmp_path):

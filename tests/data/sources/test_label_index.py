@@ -34,9 +34,9 @@ def load(records, *places, key="key", said=None):
   return label_index.load(records, COUNT, key, name="set-train", places=places, say=lines.append)
 
 
-def same(found, records):
-  np.testing.assert_array_equal(found.labels, records.labels)
-  assert found.ids.tolist() == records.ids.tolist()
+def same(split, records):
+  np.testing.assert_array_equal(split.labels, records.labels)
+  assert split.ids.tolist() == records.ids.tolist()
 
 
 def test_records_are_read_once(tmp_path):
@@ -97,16 +97,16 @@ def test_a_second_job_waits_for_the_first(tmp_path):
   (tmp_path / "done").mkdir()
   load(Records(), tmp_path / "done")
   finished, = (tmp_path / "done").glob("*.npz")
-  records, said, found = Records(), [], []
+  records, said, loaded = Records(), [], []
   with open(tmp_path / f"{finished.name}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    second = threading.Thread(target=lambda: found.append(load(records, tmp_path, said=said)))
+    second = threading.Thread(target=lambda: loaded.append(load(records, tmp_path, said=said)))
     second.start()
     while not said:
       assert second.is_alive()
     finished.rename(tmp_path / finished.name)
   second.join(60)
-  same(found[0], records)
+  same(loaded[0], records)
   assert records.read == 16 and len(said) == 1 and "another job" in said[0]
 
 
@@ -121,8 +121,8 @@ def test_prepared_data_sets_of_one_folder_share_it(prepared, tmp_path, monkeypat
   monkeypatch.setattr(label_index, "FROM_BYTES", 0)
   plain = {name: catalogue.load(name, str(prepared)) for name in ("imagenet_subset", "imagenet1000")}
   for name, expected in plain.items():
-    found = catalogue.load(name, str(prepared), cache_dir=str(tmp_path))
-    for split, wanted in ((found.train, expected.train), (found.test, expected.test)):
+    source = catalogue.load(name, str(prepared), cache_dir=str(tmp_path))
+    for split, wanted in ((source.train, expected.train), (source.test, expected.test)):
       np.testing.assert_array_equal(split.labels, wanted.labels)
       assert split.ids == wanted.ids
       np.testing.assert_array_equal(split.image(5), wanted.image(5))
