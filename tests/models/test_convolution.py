@@ -204,8 +204,8 @@ def test_under_vmap(layer):
   together = jax.vmap(lambda k, g: _value_and_gradients(_ours, inputs, k, g, *statics))(kernels, grads)
   for i in range(2):
     alone = _value_and_gradients(_ours, inputs, kernels[i], grads[i], *statics)
-    for found, expected in zip(together, alone, strict=True):
-      _assert_close(found[i], expected, 1e-5)
+    for batched, expected in zip(together, alone, strict=True):
+      _assert_close(batched[i], expected, 1e-5)
 
 
 @pytest.mark.usefixtures("library")

@@ -29,12 +29,12 @@ def trained(name, side, precision="float32"):
 
 def outputs(model, variables, images):
   """(features, maps) in evaluation mode, float32."""
-  found = jax.jit(lambda variables: model.apply(variables, images, train=False))(variables)
-  return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(found)]
+  computed = jax.jit(lambda variables: model.apply(variables, images, train=False))(variables)
+  return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(computed)]
 
 
-def errors(found, expected):
-  return [np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) for ours, theirs in zip(found, expected, strict=True)]
+def errors(actual, expected):
+  return [np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) for ours, theirs in zip(actual, expected, strict=True)]
 
 
 @NETWORKS

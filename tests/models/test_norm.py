@@ -54,14 +54,14 @@ def flax_norm(x, shortcut, scale, bias, relu, axis_name):
     y, updated = layer.apply(variables, x, mutable=["batch_stats"])
   y = y if shortcut is None else y + shortcut
   # Without momentum the running statistics are the batch's.
-  found = updated["batch_stats"]
-  return nn.relu(y) if relu else y, norm.Statistics(found["mean"], found["var"])
+  running = updated["batch_stats"]
+  return nn.relu(y) if relu else y, norm.Statistics(running["mean"], running["var"])
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(actual, expected, tolerance):
   """Equal trees up to `tolerance` times each leaf's largest magnitude, shapes and dtypes included."""
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.max(np.abs(theirs), initial=1.0))
@@ -115,9 +115,9 @@ def test_devices_agree(form, num_devices):
       if axis_name is None:
         return value, y, statistics, grads
       # A device's share of the loss is as large as the number of devices; of pictures, each has its own.
-      own = jax.tree.map(lambda grad: grad / num_devices, (grads[1], grads[2]))
-      y, *own = jax.tree.map(functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True), (y, *own))
-      return (*jax.lax.pmean((value, grads[0]), axis_name), y, statistics, own)
+      to_both = jax.tree.map(lambda grad: grad / num_devices, (grads[1], grads[2]))
+      y, *to_both = jax.tree.map(functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True), (y, *to_both))
+      return (*jax.lax.pmean((value, grads[0]), axis_name), y, statistics, to_both)
     return on_device
 
   value, y, statistics, (to_affine, to_x, to_given) = jax.jit(share_of(flax_norm, None))(affine, (x, given, weights))
@@ -126,8 +126,8 @@ def test_devices_agree(form, num_devices):
       jax.tree.map(lambda a: a.reshape(num_devices, -1, *a.shape[1:]), (x, given, weights)), devices)
   for function in (norm.normalise, norm._value):
     program = form(share_of(function, parallel.AXIS), devices, 2, parted=(1,))
-    found = program(parallel.replicate(affine, devices), pictures)
-    assert_close(jax.device_get(found), jax.device_get((value, to_affine, y, statistics, [to_x, to_given])), 1e-12)
+    on_devices = program(parallel.replicate(affine, devices), pictures)
+    assert_close(jax.device_get(on_devices), jax.device_get((value, to_affine, y, statistics, [to_x, to_given])), 1e-12)
 
 
 def test_a_constant_channel():
@@ -168,9 +168,9 @@ def test_far_from_zero_as_exact_as_flax():
     exact = pull(flax_norm, *jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (arguments, grad)), False)
   errors = []
   for function in (norm.normalise, flax_norm):
-    found = pull(function, arguments, grad, False)
+    pulled = pull(function, arguments, grad, False)
     errors.append([np.max(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs))) / np.max(np.abs(theirs))
-                   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(exact))])
+                   for ours, theirs in zip(jax.tree.leaves(pulled), jax.tree.leaves(exact))])
   ours, theirs = np.asarray(errors)
   assert (ours < 3 * theirs + 1e-5).all(), errors
 
@@ -186,9 +186,9 @@ def test_bfloat16_is_as_exact_as_its_rounding(shortcut, relu):
   (y_wide, statistics_wide), grads_wide = pull(norm.normalise, *wide, relu)
   assert_close(statistics, statistics_wide, 1e-5)
   assert_close((grads[2], grads[3]), (grads_wide[2], grads_wide[3]), 1e-5)
-  for found, expected in ((y, y_wide), (grads[0], grads_wide[0]), (grads[1], grads_wide[1])):
+  for narrow, expected in ((y, y_wide), (grads[0], grads_wide[0]), (grads[1], grads_wide[1])):
     if expected is not None:
-      np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=2**-8, atol=1e-6)
+      np.testing.assert_allclose(np.asarray(narrow, np.float32), expected, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("function", [norm.normalise, norm._value], ids=["cpu", "elsewhere"])
@@ -199,11 +199,11 @@ def test_what_is_not_finite_stays_visible(function, value, shortcut, relu):
   arguments, grad = draw(SHAPE, shortcut=shortcut, dtype=jnp.float32)
   x, *rest = arguments
   (y, statistics), (to_x, _, to_scale, _) = pull(function, (x.at[1, 2, 3, 4].set(value), *rest), grad, relu)
-  for found in (y, to_x):
-    finite = np.isfinite(np.asarray(found)).reshape(-1, 6)
+  for by_pixel in (y, to_x):
+    finite = np.isfinite(np.asarray(by_pixel)).reshape(-1, 6)
     assert not finite[:, 4].any() and finite[:, [0, 1, 2, 3, 5]].all()
-  for found in (statistics.variance, to_scale):
-    np.testing.assert_array_equal(np.isfinite(np.asarray(found)), np.arange(6) != 4)
+  for by_channel in (statistics.variance, to_scale):
+    np.testing.assert_array_equal(np.isfinite(np.asarray(by_channel)), np.arange(6) != 4)
   assert not np.isfinite(statistics.mean[4])
 
 
@@ -215,7 +215,7 @@ def test_a_gradient_that_is_not_finite_goes_through_where_the_value_is_not():
   _, (to_x, to_shortcut, *to_affine) = pull(
       norm.normalise, (x, shortcut.at[bad].set(jnp.nan), *affine), grad.at[bad].set(jnp.nan), True)
   assert np.isnan(to_x[..., 4]).all() and np.isnan(to_shortcut[bad])
-  assert all(np.isnan(found[4]) for found in to_affine)
+  assert all(np.isnan(gradient[4]) for gradient in to_affine)
 
 
 def layers(train):

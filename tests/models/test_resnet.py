@@ -94,8 +94,8 @@ def test_forward_against_a_float64_oracle(name, side, blocks, stem):
   expected, expected_maps = oracle(variables, x, blocks, stem)
   np.testing.assert_allclose(features[0], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
   assert [m.shape[1:] for m in maps] == [m.shape for m in expected_maps]
-  for found, wanted in zip(maps, expected_maps):
-    np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+  for stage_map, wanted in zip(maps, expected_maps):
+    np.testing.assert_allclose(stage_map[0], wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
   assert features.shape == (1, model.num_features)
 
 
@@ -114,9 +114,9 @@ def test_running_statistics_move_by_a_tenth():
   stem = jax.lax.conv_general_dilated(x, variables["params"]["Conv_0"]["kernel"], (1, 1), ((1, 1), (1, 1)),
                                       dimension_numbers=("NHWC", "HWIO", "NHWC"))
   _, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
-  found = updated["batch_stats"]["BatchNorm_0"]
-  np.testing.assert_allclose(found["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(found["var"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-4)
+  statistics = updated["batch_stats"]["BatchNorm_0"]
+  np.testing.assert_allclose(statistics["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet", "resnet33", "resnet2", "vgg16", "resnet50"])

@@ -58,7 +58,7 @@ def test_nothing_overflows_and_every_picture_is_visible(tmp_path):
            "--virtual-time-budget=4000", f"--user-data-dir={tmp_path}/{width}{dark}", *scheme,
            "--window-size=1280,900", "--dump-dom", (tmp_path / name).as_uri()],
           capture_output=True, text=True, timeout=300, check=True)
-      found = json.loads(html.unescape(re.findall(r"<pre>({.*?})</pre>", done.stdout)[-1]))
-      assert found["width"] == found["scroll"] == width and found["dark"] is dark
-      assert found["images"] > 30 and found["broken"] == [] and found["wide"] == []
+      layout = json.loads(html.unescape(re.findall(r"<pre>({.*?})</pre>", done.stdout)[-1]))
+      assert layout["width"] == layout["scroll"] == width and layout["dark"] is dark
+      assert layout["images"] > 30 and layout["broken"] == [] and layout["wide"] == []
       assert "CONSOLE" not in done.stderr

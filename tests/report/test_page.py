@@ -61,8 +61,8 @@ class Page(html.parser.HTMLParser):
 
 def shown(folders, tmp_path, **options):
   out = tmp_path / "report.html"
-  found, pictures = report(folders, out, **{"exemplars": False, **options})
-  assert found == out and pictures.is_dir()
+  written, pictures = report(folders, out, **{"exemplars": False, **options})
+  assert written == out and pictures.is_dir()
   return Page(out), pictures
 
 
@@ -74,33 +74,33 @@ def three(tmp_path):
 
 def test_settings_seeds_pictures_and_tables(three, tmp_path):
   before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-  found, pictures = shown(three, tmp_path)
-  assert found.outside == []
-  assert [name for name in found.headings if name in ("gr", "lwf")] == ["gr", "lwf"]
+  document, pictures = shown(three, tmp_path)
+  assert document.outside == []
+  assert [name for name in document.headings if name in ("gr", "lwf")] == ["gr", "lwf"]
   for name in ("Accuracy after each task", "Forgetting after each task", "Task unknown and task known",
                "Many, medium and few", "Calibration error", "Neural collapse after each task", "Accuracy matrix",
                "Gradient norms and class counts", "What the method reports, by epoch", "Reliability",
                "Classifier norms of old and new classes", "Confusion of tasks", "Confusion of classes",
                "Images of each class"):
-    assert name in found.headings, name
+    assert name in document.headings, name
   names = {path.name for path in pictures.iterdir()}
   assert {"accuracy.png", "accuracy.svg", "1_gradients.svg", "2_reliability.png", "scenario.svg"} <= names
-  assert len(names) == 2 * len(found.images) and "2_gradients.svg" not in names
-  assert "this method does not record gradient norms" in found.text
-  assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in found.images)
+  assert len(names) == 2 * len(document.images) and "2_gradients.svg" not in names
+  assert "this method does not record gradient norms" in document.text
+  assert all(image["alt"] and image["src"].startswith("data:image/svg+xml;base64,") for image in document.images)
   # Nothing in the runs has changed.
   assert {path: path.read_bytes() for path in before} == before
-  row = re.search(r"gr 0, 1 3 of 3 ([\d.]+) ± ([\d.]+)", found.text)
+  row = re.search(r"gr 0, 1 3 of 3 ([\d.]+) ± ([\d.]+)", document.text)
   averages = [np.mean([row["task_accuracies"] for row in records.read(folder).tasks]) for folder in three[:2]]
   assert float(row[1]) == pytest.approx(100 * np.mean(averages), abs=0.01)
   assert float(row[2]) == pytest.approx(100 * np.std(averages, ddof=1), abs=0.01)
-  assert "method gr gr lwf" in found.text and "seed 0 1 0" in found.text
+  assert "method gr gr lwf" in document.text and "seed 0 1 0" in document.text
 
 
 def test_class_names_are_shown_and_not_executed(three, tmp_path):
-  found, _ = shown(three[:1], tmp_path)
+  document, _ = shown(three[:1], tmp_path)
   for name in reported.NAMES:
-    assert name in found.texts
+    assert name in document.texts
   text = (tmp_path / "report.html").read_text()
   assert "<b>dog" not in text and "&lt;b&gt;dog&lt;/b&gt;" in text
 
@@ -112,20 +112,20 @@ def test_a_run_that_goes_on_is_not_disturbed(tmp_path):
     file.write('{"kind": "epoch", "ta')
   with workdirs.locked(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    found, _ = shown([folder], tmp_path)
+    document, _ = shown([folder], tmp_path)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-  assert "1 of 3 tasks are finished" in found.text and "cannot be read" not in found.text
-  assert "Accuracy matrix" in found.headings
+  assert "1 of 3 tasks are finished" in document.text and "cannot be read" not in document.text
+  assert "Accuracy matrix" in document.headings
 
 
 def test_a_run_before_its_first_epoch_and_one_before_its_first_task(tmp_path):
   folder = reported.run(tmp_path / "run", done=0)
-  found, _ = shown([folder], tmp_path)
-  assert "No task is finished yet" in found.text and "Losses by epoch" in found.headings
+  document, _ = shown([folder], tmp_path)
+  assert "No task is finished yet" in document.text and "Losses by epoch" in document.headings
   for name in ("metrics.jsonl", "scenario.json"):
     (folder / name).unlink()
-  found, _ = shown([folder], tmp_path)
-  assert "scenario.json is missing" in found.text and "no epoch is finished yet" in found.text
+  document, _ = shown([folder], tmp_path)
+  assert "scenario.json is missing" in document.text and "no epoch is finished yet" in document.text
 
 
 def test_a_damaged_run_shows_what_is_left(tmp_path):
@@ -134,11 +134,11 @@ def test_a_damaged_run_shows_what_is_left(tmp_path):
   (folder / "metrics.jsonl").write_text("\n".join(["}{", *lines[1:]]))
   (folder / "evaluation" / "task_3.npz").write_bytes(b"PK\x03\x04 damaged")
   (folder / "results.json").write_text("[")
-  found, _ = shown([folder], tmp_path)
+  document, _ = shown([folder], tmp_path)
   for words in ("1 lines cannot be read (first: 1)", "evaluation/task_3.npz cannot be read",
                 "results.json cannot be read", "Reliability: not recorded"):
-    assert words in found.text, words
-  assert "Accuracy after each task" in found.headings
+    assert words in document.text, words
+  assert "Accuracy after each task" in document.headings
   # Rows that are lost are those of results.json.
   (folder / "metrics.jsonl").write_text("")
   reported.write(folder / "results.json", {"tasks_done": 2, "task_accuracies": [0.9, 0.8, None],
@@ -152,21 +152,21 @@ def test_a_damaged_run_shows_what_is_left(tmp_path):
 
 def test_a_run_of_an_earlier_version(tmp_path):
   folder = reported.run(tmp_path / "run", recorded=False)
-  found, _ = shown([folder], tmp_path)
-  assert "not recorded, as in runs of earlier versions; --recompute" in found.text
-  assert "Calibration error" not in found.headings and "Reliability: not recorded" in found.text
+  document, _ = shown([folder], tmp_path)
+  assert "not recorded, as in runs of earlier versions; --recompute" in document.text
+  assert "Calibration error" not in document.headings and "Reliability: not recorded" in document.text
 
 
 def test_a_run_without_a_hold_out(tmp_path):
-  found, _ = shown([reported.run(tmp_path / "run", calibrated=False)], tmp_path)
-  assert "Reliability" in found.headings
-  assert "ECE, one T ECE, two T" in found.text
+  document, _ = shown([reported.run(tmp_path / "run", calibrated=False)], tmp_path)
+  assert "Reliability" in document.headings
+  assert "ECE, one T ECE, two T" in document.text
 
 
 def test_different_scenarios_stand_apart(tmp_path):
   folders = [reported.run(tmp_path / "a"), reported.run(tmp_path / "b", digest="b" * 64)]
-  found, pictures = shown(folders, tmp_path)
-  assert "learn 2 different scenarios" in found.text and "role" not in found.text
+  document, pictures = shown(folders, tmp_path)
+  assert "learn 2 different scenarios" in document.text and "role" not in document.text
   assert {"1_accuracy.png", "2_accuracy.png"} <= {path.name for path in pictures.iterdir()}
 
 
@@ -224,8 +224,8 @@ def test_a_folder_that_may_not_be_written_to(three, tmp_path, monkeypatch):
 
 def test_exemplars_that_cannot_be_shown_say_why(tmp_path):
   folder = reported.run(tmp_path / "run")
-  found = exemplars.of(records.read(folder))
-  assert found.classes == () and "scenario.json" in found.words or "images" in found.words
+  samples = exemplars.of(records.read(folder))
+  assert samples.classes == () and "scenario.json" in samples.words or "images" in samples.words
   assert exemplars.of(records.read(reported.run(tmp_path / "other", done=0))).words == "no task is finished yet"
 
 
@@ -251,5 +251,5 @@ def test_an_old_config_is_read(tmp_path):
 def test_a_copy_elsewhere_is_enough(three, tmp_path):
   shutil.copytree(three[0], tmp_path / "copy")
   shutil.rmtree(three[0])
-  found, _ = shown([tmp_path / "copy"], tmp_path)
-  assert "Accuracy matrix" in found.headings
+  document, _ = shown([tmp_path / "copy"], tmp_path)
+  assert "Accuracy matrix" in document.headings

@@ -42,11 +42,11 @@ def test_first_task_has_no_old_class_and_lost_nothing():
 
 
 def test_sizes_and_steps():
-  found = plans()
-  assert [p.size for p in found] == [33, 58 + 8, 20 + 5 + 3 + 5 + 5]
-  assert [p.steps_per_epoch for p in found] == [3, 5, 3]
-  assert [(p.first_step, p.stop_step) for p in found] == [(0, 9), (9, 24), (24, 33)]
-  assert [(stage.name, stage.epochs) for task in found for stage in task.stages] == [("train", 3)] * 3
+  tasks = plans()
+  assert [p.size for p in tasks] == [33, 58 + 8, 20 + 5 + 3 + 5 + 5]
+  assert [p.steps_per_epoch for p in tasks] == [3, 5, 3]
+  assert [(p.first_step, p.stop_step) for p in tasks] == [(0, 9), (9, 24), (24, 33)]
+  assert [(stage.name, stage.epochs) for task in tasks for stage in task.stages] == [("train", 3)] * 3
 
 
 def test_no_memory_leaves_old_classes_out_of_the_prior():
@@ -75,19 +75,19 @@ def test_a_method_of_all_images_sees_all_of_them():
 
 def test_a_second_stage_of_later_tasks_on_held_out_images():
   """BiC at n_j of 3 and more: two images of each class leave before training, and count as exemplars."""
-  found = plans("bic")
+  tasks = plans("bic")
   held = methods.make("bic", {}, memory=20).held_out
   assert held == 2
-  assert [[stage.index for stage in task.stages] for task in found] == [[0], [0, 1], [0, 1]]
-  np.testing.assert_array_equal(found[1].stages[0].context.counts, [3, 1, 48, 6, 0])
-  np.testing.assert_array_equal(found[1].stages[1].context.counts, [2, 2, 2, 2, 0])
+  assert [[stage.index for stage in task.stages] for task in tasks] == [[0], [0, 1], [0, 1]]
+  np.testing.assert_array_equal(tasks[1].stages[0].context.counts, [3, 1, 48, 6, 0])
+  np.testing.assert_array_equal(tasks[1].stages[1].context.counts, [2, 2, 2, 2, 0])
   # A share of 1.25, rounded up: of three epochs four.
-  assert [stage.epochs for stage in found[1].stages] == [3, 4]
-  assert [stage.size for stage in found[1].stages] == [58, 8]
+  assert [stage.epochs for stage in tasks[1].stages] == [3, 4]
+  assert [stage.size for stage in tasks[1].stages] == [58, 8]
   # One stage after another, without a gap.
-  steps = [(stage.first_step, stage.stop_step) for task in found for stage in task.stages]
+  steps = [(stage.first_step, stage.stop_step) for task in tasks for stage in task.stages]
   assert steps[0][0] == 0 and [first for first, _ in steps[1:]] == [stop for _, stop in steps[:-1]]
-  for task in found:
+  for task in tasks:
     assert (task.first_step, task.stop_step) == (task.stages[0].first_step, task.stages[-1].stop_step)
     for stage in task.stages:
       assert stage.stop_step - stage.first_step == stage.epochs * stage.steps_per_epoch
@@ -112,9 +112,9 @@ def test_rows_are_as_many_as_the_context_counts(rows, held_out, number):
   # Exemplars: the last ones of each class, as many as there is room for.
   exemplars = [np.arange(starts[j] + COUNTS[j] - max(min(5, COUNTS[j]) - held_out, 0), starts[j] + COUNTS[j])
                for j in range(task.task.stop)]
-  found = plan.rows_of(stage, task, COUNTS, exemplars, held_out, seed=0)
-  np.testing.assert_array_equal([len(rows) for rows in found], task.context.counts[:task.task.stop])
-  for j, class_rows in enumerate(found):
+  rows_by_class = plan.rows_of(stage, task, COUNTS, exemplars, held_out, seed=0)
+  np.testing.assert_array_equal([len(rows) for rows in rows_by_class], task.context.counts[:task.task.stop])
+  for j, class_rows in enumerate(rows_by_class):
     assert all(starts[j] <= row < starts[j] + COUNTS[j] for row in class_rows)
     among_held_out = class_rows < starts[j] + held_out
     assert among_held_out.all() if rows == "held_out" else rows == "all" or not among_held_out.any()
@@ -146,7 +146,7 @@ def test_a_balanced_stage_has_equally_many_images_of_each_class():
   task, rows = balanced()
   # Class 1 has three images in all.
   np.testing.assert_array_equal(task.stages[1].context.counts, [5, 3, 5, 5, 0])
-  assert [len(found) for found in rows] == [5, 3, 5, 5]
+  assert [len(class_rows) for class_rows in rows] == [5, 3, 5, 5]
   # A quarter of the first stage's epochs, rounded up.
   assert [stage.epochs for stage in task.stages] == [3, 1]
   assert [stage.size for stage in task.stages] == [58 + 8, 18]

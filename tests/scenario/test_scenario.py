@@ -21,9 +21,9 @@ def draw(per_class=(40,) * 6, **changes):
   return scenario.make_scenario(**arguments), arguments
 
 
-def drawn_ids(found, arguments):
+def drawn_ids(drawn, arguments):
   return [[arguments["ids"][row] for row in (*train, *held)]
-          for train, held in zip(found.train, found.holdout)]
+          for train, held in zip(drawn.train, drawn.holdout)]
 
 
 def test_icarl_order_is_a_permutation_that_begins_as_published():
@@ -32,15 +32,15 @@ def test_icarl_order_is_a_permutation_that_begins_as_published():
 
 
 def test_holdout_is_a_tenth_of_the_draw_rounded_half_to_even():
-  found, arguments = draw(per_class=(5, 15, 25, 35, 40, 4), kind="natural")
+  drawn, arguments = draw(per_class=(5, 15, 25, 35, 40, 4), kind="natural")
   # 0.5 -> 0, 1.5 -> 2, 2.5 -> 2, 3.5 -> 4, 4, 0.4 -> 0
-  assert [len(rows) for rows in found.holdout] == [0, 2, 2, 4, 4, 0]
+  assert [len(rows) for rows in drawn.holdout] == [0, 2, 2, 4, 4, 0]
   # From here on n_j counts what is left.
-  assert found.counts.tolist() == [5, 13, 23, 31, 36, 4]
-  for train, held in zip(found.train, found.holdout):
+  assert drawn.counts.tolist() == [5, 13, 23, 31, 36, 4]
+  for train, held in zip(drawn.train, drawn.holdout):
     assert not set(train) & set(held)
   assert all(arguments["labels"][list(rows)].tolist() == [label] * len(rows)
-             for label, rows in zip(found.class_order, found.train))
+             for label, rows in zip(drawn.class_order, drawn.train))
 
 
 def test_profiles_of_the_kinds():
@@ -50,16 +50,16 @@ def test_profiles_of_the_kinds():
   shuffled, _ = draw(kind="lt")
   assert shuffled.profile != tuple(counts) and sorted(shuffled.profile) == sorted(counts)
   for kind in ("conv", "natural"):
-    found, _ = draw(kind=kind, validation_fraction=0.0)
-    assert found.profile is None and found.counts.tolist() == [40] * 6
+    drawn, _ = draw(kind=kind, validation_fraction=0.0)
+    assert drawn.profile is None and drawn.counts.tolist() == [40] * 6
 
 
 def test_profile_by_label_gives_class_c_its_own_count():
   order = (3, 1, 5, 0, 2, 4)
   properties = DatasetProperties(fixed_order=order, fixed_order_ltio=tuple(range(6)), profile_by_label=True)
   counts = scenario.long_tailed_counts(6, 40, 8.0)
-  found, _ = draw(properties=properties)
-  assert found.class_order == order and found.profile == tuple(counts[list(order)])
+  drawn, _ = draw(properties=properties)
+  assert drawn.class_order == order and drawn.profile == tuple(counts[list(order)])
   ordered, _ = draw(properties=properties, kind="ltio")
   assert ordered.class_order == tuple(range(6)) and ordered.profile == tuple(counts)
   # With a seeded order, position i of the order gets n_i.
@@ -83,12 +83,12 @@ def test_orders():
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32), st.integers(0, 100))
 def test_draw_depends_on_ids_not_on_the_order_of_records(permutation_seed, seed):
-  found, arguments = draw(seed=seed, order="seeded")
+  drawn, arguments = draw(seed=seed, order="seeded")
   shuffle = np.random.default_rng(permutation_seed).permutation(len(arguments["ids"]))
   again, changed = draw(seed=seed, order="seeded", labels=arguments["labels"][shuffle],
                         ids=[arguments["ids"][i] for i in shuffle])
-  assert again.digest == found.digest
-  assert drawn_ids(again, changed) == drawn_ids(found, arguments)
+  assert again.digest == drawn.digest
+  assert drawn_ids(again, changed) == drawn_ids(drawn, arguments)
 
 
 def test_digest_changes_with_seed_hold_out_and_split():
@@ -109,9 +109,9 @@ def test_more_images_of_a_class_keep_the_smaller_draw():
     (101, 6, 51, [51] + [10] * 5), (100, 11, 50, [50] + [5] * 10), (11, 4, 4, [4, 3, 2, 2]),
     (2, 2, None, [1, 1]), (3, 1, None, [3])])
 def test_task_splits(classes, tasks, first, sizes):
-  found = scenario.split_tasks(classes, tasks, first)
-  assert [t.stop - t.first for t in found] == sizes
-  assert [c for t in found for c in t.classes] == list(range(classes))
+  split = scenario.split_tasks(classes, tasks, first)
+  assert [t.stop - t.first for t in split] == sizes
+  assert [c for t in split for c in t.classes] == list(range(classes))
 
 
 @pytest.mark.parametrize("classes, tasks, first, words", [
@@ -139,13 +139,13 @@ def test_scenarios_that_cannot_be_drawn(changes, words):
 
 
 def test_slightly_short_classes_are_capped_and_reported():
-  found, _ = draw(per_class=(40, 40, 40, 40, 40, 39), properties=DatasetProperties(tuple(range(6)), max_count=40),
+  drawn, _ = draw(per_class=(40, 40, 40, 40, 40, 39), properties=DatasetProperties(tuple(range(6)), max_count=40),
                   kind="ltio", imbalance=1.0, validation_fraction=0.0)
-  assert found.capped == {5: (40, 39)}
-  assert found.counts.tolist() == [40] * 5 + [39]
+  assert drawn.capped == {5: (40, 39)}
+  assert drawn.counts.tolist() == [40] * 5 + [39]
 
 
 def test_task_of_class():
-  found, _ = draw(num_tasks=3, first_task_classes=2)
-  assert found.tasks == (Task(0, 2), Task(2, 4), Task(4, 6))
-  np.testing.assert_array_equal(found.task_of_class, [0, 0, 1, 1, 2, 2])
+  drawn, _ = draw(num_tasks=3, first_task_classes=2)
+  assert drawn.tasks == (Task(0, 2), Task(2, 4), Task(4, 6))
+  np.testing.assert_array_equal(drawn.task_of_class, [0, 0, 1, 1, 2, 2])

@@ -47,8 +47,8 @@ def model(workdir):
 
 def accuracy_of(model, paths, labels):
   """Of files classified one by one, among the test pictures of the seen classes."""
-  own = [(path, str(label)) for path, label in zip(paths, labels) if str(label) in model.classes]
-  return np.mean([model(path).names == [name] for path, name in own])
+  seen = [(path, str(label)) for path, label in zip(paths, labels) if str(label) in model.classes]
+  return np.mean([model(path).names == [name] for path, name in seen])
 
 
 def test_test_pictures_one_by_one_give_the_runs_accuracy(workdir, model, pictures, monkeypatch):
@@ -69,9 +69,9 @@ def test_probabilities_do_not_depend_on_the_batch(model, pictures):
   alone = np.concatenate([model(path).probabilities for path in paths[60:67]])
   np.testing.assert_allclose(together.probabilities[60:], alone, atol=1e-5)
   assert model([]).probabilities.shape == (0, 10)
-  for found, row in zip(together.top(3), together.probabilities):
-    assert [share for _, share in found] == sorted(row.tolist(), reverse=True)[:3]
-    assert [row[model.classes.index(name)] for name, _ in found] == [share for _, share in found]
+  for top, row in zip(together.top(3), together.probabilities):
+    assert [share for _, share in top] == sorted(row.tolist(), reverse=True)[:3]
+    assert [row[model.classes.index(name)] for name, _ in top] == [share for _, share in top]
 
 
 def test_probabilities_are_calibrated_by_the_runs_temperature(model, workdir, pictures, monkeypatch):
@@ -79,16 +79,17 @@ def test_probabilities_are_calibrated_by_the_runs_temperature(model, workdir, pi
   after_task = restored.after_task
 
   def calibrated(*args):
-    found = after_task(*args)
+    original = after_task(*args)
     evaluations = [{"calibration": {"temperatures": {"one": one, "old": 1.0, "new": 2.0}}} for one in (9.0, 2.5)]
-    return found._replace(record={**found.record, "evaluations": evaluations})
+    return original._replace(record={**original.record, "evaluations": evaluations})
 
   monkeypatch.setattr(restored, "after_task", calibrated)
-  found = gr_jax.load(workdir)
-  assert found.temperature == 2.5 and "calibrated, temperature 2.500" in found.description
-  plain, scaled = (one(pictures[0][:9]).probabilities.astype(np.float64) for one in (model, found))
+  served = gr_jax.load(workdir)
+  assert served.temperature == 2.5 and "calibrated, temperature 2.500" in served.description
+  plain, scaled = (one(pictures[0][:9]).probabilities.astype(np.float64) for one in (model, served))
   np.testing.assert_allclose(scaled, plain ** 0.4 / (plain ** 0.4).sum(axis=1, keepdims=True), rtol=1e-4)
-  assert json.loads(prediction.json_line(found)(next(prediction.predict(found, pictures[0][:1], top=1))))["calibrated"]
+  line = prediction.json_line(served)(next(prediction.predict(served, pictures[0][:1], top=1)))
+  assert json.loads(line)["calibrated"]
   # Without held-out images nothing is fitted.
   monkeypatch.setattr(restored, "after_task", lambda *args: after_task(*args)._replace(
       record={"evaluations": [{"calibration": {"temperatures": None}}]}))
@@ -150,10 +151,10 @@ def test_files_are_found(tmp_path):
   for name in ("b/two.png", "b/one.JPG", "b/deep/three.webp", "b/notes.txt", "b/.hidden/four.png", "c/readme.md", "d"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).touch()
-  found = views.find([tmp_path / "d", tmp_path / "b", tmp_path / "c", tmp_path / "e"])
-  assert found.files == [tmp_path / name for name in ("d", "b/deep/three.webp", "b/one.JPG", "b/two.png")]
-  assert [path.name for path, _ in found.unusable] == ["c", "e"]
-  assert "has no picture" in found.unusable[0][1] and "no such file" in found.unusable[1][1]
+  listing = views.find([tmp_path / "d", tmp_path / "b", tmp_path / "c", tmp_path / "e"])
+  assert listing.files == [tmp_path / name for name in ("d", "b/deep/three.webp", "b/one.JPG", "b/two.png")]
+  assert [path.name for path, _ in listing.unusable] == ["c", "e"]
+  assert "has no picture" in listing.unusable[0][1] and "no such file" in listing.unusable[1][1]
 
 
 def test_a_file_that_is_no_picture_is_named_and_the_rest_still_done(model, pictures, tmp_path):
@@ -161,15 +162,15 @@ def test_a_file_that_is_no_picture_is_named_and_the_rest_still_done(model, pictu
   cut = pathlib.Path(shutil.copy(pictures[0][0], tmp_path / "cut.png"))
   cut.write_bytes(cut.read_bytes()[:60])
   files = [pictures[0][0], tmp_path / "text.png", cut, pictures[0][1]]
-  found = list(prediction.predict(model, files, top=2))
-  assert [item.file for item in found] == files and [len(item.top) for item in found] == [2, 0, 0, 2]
-  for item in found[1:3]:
+  predictions = list(prediction.predict(model, files, top=2))
+  assert [item.file for item in predictions] == files and [len(item.top) for item in predictions] == [2, 0, 0, 2]
+  for item in predictions[1:3]:
     assert str(item.file) in item.error and "no picture, or damaged" in item.error
   assert list(prediction.predict(model, [cut], top=1))[0].top == []
-  text, line = prediction.text_line(found[0]), json.loads(prediction.json_line(model)(found[0]))
-  assert text.startswith(f"{files[0]}: {found[0].top[0][0]} ") and text.count(" %") == 2
+  text, line = prediction.text_line(predictions[0]), json.loads(prediction.json_line(model)(predictions[0]))
+  assert text.startswith(f"{files[0]}: {predictions[0].top[0][0]} ") and text.count(" %") == 2
   assert line["file"] == str(files[0]) and line["calibrated"] is False and line["task"] == 3
-  assert [(item["class"], item["probability"]) for item in line["predictions"]] == found[0].top
+  assert [(item["class"], item["probability"]) for item in line["predictions"]] == predictions[0].top
 
 
 def test_the_command(workdir, pictures, tmp_path):

@@ -55,18 +55,18 @@ def test_a_run_on_its_way(tmp_path):
   before = contents(folder)
   with files.locked(folder / ".lock", lambda: None):
     changed = (folder / "metrics.jsonl").stat().st_mtime
-    found = standing.of(folder, now=changed + 1)
-    assert found.state == "running" and found.process == os.getpid()
-    text = lines.lines([found])
+    run = standing.of(folder, now=changed + 1)
+    assert run.state == "running" and run.process == os.getpid()
+    text = lines.lines([run])
   # In files only the time of the lock, which this test opens, may differ.
   assert {path: part for path, part in contents(folder).items() if path.name != ".lock"} == {
       path: part for path, part in before.items() if path.name != ".lock"}
-  assert (found.task, found.num_tasks, found.stage, found.epoch, found.epochs) == (2, 3, "train", 2, 4)
-  assert (found.accuracy, found.average, found.checkpoint) == (0.9, 0.8, 12)
+  assert (run.task, run.num_tasks, run.stage, run.epoch, run.epochs) == (2, 3, "train", 2, 4)
+  assert (run.accuracy, run.average, run.checkpoint) == (0.9, 0.8, 12)
   # The median of 1/3 s a step three times, and of 0.2 s once; 40 images a step.
-  assert found.rate == pytest.approx(40 * 3)
+  assert run.rate == pytest.approx(40 * 3)
   # Of 12 + 10 + 10 steps 16 are done; 0.5 s after each of two tasks; a second has passed since the last row.
-  assert found.left == pytest.approx(16 / 3 + 2 * 0.5 - 1) and found.age == pytest.approx(1)
+  assert run.left == pytest.approx(16 / 3 + 2 * 0.5 - 1) and run.age == pytest.approx(1)
   assert text.splitlines()[:3] == [f"{folder}: running, process {os.getpid()}",
                                    "  task 2 of 3, 2 of 4 epochs done (train)",
                                    "  accuracy so far 90.00 %, average 80.00 %"]
@@ -78,8 +78,8 @@ def test_a_run_on_its_way(tmp_path):
     ([*ROWS, epoch(2, 1, 21, 9.0, stage="correct_bias")], (2, 1, 2)),
     ([*ROWS, done(2, 22, 10), done(3, 32, 20)], (3, 2, 2))])
 def test_places(tmp_path, rows, expected):
-  found = standing.of(write(tmp_path / "run", rows))
-  assert (found.task, found.epoch, found.epochs) == expected
+  run = standing.of(write(tmp_path / "run", rows))
+  assert (run.task, run.epoch, run.epochs) == expected
 
 
 def test_states(tmp_path):
@@ -90,20 +90,20 @@ def test_states(tmp_path):
   (folder / "results.json").write_text('{"tasks_done": 2}')
   assert standing.of(folder).state == "stopped"
   write(folder, config={**CONFIG, "stop_after_task": 2})
-  found = standing.of(folder)
-  assert found.state == "finished" and found.num_tasks == 2 and found.left is None
+  run = standing.of(folder)
+  assert run.state == "finished" and run.num_tasks == 2 and run.left is None
 
 
 @pytest.mark.parametrize("end", ['{"kind": "epo', "\0\0\0"])
 def test_a_row_that_is_being_written_is_left_out(tmp_path, end):
-  found = standing.of(write(tmp_path / "run", end=end))
-  assert found.state == "stopped" and found.epoch == 2
+  run = standing.of(write(tmp_path / "run", end=end))
+  assert run.state == "stopped" and run.epoch == 2
 
 
 def test_a_run_of_an_earlier_version(tmp_path):
   """Without stages in scenario.json; and one that has only its config yet."""
-  found = standing.of(write(tmp_path / "old", tasks=[{"steps_per_epoch": 3}] * 3))
-  assert (found.state, found.task, found.epoch, found.epochs) == ("stopped", 2, 2, 4) and found.rate > 0
+  run = standing.of(write(tmp_path / "old", tasks=[{"steps_per_epoch": 3}] * 3))
+  assert (run.state, run.task, run.epoch, run.epochs) == ("stopped", 2, 2, 4) and run.rate > 0
   (tmp_path / "new").mkdir()
   (tmp_path / "new" / "config.json").write_text(json.dumps(CONFIG))
   assert standing.of(tmp_path / "new").state == "not started"
@@ -130,10 +130,10 @@ def test_runs_are_found(tmp_path):
   for seed in (0, 1):
     write(parent / f"seed-{seed}")
     (parent / f"seed-{seed}" / ".lock").unlink()
-  found = standing.find(tmp_path / "runs")
-  assert [path.relative_to(tmp_path / "runs").as_posix() for path in found] == ["a", "b/seed-0", "b/seed-1"]
+  folders = standing.find(tmp_path / "runs")
+  assert [path.relative_to(tmp_path / "runs").as_posix() for path in folders] == ["a", "b/seed-0", "b/seed-1"]
   with files.locked(parent / ".lock", lambda: None):
-    assert [standing.of(path).state for path in found] == ["stopped", "running", "running"]
+    assert [standing.of(path).state for path in folders] == ["stopped", "running", "running"]
   with pytest.raises(UserError, match="holds no run"):
     standing.find(tmp_path / "runs" / "a" / "checkpoints")
 
@@ -155,8 +155,8 @@ def test_watching_ends_when_all_have_finished(tmp_path, monkeypatch, capsys):
 def test_the_command_uses_no_device(tmp_path):
   write(tmp_path / "run")
   # A platform that does not exist: JAX would fail.
-  found = runs.run_python("status", f"--workdir={tmp_path}", JAX_PLATFORMS="none")
-  assert found.returncode == 0 and "2 of 4 epochs done (train)" in found.stdout, found.stderr
+  completed = runs.run_python("status", f"--workdir={tmp_path}", JAX_PLATFORMS="none")
+  assert completed.returncode == 0 and "2 of 4 epochs done (train)" in completed.stdout, completed.stderr
   missing = runs.run("status", f"--workdir={tmp_path / 'none'}")
   assert missing.returncode == 2 and "holds no run" in missing.stderr
 
