@@ -90,9 +90,9 @@ def dakd(student, teacher, lost, old, temperature=2.0):
     for place, j in enumerate(members):
       p = target[place]
       value -= p * (h * direct[place] + (1.0 - h) * mixed[place]) / batch
-      own = math.exp(direct[place]) - p
+      unmixed = math.exp(direct[place]) - p
       blended = math.exp(mixed[place]) - p
-      gradient[b, j] = (h * own + (1.0 - h) * v[j] * blended) / (temperature * batch)
+      gradient[b, j] = (h * unmixed + (1.0 - h) * v[j] * blended) / (temperature * batch)
   return value, gradient
 
 

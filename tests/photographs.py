@@ -25,18 +25,18 @@ _ORIENTATION = 0x0112
 def photographs():
   """Ten photographs, [height, width, 3] uint8 each; the smallest side is 300 pixels."""
   folder = pathlib.Path(skimage.__file__).parent / "data"
-  found = [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+  pictures = [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
   for name in _OF_SKIMAGE:
     with PIL.Image.open(folder / name) as picture:
-      found.append(np.asarray(picture.convert("RGB")))
-  return found
+      pictures.append(np.asarray(picture.convert("RGB")))
+  return pictures
 
 
 def crop(rng, label, height, width):
   """A crop [height, width, 3] uint8 around the place that is class `label`; enlarged where the photograph is small."""
   whole = photographs()[label % len(photographs())]
-  own = np.random.default_rng(label)
-  centre = own.uniform(0.3, 0.7, 2) * whole.shape[:2] + rng.normal(size=2) * 20
+  class_rng = np.random.default_rng(label)
+  centre = class_rng.uniform(0.3, 0.7, 2) * whole.shape[:2] + rng.normal(size=2) * 20
   share = min(1.0, *(np.asarray(whole.shape[:2]) * rng.uniform(0.5, 0.95) / (height, width)))
   size = np.maximum(1, np.round(np.asarray((height, width)) * share)).astype(int)
   top, left = np.clip(np.round(centre - size / 2), 0, whole.shape[:2] - size).astype(int)

@@ -28,7 +28,7 @@ def figures_of(scores, labels):
 
 
 def test_figures_against_the_reference():
-  found, probabilities = figures_of(SCORES, LABELS), reference.softmax(SCORES)
+  figures, probabilities = figures_of(SCORES, LABELS), reference.softmax(SCORES)
   confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == LABELS
   expected = {
       "images": IMAGES, "accuracy": correct.mean(), "confidence": confidence.mean(),
@@ -38,15 +38,15 @@ def test_figures_against_the_reference():
       "over_confidence": reference.over_confidence(confidence, correct),
       "under_confidence": reference.under_confidence(confidence, correct),
       "nll": reference.nll(SCORES, LABELS), "brier": reference.brier(SCORES, LABELS)}
-  assert found == pytest.approx(expected, abs=2e-6)
-  assert found["ece"] > 0.05 and found["over_confidence"] > found["under_confidence"]
+  assert figures == pytest.approx(expected, abs=2e-6)
+  assert figures["ece"] > 0.05 and figures["over_confidence"] > figures["under_confidence"]
 
 
 def test_nll_and_brier_against_scikit_learn():
-  found, probabilities = figures_of(SCORES, LABELS), reference.softmax(SCORES)
-  assert found["nll"] == pytest.approx(sklearn_metrics.log_loss(LABELS, probabilities), abs=1e-6)
+  figures, probabilities = figures_of(SCORES, LABELS), reference.softmax(SCORES)
+  assert figures["nll"] == pytest.approx(sklearn_metrics.log_loss(LABELS, probabilities), abs=1e-6)
   by_class = [sklearn_metrics.brier_score_loss(c == LABELS, probabilities[:, c]) for c in range(CLASSES)]
-  assert found["brier"] == pytest.approx(sum(by_class), abs=1e-6)
+  assert figures["brier"] == pytest.approx(sum(by_class), abs=1e-6)
 
 
 def test_bins_against_scikit_learn():
@@ -68,10 +68,10 @@ def test_a_perfectly_calibrated_predictor():
   labels = (rng.uniform(size=(len(scores), 1)) > probabilities.cumsum(axis=1)).sum(axis=1).clip(max=3)
   one = calibration.judge(scores, labels, np.ones(4, np.float32), np.ones(4, bool))
   bins = np.asarray(calibration.class_bins(one.probabilities, labels, np.ones(len(labels), bool)))
-  found = calibration.figures({name: np.asarray(getattr(one, name)) for name in ("confidence", "nll", "brier")},
-                              np.asarray(one.predicted) == labels, bins)
-  assert max(found["ece"], found["adaptive_ece"], found["classwise_ece"]) < 0.012
-  assert found["accuracy"] == pytest.approx(found["confidence"], abs=0.01)
+  figures = calibration.figures({name: np.asarray(getattr(one, name)) for name in ("confidence", "nll", "brier")},
+                                np.asarray(one.predicted) == labels, bins)
+  assert max(figures["ece"], figures["adaptive_ece"], figures["classwise_ece"]) < 0.012
+  assert figures["accuracy"] == pytest.approx(figures["confidence"], abs=0.01)
 
 
 def test_a_predictor_that_is_always_sure_and_half_right():
@@ -111,12 +111,12 @@ def test_a_known_temperature_is_recovered(temperature):
   rng = np.random.default_rng(2)
   clean = rng.normal(0, 2, (20_000, 5))
   labels = (rng.uniform(size=(len(clean), 1)) > reference.softmax(clean).cumsum(axis=1)).sum(axis=1).clip(max=4)
-  found, = calibration.fit_temperatures(clean * temperature, labels, np.zeros(5, int))
-  assert found == pytest.approx(temperature, rel=0.03)
+  fitted, = calibration.fit_temperatures(clean * temperature, labels, np.zeros(5, int))
+  assert fitted == pytest.approx(temperature, rel=0.03)
   weights = reference.class_weights(labels)
   loss = lambda t: reference.nll(clean * temperature / t, labels, weights)
-  assert loss(found) <= min(loss(found * 1.001), loss(found / 1.001))
-  slope = (loss(found * (1 + 1e-4)) - loss(found * (1 - 1e-4))) / 2e-4
+  assert loss(fitted) <= min(loss(fitted * 1.001), loss(fitted / 1.001))
+  slope = (loss(fitted * (1 + 1e-4)) - loss(fitted * (1 - 1e-4))) / 2e-4
   assert abs(slope) < 1e-7
 
 
@@ -125,14 +125,14 @@ def test_two_temperatures_are_recovered():
   clean, groups, wanted = rng.normal(0, 2, (40_000, 6)), np.asarray([0, 0, 0, 1, 1, 1]), np.asarray([0.5, 4.0])
   labels = (rng.uniform(size=(len(clean), 1)) > reference.softmax(clean).cumsum(axis=1)).sum(axis=1).clip(max=5)
   scores, weights = clean * wanted[groups], reference.class_weights(labels)
-  found = calibration.fit_temperatures(scores, labels, groups)
-  np.testing.assert_allclose(found, wanted, rtol=0.05)
+  fitted = calibration.fit_temperatures(scores, labels, groups)
+  np.testing.assert_allclose(fitted, wanted, rtol=0.05)
   loss = lambda t: reference.nll(reference.scaled(scores, groups, t), labels, weights)
   for factor in ([1.002, 1], [1 / 1.002, 1], [1, 1.002], [1, 1 / 1.002]):
-    assert loss(found) < loss(found * factor)
+    assert loss(fitted) < loss(fitted * factor)
   # They are at least as good as one for all.
   one = calibration.fit_temperatures(scores, labels, np.zeros(6, int))
-  assert loss(found) < loss(one[[0, 0]])
+  assert loss(fitted) < loss(one[[0, 0]])
 
 
 def test_every_class_weighs_the_same():

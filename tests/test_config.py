@@ -169,11 +169,11 @@ def test_unknown_missing_and_mistyped_keys():
 
 
 def test_integers_stand_for_numbers():
-  found = configuration.check(ml_collections.ConfigDict(
+  checked = configuration.check(ml_collections.ConfigDict(
       {**runs.get_config("digits_lt").to_dict(), "learning_rate": 1, "weight_decay": 0}))
-  assert found.learning_rate == 1.0 and isinstance(found.learning_rate, float)
-  found = configuration.check(runs.get_config("digits_lt", **{"method_options.temperature": 3}))
-  assert found.method_options["temperature"] == 3.0 and isinstance(found.method_options["temperature"], float)
+  assert checked.learning_rate == 1.0 and isinstance(checked.learning_rate, float)
+  checked = configuration.check(runs.get_config("digits_lt", **{"method_options.temperature": 3}))
+  assert checked.method_options["temperature"] == 3.0 and isinstance(checked.method_options["temperature"], float)
 
 
 def test_difference_leaves_out_what_may_change():

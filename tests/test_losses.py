@@ -496,12 +496,12 @@ def test_means_over_some_images_are_those_of_the_global_batch(devices):
 
   def share(values, labels):
     mine = jax.lax.axis_index(parallel.AXIS) * (8 // devices) + jnp.arange(8 // devices)
-    found = {name: jax.value_and_grad(term)(values[mine], labels[mine]) for name, term in terms.items()}
+    of_device = {name: jax.value_and_grad(term)(values[mine], labels[mine]) for name, term in terms.items()}
     return jax.lax.pmean({name: (value, jnp.zeros_like(values).at[mine].set(gradient))
-                          for name, (value, gradient) in found.items()}, parallel.AXIS)
+                          for name, (value, gradient) in of_device.items()}, parallel.AXIS)
 
-  found = parallel.spread(share, jax.devices()[:devices], 2)(values, labels)
+  averaged = parallel.spread(share, jax.devices()[:devices], 2)(values, labels)
   for name, term in terms.items():
     value, gradient = jax.value_and_grad(term)(values, labels)
-    np.testing.assert_allclose(found[name][0], value, rtol=1e-5)
-    np.testing.assert_allclose(found[name][1], gradient, atol=1e-6)
+    np.testing.assert_allclose(averaged[name][0], value, rtol=1e-5)
+    np.testing.assert_allclose(averaged[name][1], gradient, atol=1e-6)

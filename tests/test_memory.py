@@ -171,10 +171,10 @@ def test_features_that_are_not_finite_are_refused(value, m):
     memory.herd(features, m)
 
 
-def picks_of(found, n, m):
+def picks_of(picks, n, m):
   """As a list, after checking what kind of answer it is."""
-  assert found.dtype == np.int32 and found.shape == (min(m, n),)
-  return found.tolist()
+  assert picks.dtype == np.int32 and picks.shape == (min(m, n),)
+  return picks.tolist()
 
 
 @pytest.mark.parametrize("m", [0, 1, 5, 12, 30])
@@ -184,8 +184,8 @@ def test_entropy_and_distance_agree_with_their_references(seed, m):
   values = [-value for value in exemplars.entropy(logits.astype(float).tolist())]
   assert exemplars.gap(values) > 1e-6, "an unlucky seed: this case hangs on rounding"
   assert picks_of(memory.highest_entropy(logits, m), 12, m) == exemplars.smallest(values, m)
-  own = logits[:, 2].tolist()
-  assert picks_of(memory.lowest_logit(logits, 2, m), 12, m) == exemplars.smallest(own, m)
+  class_logits = logits[:, 2].tolist()
+  assert picks_of(memory.lowest_logit(logits, 2, m), 12, m) == exemplars.smallest(class_logits, m)
 
 
 @pytest.mark.parametrize("m", [0, 1, 5, 30])
@@ -239,14 +239,14 @@ def test_select_looks_at_each_class_by_itself(selection):
   """Rows of two classes out of a table of features; logits are a fixed product of them."""
   table, kernel = _random(15, 30, 5), _random(16, 5, 2)
   present = [np.array([4, 9, 2, 7]), np.array([21, 20, 29])]
-  found = memory.select(present, 3, selection, features=lambda rows: table[rows], logits=lambda part: part @ kernel,
-                        seed=1, task=2)
+  selected = memory.select(present, 3, selection, features=lambda rows: table[rows], logits=lambda part: part @ kernel,
+                           seed=1, task=2)
   rules = {
       "herding": lambda rows, j: memory.herd(table[rows], 3),
       "closest_to_mean": lambda rows, j: memory.closest_to_mean(table[rows], 3),
       "entropy": lambda rows, j: memory.highest_entropy(table[rows] @ kernel, 3),
       "distance": lambda rows, j: memory.lowest_logit(table[rows] @ kernel, j, 3)}
-  for j, (rows, kept) in enumerate(zip(present, found)):
+  for j, (rows, kept) in enumerate(zip(present, selected)):
     assert kept.dtype == np.int32 and len(kept) == 3 and set(kept.tolist()) <= set(rows.tolist())
     if selection != "random":
       assert kept.tolist() == rows[rules[selection](rows, j)].tolist()

@@ -21,10 +21,10 @@ def test_zero_on_an_exact_simplex():
     turned = corners @ np.linalg.qr(rng.normal(size=(9, 9)))[0][:count]
     features, labels = np.repeat(5 * turned + rng.normal(size=9), 4, axis=0), np.repeat(np.arange(count), 4)
     means, within = sums(features, labels, count)
-    found = neural_collapse.figures(means, within, 0.3 * turned.T, images=4 * count, disagreeing=0)
-    assert found["classes"] == count and found["images"] == 4 * count
-    values = [found["nc1"], found["nc3"], found["nc4"], *found["nc2"]["means"].values(),
-              *found["nc2"]["classifier"].values()]
+    figures = neural_collapse.figures(means, within, 0.3 * turned.T, images=4 * count, disagreeing=0)
+    assert figures["classes"] == count and figures["images"] == 4 * count
+    values = [figures["nc1"], figures["nc3"], figures["nc4"], *figures["nc2"]["means"].values(),
+              *figures["nc2"]["classifier"].values()]
     assert values == pytest.approx([0] * 9, abs=1e-12)
 
 
@@ -37,11 +37,11 @@ def test_against_the_reference(count, size):
   kernel, bias = rng.normal(size=(size, count)), rng.normal(size=count)
   nc1, of_means, of_classifier, nc3, nc4 = reference.figures(features, labels, kernel, bias)
   means, within = sums(features, labels, count)
-  found = neural_collapse.figures(means, within, kernel, images=len(labels), disagreeing=round(nc4 * len(labels)))
-  assert found["nc1"] == pytest.approx(nc1, rel=1e-9)
-  assert tuple(found["nc2"]["means"].values()) == pytest.approx(of_means)
-  assert tuple(found["nc2"]["classifier"].values()) == pytest.approx(of_classifier)
-  assert found["nc3"] == pytest.approx(nc3) and found["nc4"] == pytest.approx(nc4)
+  figures = neural_collapse.figures(means, within, kernel, images=len(labels), disagreeing=round(nc4 * len(labels)))
+  assert figures["nc1"] == pytest.approx(nc1, rel=1e-9)
+  assert tuple(figures["nc2"]["means"].values()) == pytest.approx(of_means)
+  assert tuple(figures["nc2"]["classifier"].values()) == pytest.approx(of_classifier)
+  assert figures["nc3"] == pytest.approx(nc3) and figures["nc4"] == pytest.approx(nc4)
   assert 0 < nc3 < 4 and nc1 > 0
 
 
@@ -49,6 +49,6 @@ def test_what_is_undefined_is_none():
   assert neural_collapse.figures(np.ones((1, 3)), np.eye(3), np.ones((3, 1)), images=4, disagreeing=0) is None
   assert neural_collapse.figures(np.ones((2, 3)), np.eye(3), np.ones((3, 2)), images=0, disagreeing=0) is None
   # All class means in one point, a classifier of zeros.
-  found = neural_collapse.figures(np.ones((2, 3)), np.eye(3), np.zeros((3, 2)), images=4, disagreeing=1)
-  assert found["nc1"] is None and found["nc3"] is None and found["nc4"] == 0.25
-  assert set(found["nc2"]["means"].values()) == {None} == set(found["nc2"]["classifier"].values())
+  figures = neural_collapse.figures(np.ones((2, 3)), np.eye(3), np.zeros((3, 2)), images=4, disagreeing=1)
+  assert figures["nc1"] is None and figures["nc3"] is None and figures["nc4"] == 0.25
+  assert set(figures["nc2"]["means"].values()) == {None} == set(figures["nc2"]["classifier"].values())

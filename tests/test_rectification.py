@@ -35,10 +35,10 @@ def test_rectified_scores(seed):
   present[rng.integers(7)] = 0
   statistics = rectification.Statistics(*(jnp.asarray(values, jnp.float32) for values in (
       initial, present, confidences[TASK_OF_CLASS])))
-  found = rectification.rectified(jnp.asarray(scores), statistics, OLD, NEW)
+  rectified = rectification.rectified(jnp.asarray(scores), statistics, OLD, NEW)
   expected = reference.rectified(scores, initial, present, confidences, TASK_OF_CLASS, OLD, NEW, TASK)
-  np.testing.assert_allclose(np.asarray(found)[:, SEEN], expected[:, SEEN], rtol=1e-5)
-  assert (found[:, :3] != scores[:, :3]).any()
+  np.testing.assert_allclose(np.asarray(rectified)[:, SEEN], expected[:, SEEN], rtol=1e-5)
+  assert (rectified[:, :3] != scores[:, :3]).any()
 
 
 def test_equal_statistics_change_nothing():

@@ -79,26 +79,26 @@ def test_class_after_class(counts, seed):
   rows = np.random.default_rng(seed).permutation(1000)[:size].astype(np.int32)
   of_class = dict(enumerate(np.split(rows, np.cumsum(counts)[:-1])))
   pool = Pool(np.pad(rows, (0, 64 - size)), np.int32(size))
-  found = class_after_class(pool, counts, seed)
-  owner = {row: c for c, own in of_class.items() for row in own.tolist()}
-  classes = [owner[row] for row in found[::4].tolist()]
+  drawn = class_after_class(pool, counts, seed)
+  owner = {row: c for c, class_rows in of_class.items() for row in class_rows.tolist()}
+  classes = [owner[row] for row in drawn[::4].tolist()]
   present = np.flatnonzero(counts)
   rounds = [classes[i:i + len(present)] for i in range(0, len(classes), len(present))]
   # Each round has each class that has images once, but the last one, which the epoch's length cuts off.
   assert all(sorted(part) == present.tolist() for part in rounds[:-1]) and len(set(rounds[-1])) == len(rounds[-1])
   cycles = {}
   for c in present:
-    taken = [row for row in found.tolist() if owner[row] == c]
+    taken = [row for row in drawn.tolist() if owner[row] == c]
     assert len(set(taken[:counts[c]])) == min(len(taken), counts[c])
     cycles[int(c)] = [taken[:counts[c]]] * (len(taken) // counts[c] + 4)
-  np.testing.assert_array_equal(found, lws.class_aware_rows(rounds, cycles, size))
-  assert size < 4 or not np.array_equal(found, class_after_class(pool, counts, seed + 9))
+  np.testing.assert_array_equal(drawn, lws.class_aware_rows(rounds, cycles, size))
+  assert size < 4 or not np.array_equal(drawn, class_after_class(pool, counts, seed + 9))
 
 
 def test_class_after_class_draws_all_classes_equally_often():
   counts, shown = np.asarray([200, 3, 20]), np.zeros(3)
   pool = Pool(np.arange(256, dtype=np.int32), np.int32(223))
   for seed in range(5):
-    found = class_after_class(pool, counts, seed)
-    shown += np.bincount(np.searchsorted(np.cumsum(counts), found, side="right"), minlength=3)
+    drawn = class_after_class(pool, counts, seed)
+    shown += np.bincount(np.searchsorted(np.cumsum(counts), drawn, side="right"), minlength=3)
   np.testing.assert_allclose(shown / shown.sum(), 1 / 3, atol=0.02)

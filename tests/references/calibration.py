@@ -15,13 +15,13 @@ def softmax(scores):
 def gaps(confidence, correct, edges):
   """(share of the images, confidence, accuracy) of every bin that has images."""
   confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct)
-  found = []
+  bins = []
   for number, (low, high) in enumerate(zip(edges[:-1], edges[1:])):
     # The first bin has its lower edge too.
     inside = (confidence <= high) & ((confidence > low) | (number == 0))
     if inside.any():
-      found.append((inside.mean(), confidence[inside].mean(), correct[inside].mean()))
-  return found
+      bins.append((inside.mean(), confidence[inside].mean(), correct[inside].mean()))
+  return bins
 
 
 def expected_error(confidence, correct, bins=15):

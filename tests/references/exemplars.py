@@ -5,13 +5,13 @@ import math
 
 def entropy(logits):
   """Of each row [classes]: -sum p log p of its softmax."""
-  found = []
+  entropies = []
   for row in logits:
     top = max(row)
     powers = [math.exp(value - top) for value in row]
     shares = [power / sum(powers) for power in powers]
-    found.append(-sum(share * math.log(share) for share in shares if share > 0))
-  return found
+    entropies.append(-sum(share * math.log(share) for share in shares if share > 0))
+  return entropies
 
 
 def distance_to_mean(features):

@@ -74,7 +74,7 @@ def spatial(maps, old_maps):
 
 def spatial_gradient(maps, old_maps):
   """d(spatial)/d(maps), a list. No map may be 0, and no pooled map equal to the previous model's."""
-  found = []
+  per_map = []
   for ours, theirs in zip(maps, old_maps, strict=True):
     ours = np.asarray(ours, np.float64)
     batch, height, width, channels = ours.shape
@@ -85,8 +85,8 @@ def spatial_gradient(maps, old_maps):
     upon_sums = (upon_v - (upon_v * v).sum(axis=1, keepdims=True) * v) / length[:, None]
     by_row = upon_sums[:, :height * channels].reshape(batch, height, 1, channels)
     by_column = upon_sums[:, height * channels:].reshape(batch, 1, width, channels)
-    found.append(2 * ours * (by_row + by_column))
-  return found
+    per_map.append(2 * ours * (by_row + by_column))
+  return per_map
 
 
 def factor(old, new):
@@ -130,11 +130,11 @@ def gradients(features, maps, kernel, sigma, labels, old_features, old_maps, old
   upon_u = sigma * notation.part(upon_logits, seen)[:, None] * _shares(u) * (1 + u - s[:, None])
   units, columns = notation.normalized(features), _proxies(kernel, seen)
   upon_units = np.einsum("bpc,pcd->bd", upon_u, columns)
-  upon_maps = [np.zeros(np.shape(found)) for found in maps]
+  upon_maps = [np.zeros(np.shape(stage_map)) for stage_map in maps]
   if np.any(old):
     weight = factor(old, new)
     upon_units = upon_units - weight * flat_weight * notation.normalized(old_features) / len(features)
-    upon_maps = [weight * spatial_weight * found for found in spatial_gradient(maps, old_maps)]
+    upon_maps = [weight * spatial_weight * gradient for gradient in spatial_gradient(maps, old_maps)]
   upon_columns = _of_unnormalized(np.einsum("bpc,bd->pcd", upon_u, units),
                                   notation.part(kernel, seen).transpose(1, 2, 0))
   return Gradients(_of_unnormalized(upon_units, features), upon_maps,

@@ -500,8 +500,8 @@ def test_lucir_logits_lie_within_eta(eta, scale):
   z = lucir.logits(scale * c.features, c.kernel, eta, SEEN)
   assert (np.abs(z[:, SEEN]) <= eta * (1 + 1e-15)).all() and (z[:, ~SEEN] == -np.inf).all()
   np.testing.assert_allclose(z[:, SEEN], lucir.logits(c.features, c.kernel, eta, SEEN)[:, SEEN], rtol=1e-12)
-  own = lucir.logits(3 * c.kernel[:, SEEN].T, c.kernel, eta, SEEN)[:, SEEN]
-  np.testing.assert_allclose(np.diag(own), eta, rtol=1e-14)
+  of_columns = lucir.logits(3 * c.kernel[:, SEEN].T, c.kernel, eta, SEEN)[:, SEEN]
+  np.testing.assert_allclose(np.diag(of_columns), eta, rtol=1e-14)
 
 
 def test_lucir_by_hand():
@@ -749,14 +749,14 @@ def test_podnet_gradients_are_those_of_central_differences(pycil, garbage, old, 
   def loss(**changes):
     return podnet.loss(*p._replace(**changes), old, new, pycil=pycil, flat_weight=0.6)
 
-  found = podnet.gradients(*p, old, new, pycil=pycil, flat_weight=0.6)
+  gradient = podnet.gradients(*p, old, new, pycil=pycil, flat_weight=0.6)
   expected = [differences.numeric_gradient(lambda v: loss(features=v), p.features),
               *(differences.numeric_gradient(
                   lambda v, l=l: loss(maps=[v if i == l else other for i, other in enumerate(p.maps)]), p.maps[l])
                 for l in range(2)),
               differences.numeric_gradient(lambda v: loss(kernel=v), p.kernel),
               differences.numeric_gradient(lambda v: loss(sigma=v), p.sigma)]
-  for ours, numeric in zip((found.features, *found.maps, found.kernel, found.sigma), expected, strict=True):
+  for ours, numeric in zip((gradient.features, *gradient.maps, gradient.kernel, gradient.sigma), expected, strict=True):
     np.testing.assert_allclose(ours, numeric, rtol=1e-6, atol=1e-9)
 
 
@@ -800,8 +800,8 @@ def test_der_auxiliary_labels_by_hand():
 
 def test_der_of_one_task_is_finetuning():
   p = problem()
-  found = der.loss(p.logits, any_old_and_new(p), p.labels, NONE, SEEN)
-  assert found == finetune.loss(p.logits, p.labels, NONE, SEEN)
+  loss = der.loss(p.logits, any_old_and_new(p), p.labels, NONE, SEEN)
+  assert loss == finetune.loss(p.logits, p.labels, NONE, SEEN)
 
 
 def test_der_copies_the_old_block_by_hand():
@@ -811,24 +811,24 @@ def test_der_copies_the_old_block_by_hand():
 
 def test_foster_class_weights_by_hand():
   # beta = 1/2: (1/2) / (1 - 1/2) = 1 for one image, (1/2) / (3/4) = 2/3 for two; scaled by 2 / (5/3) = 6/5.
-  found = foster.class_weights([1, 2, 9], np.array([True, True, False]), 0.5)
-  np.testing.assert_allclose(found, [1.2, 0.8, 1.0], rtol=1e-14)
+  weights = foster.class_weights([1, 2, 9], np.array([True, True, False]), 0.5)
+  np.testing.assert_allclose(weights, [1.2, 0.8, 1.0], rtol=1e-14)
 
 
 def test_foster_with_weights_one_is_plain():
   p = problem()
   np.testing.assert_allclose(foster.class_weights(COUNTS, SEEN, 0.0), np.ones(8))
-  found = foster.boosting_loss(p.logits, other(p), p.teacher, p.labels, OLD, NEW, COUNTS, beta=0.0, weight=0.0)
+  boosting = foster.boosting_loss(p.logits, other(p), p.teacher, p.labels, OLD, NEW, COUNTS, beta=0.0, weight=0.0)
   plain = finetune.loss(p.logits, p.labels, OLD, NEW) + finetune.loss(other(p), p.labels, OLD, NEW)
-  assert found == pytest.approx(plain, rel=1e-14)
-  found = foster.compression_loss(p.logits, other(p), SEEN, COUNTS, beta=0.0)
-  assert found == pytest.approx(notation.distillation(p.logits, other(p), SEEN), rel=1e-14)
+  assert boosting == pytest.approx(plain, rel=1e-14)
+  compression = foster.compression_loss(p.logits, other(p), SEEN, COUNTS, beta=0.0)
+  assert compression == pytest.approx(notation.distillation(p.logits, other(p), SEEN), rel=1e-14)
 
 
 def test_foster_compression_targets_by_hand():
   # softmax (1/2, 1/2) times (1.2, 0.8), made to add up to 1.
-  found = foster.compression_targets(row(3, 3, np.nan), np.array([True, True, False]), [1, 2, 9], beta=0.5)
-  np.testing.assert_allclose(found, row(0.6, 0.4))
+  targets = foster.compression_targets(row(3, 3, np.nan), np.array([True, True, False]), [1, 2, 9], beta=0.5)
+  np.testing.assert_allclose(targets, row(0.6, 0.4))
 
 
 def test_mafdrc_branch_by_hand():
@@ -847,8 +847,8 @@ def test_mafdrc_merges_by_hand():
 
 
 def test_mafdrc_prior_by_hand():
-  found = mafdrc.prior([3, 1, 100], np.array([True, True, False]), power=2.0)
-  np.testing.assert_allclose(found, [math.log(9 / 16), math.log(1 / 16), 0], rtol=1e-10)
+  prior = mafdrc.prior([3, 1, 100], np.array([True, True, False]), power=2.0)
+  np.testing.assert_allclose(prior, [math.log(9 / 16), math.log(1 / 16), 0], rtol=1e-10)
 
 
 def test_mafdrc_counts_old_images_twice():
@@ -856,7 +856,7 @@ def test_mafdrc_counts_old_images_twice():
   p = problem()
   only = {"alpha": 1.0, "beta1": 0.0, "beta2": 0.0}
   twice = np.concatenate([np.arange(BATCH), np.flatnonzero(OLD[p.labels])])
-  found = mafdrc.fusion_loss(p.logits, p.logits, p.teacher, p.logits, p.labels, OLD, NEW, COUNTS, **only)
-  assert found == pytest.approx(notation.cross_entropy(p.logits[twice], p.labels[twice], SEEN), rel=1e-14)
+  loss = mafdrc.fusion_loss(p.logits, p.logits, p.teacher, p.logits, p.labels, OLD, NEW, COUNTS, **only)
+  assert loss == pytest.approx(notation.cross_entropy(p.logits[twice], p.labels[twice], SEEN), rel=1e-14)
   fresh = mafdrc.fusion_loss(p.logits, p.logits, p.teacher, p.logits, p.fresh, OLD, NEW, COUNTS, **only)
   assert fresh == pytest.approx(notation.cross_entropy(p.logits, p.fresh, SEEN), rel=1e-14)

@@ -11,9 +11,9 @@ from gr_jax.runs import events, journal
 
 def points(folder):
   """{tag: [(step, value)]}, as TensorBoard shows them."""
-  found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-  found.Reload()
-  return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+  board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+  board.Reload()
+  return {tag: [(point.step, point.value) for point in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
 def epoch(step, **changes):

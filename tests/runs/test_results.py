@@ -11,10 +11,10 @@ def one(seed, **changes):
 
 
 def test_means_and_deviations_at_every_place():
-  found = results.over_replicas([one(0), one(1)])
-  assert found["last_accuracy"] == 1.5 and found["forgetting"] == [None, 0.25] and found["seeds"] == [0, 1]
-  assert found["many_medium_few"] == {"many": {"accuracy": 0.25, "classes": 3}, "few": None}
-  assert found["standard_deviation"]["last_accuracy"] == pytest.approx(0.5**0.5)
+  averaged = results.over_replicas([one(0), one(1)])
+  assert averaged["last_accuracy"] == 1.5 and averaged["forgetting"] == [None, 0.25] and averaged["seeds"] == [0, 1]
+  assert averaged["many_medium_few"] == {"many": {"accuracy": 0.25, "classes": 3}, "few": None}
+  assert averaged["standard_deviation"]["last_accuracy"] == pytest.approx(0.5**0.5)
 
 
 def test_a_replica_of_an_earlier_version_has_no_calibration():
@@ -24,5 +24,5 @@ def test_a_replica_of_an_earlier_version_has_no_calibration():
                                                                 "uncalibrated": {"all": {"ece": 0.4}}}])
   older = {key: value for key, value in one(0).items() if key != "calibration"}
   assert results.over_replicas([older, whole])["calibration"] is None
-  found = results.over_replicas([other, whole])["calibration"]
-  assert found == [None, {"temperatures": None, "uncalibrated": {"all": {"ece": pytest.approx(0.3)}}}]
+  calibration = results.over_replicas([other, whole])["calibration"]
+  assert calibration == [None, {"temperatures": None, "uncalibrated": {"all": {"ece": pytest.approx(0.3)}}}]
