@@ -1,8 +1,10 @@
 """Four CPU devices for every test, chosen before JAX starts; programs compiled once for the whole suite."""
 
+import ctypes
 import gc
 import os
 import pathlib
+import resource
 
 import kept_programs
 import pytest
@@ -64,3 +66,30 @@ def _compiled_programs_of_one_file_alone():
   import jax
   jax.clear_caches()
   gc.collect()
+  # GNU's C library keeps what was freed.
+  if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+    trim(0)
+
+
+def _peak():
+  """Largest memory of this process so far, GB."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def pytest_sessionfinish(session):
+  # Only of a worker of pytest-xdist.
+  if hasattr(session.config, "workeroutput"):
+    session.config.workeroutput["peak"] = _peak()
+
+
+_PEAKS = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  # A worker that died has none.
+  _PEAKS.append(getattr(node, "workeroutput", {}).get("peak", 0.0))
+
+
+def pytest_terminal_summary(terminalreporter):
+  terminalreporter.write_line(f"largest memory of a process that ran tests: {max(_PEAKS or [_peak()]):.2f} GB")
