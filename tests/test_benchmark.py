@@ -17,7 +17,7 @@ from gr_jax.training import experiment, pictures
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def measured(tmp_path_factory):
   """The short form, which is the default, on pictures of mixed sizes: (report, folder of the pictures)."""
   folder = tmp_path_factory.mktemp("mixed") / "photos"
   photographs.write(folder, classes=4, per_class=20, test_per_class=2, sides=(40, 90))
@@ -55,8 +55,8 @@ def assert_parts(report):
   assert set(report["replicas"]) == {"one after another", "threads", "vectorised", "branches"}
 
 
-def test_every_figure_is_there(found):
-  report, _ = found
+def test_every_figure_is_there(measured):
+  report, _ = measured
   assert set(report["programs"]) == {"base task", "task 2"}
   assert_figures(report, 8)
 
@@ -94,8 +94,8 @@ def test_every_figure_of_the_long_form(long, tmp_path, capsys):
   assert "| base task |" in out and "the method's own cost" in out and "2 replicas on one device" in out
 
 
-def test_table_and_file(found, tmp_path, capsys):
-  report, _ = found
+def test_table_and_file(measured, tmp_path, capsys):
+  report, _ = measured
   benchmark.write(report, str(tmp_path / "report.json"))
   assert "| base task |" in capsys.readouterr().out
   assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report))
@@ -110,8 +110,8 @@ def test_the_flags_are_those_of_training(tmp_path):
   assert done.returncode == 2 and "--config is missing" in done.stderr
 
 
-def test_pictures_of_mixed_sizes_on_their_way(found):
-  report, folder = found
+def test_pictures_of_mixed_sizes_on_their_way(measured):
+  report, folder = measured
   rows = report["pictures"]
   # Each class holds a tenth out.
   assert rows["decoded"] == 4 * 18 + 4 * 2

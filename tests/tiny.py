@@ -29,8 +29,8 @@ class PixelBackbone(nn.Module):
   def __call__(self, x, *, train):
     """x [batch, side, side, channels] -> (features [batch, num_features], one map [batch, 2, 2, num_features / 4])."""
     del train
-    found = nn.Dense(self.num_features)(x.reshape(x.shape[0], -1))
-    return nn.relu(found), (found.reshape(-1, 2, 2, self.num_features // 4),)
+    projected = nn.Dense(self.num_features)(x.reshape(x.shape[0], -1))
+    return nn.relu(projected), (projected.reshape(-1, 2, 2, self.num_features // 4),)
 
 
 def pictures(rng, count, side, channels=3):

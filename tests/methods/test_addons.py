@@ -62,11 +62,11 @@ def drawn_case(seed=0, *, cosine=True, scale=None):
 def test_scales_of_one_are_the_identity(name):
   plain, scaled = methods.make(name, {}, memory=20).head, make(name, "lws").head
   params = scaled.renew(jax.random.key(0), scaled.init(FEATURES, 7, TASKS), SEEN)
-  own = plain.renew(jax.random.key(0), plain.init(FEATURES, 7, TASKS), SEEN)
-  assert set(params) == {*own, "class_scale"}
+  plain_head = plain.renew(jax.random.key(0), plain.init(FEATURES, 7, TASKS), SEEN)
+  assert set(params) == {*plain_head, "class_scale"}
   features = jax.random.normal(jax.random.key(1), (4, FEATURES))
-  for found, expected in zip(scaled.apply(params, features, context()), plain.apply(own, features, context())):
-    np.testing.assert_array_equal(found, expected)
+  for ours, expected in zip(scaled.apply(params, features, context()), plain.apply(plain_head, features, context())):
+    np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("name", ["lwf", "lucir"])
@@ -150,8 +150,8 @@ def measured(method, index, features, labels, carry, around):
   boundary, half = method.stages[index].before, len(features) // 2
   padded = np.concatenate([features, features[:1]])
   rows = (padded, np.r_[labels, labels[:1]], np.arange(len(padded)) < len(features))
-  parts = [jax.jit(boundary.measure)(Outputs(None, None, block, ()), own, valid, around)
-           for block, own, valid in zip(*(np.split(part, [half]) for part in rows))]
+  parts = [jax.jit(boundary.measure)(Outputs(None, None, block, ()), block_labels, valid, around)
+           for block, block_labels, valid in zip(*(np.split(part, [half]) for part in rows))]
   return jax.jit(boundary.keep)(carry, jax.tree.map(np.add, *parts), around)
 
 
@@ -172,9 +172,9 @@ def test_statistics_are_means_and_numpys_covariance():
 def test_covariance_of_few_images_has_a_root():
   rows = np.random.default_rng(1).normal(size=(3, FEATURES)).astype(np.float32)
   for count in (1, 2, 3):
-    found = class_statistics.moments(jnp.asarray(rows), np.arange(3) < count)
+    moments = class_statistics.moments(jnp.asarray(rows), np.arange(3) < count)
     expected = np.cov(rows[:count], rowvar=False) if count > 1 else np.zeros((FEATURES, FEATURES))
-    covariance = np.asarray(class_statistics.covariance(found))
+    covariance = np.asarray(class_statistics.covariance(moments))
     np.testing.assert_allclose(covariance, expected, atol=1e-6)
     root = np.asarray(class_statistics.root(covariance), np.float64)
     np.testing.assert_allclose(root @ root, expected + 1e-6 * np.eye(FEATURES), atol=2e-6)
@@ -219,14 +219,14 @@ def test_imprinted_columns_have_unit_norm(name, variant):
     return method.stages[0].begin(
         Networks({"classifier": head}, {}, {"gpa_means": jnp.asarray(means)}), at, None).params["classifier"]
 
-  found = begun(context())
-  np.testing.assert_allclose(np.linalg.norm(np.asarray(found["kernel"])[:, NEW], axis=0), 1.0, rtol=1e-6)
-  np.testing.assert_allclose(np.asarray(found["kernel"])[:, NEW], gpa.columns(means)[:, NEW], atol=1e-6)
-  np.testing.assert_array_equal(np.asarray(found["kernel"])[:, ~NEW], head["kernel"][:, ~NEW])
+  imprinted = begun(context())
+  np.testing.assert_allclose(np.linalg.norm(np.asarray(imprinted["kernel"])[:, NEW], axis=0), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(np.asarray(imprinted["kernel"])[:, NEW], gpa.columns(means)[:, NEW], atol=1e-6)
+  np.testing.assert_array_equal(np.asarray(imprinted["kernel"])[:, ~NEW], head["kernel"][:, ~NEW])
   if name == "gr":
     expected = gpa.bias(context().counts, NEW, 1e-6) if variant == "published" else np.zeros(7)
-    np.testing.assert_allclose(np.asarray(found["bias"])[NEW], expected[NEW], rtol=1e-5)
-    np.testing.assert_array_equal(np.asarray(found["bias"])[~NEW], head["bias"][~NEW])
+    np.testing.assert_allclose(np.asarray(imprinted["bias"])[NEW], expected[NEW], rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(imprinted["bias"])[~NEW], head["bias"][~NEW])
   nothing = np.zeros(7, bool)
   first = begun(context(old=nothing, new=SEEN))
   np.testing.assert_array_equal(first["kernel"], head["kernel"])
@@ -250,8 +250,8 @@ def test_anchor_pulls_new_columns_to_the_centroids_and_old_ones_are_frozen():
 
 
 def test_the_robust_variant_trains_what_the_method_trains():
-  stage, own = make("lwf", "gpa", gpa_variant="robust").stages[0], methods.make("lwf", {}, memory=20).stages[0]
-  assert stage._replace(before=None, begin=None, losses={}) == own._replace(losses={})
+  stage, plain = make("lwf", "gpa", gpa_variant="robust").stages[0], methods.make("lwf", {}, memory=20).stages[0]
+  assert stage._replace(before=None, begin=None, losses={}) == plain._replace(losses={})
 
 
 # -------------------------------------------------------------------------------------------------------- All of them
@@ -275,8 +275,8 @@ def test_add_ons_and_parts_together(name, options):
   method = make(name, "gpa,lws", **options)
   head, x, labels = drawn_case(cosine=name == "lucir", scale=2.0)
   after, metrics = one_step(method, 0, head, x, labels)
-  own = {part: values for part, values in head.items() if part != "class_scale"}
-  alone, _ = one_step(make(name, "gpa", **options), 0, own, x, labels)
+  plain_head = {part: values for part, values in head.items() if part != "class_scale"}
+  alone, _ = one_step(make(name, "gpa", **options), 0, plain_head, x, labels)
   assert np.isfinite(float(metrics.loss)) and after.rule.phi.shape == (7,)
   np.testing.assert_array_equal(after.params["classifier"]["kernel"], alone.params["classifier"]["kernel"])
 

@@ -24,11 +24,11 @@ def test_all_parts_on_a_linear_head(name, task_ratio):
   assert case.loss == pytest.approx(ce_weight * ce + kd_weight * kd, rel=2e-5)
   close(case.gradient["backbone"]["shift"],
         (ce_weight * on_ce + kd_weight * on_kd) @ np.where(SEEN, case.head["kernel"], 0.0).T)
-  found = oracle.reweight(
+  reweighted = oracle.reweight(
       np.zeros(7), *oracle.linear_gradients(case.x, ce_weight * on_ce), *oracle.linear_gradients(
           case.x, kd_weight * on_kd), old=OLD, new=NEW, attenuation=ATTENUATION, task_ratio=task_ratio)
-  close(case.gradient["classifier"]["kernel"], found.kernel)
-  close(case.gradient["classifier"]["bias"], found.bias)
+  close(case.gradient["classifier"]["kernel"], reweighted.kernel)
+  close(case.gradient["classifier"]["bias"], reweighted.bias)
 
 
 def test_lwf_with_all_parts_is_gradient_reweighting():
@@ -58,11 +58,11 @@ def test_prior_and_rule_on_a_cosine_head():
   forgotten = lucir.less_forget_weight(OLD, NEW) * lucir.less_forget(case.x, case.before)
   assert case.loss == pytest.approx(cross_entropy(kernel) + forgotten + ranking(kernel), rel=2e-5)
   on_ce, on_ranking = (differences.numeric_gradient(part, kernel) for part in (cross_entropy, ranking))
-  found = oracle.reweight(np.zeros(7), on_ce, None, None, None, old=OLD, new=NEW, attenuation=ATTENUATION)
-  close(case.gradient["classifier"]["kernel"], np.where(NEW, found.kernel + on_ranking, 0.0))
+  reweighted = oracle.reweight(np.zeros(7), on_ce, None, None, None, old=OLD, new=NEW, attenuation=ATTENUATION)
+  close(case.gradient["classifier"]["kernel"], np.where(NEW, reweighted.kernel + on_ranking, 0.0))
   close(case.gradient["classifier"]["scale"],
         differences.numeric_gradient(lambda eta: cross_entropy(kernel, eta), 1.7))
-  assert np.abs(on_ranking[:, NEW]).max() > 1e-3 and (found.column[NEW] < 1).any()
+  assert np.abs(on_ranking[:, NEW]).max() > 1e-3 and (reweighted.column[NEW] < 1).any()
 
 
 def test_prior_and_rule_on_proxies():
@@ -75,10 +75,10 @@ def test_prior_and_rule_on_proxies():
     return notation.cross_entropy(logits, case.labels, seen)
 
   on_ce = differences.numeric_gradient(cross_entropy, kernel).reshape(-1, 7)
-  found = oracle.reweight(np.zeros(7), on_ce, None, None, None, old=OLD, new=NEW, attenuation=oracle.attenuation(
+  reweighted = oracle.reweight(np.zeros(7), on_ce, None, None, None, old=OLD, new=NEW, attenuation=oracle.attenuation(
       case.context.original[OLD].sum(), case.context.original[NEW].sum(), 1.0))
-  close(case.gradient["classifier"]["kernel"], np.where(NEW, found.kernel.reshape(kernel.shape), 0.0))
-  assert (found.column[NEW] < 1).any()
+  close(case.gradient["classifier"]["kernel"], np.where(NEW, reweighted.kernel.reshape(kernel.shape), 0.0))
+  assert (reweighted.column[NEW] < 1).any()
 
 
 def test_dakd_of_another_distillation_is_that_distillation_on_mixed_logits():
@@ -86,9 +86,9 @@ def test_dakd_of_another_distillation_is_that_distillation_on_mixed_logits():
   z, q, lost = case.logits(), case.logits(teacher=True), case.context.lost
   h, v = oracle.imbalance(lost, OLD), oracle.mixing(lost, OLD)
   plain = finetune.loss(z, case.labels, OLD, NEW)
-  own = [icarl.loss(logits, q, case.labels, OLD, NEW) - finetune.loss(logits, case.labels, OLD, NEW)
-         for logits in (z, v * z + (1 - v) * q)]
-  assert case.loss == pytest.approx(plain + h * own[0] + (1 - h) * own[1], rel=2e-5)
+  distilled = [icarl.loss(logits, q, case.labels, OLD, NEW) - finetune.loss(logits, case.labels, OLD, NEW)
+               for logits in (z, v * z + (1 - v) * q)]
+  assert case.loss == pytest.approx(plain + h * distilled[0] + (1 - h) * distilled[1], rel=2e-5)
 
 
 def test_prior_leaves_out_classes_without_images():
@@ -129,9 +129,9 @@ def test_what_does_not_combine_is_refused(name, options, words):
 
 
 def test_options_of_parts_are_saved_only_if_the_part_is_on():
-  own = methods.resolve("wa", {})
-  assert methods.resolve("wa", {"reweighting": "none", "prior": False, "distillation": "own"}) == own
+  defaults = methods.resolve("wa", {})
+  assert methods.resolve("wa", {"reweighting": "none", "prior": False, "distillation": "own"}) == defaults
   on = methods.resolve("wa", {"reweighting": "dgr", "attenuation_gamma": 2})
-  assert on == {**own, "reweighting": "dgr", "task_ratio": "release", "attenuation_gamma": 2.0}
+  assert on == {**defaults, "reweighting": "dgr", "task_ratio": "release", "attenuation_gamma": 2.0}
   assert methods.resolve("wa", on) == on
   assert methods.resolve("joint", {"prior": True, "reweighting": "class"}) == {"prior": True, "reweighting": "class"}

@@ -27,11 +27,11 @@ def test_dynamic_distillation(entropy):
   kd, on_kd = oracle.distillation(case.logits(), case.logits(teacher=True), OLD, 3.0)
   assert case.loss == pytest.approx(ce + weight * kd, rel=2e-5)
   close(case.gradient["backbone"]["shift"], (on_ce + weight * on_kd) @ np.where(SEEN, case.head["kernel"], 0.0).T)
-  found = oracle.reweight(
+  reweighted = oracle.reweight(
       np.zeros(7), *oracle.linear_gradients(case.x, on_ce), *oracle.linear_gradients(case.x, weight * on_kd), old=OLD,
       new=NEW, attenuation=oracle.attenuation(n_old, n_new))
-  close(case.gradient["classifier"]["kernel"], found.kernel)
-  close(case.gradient["classifier"]["bias"], found.bias)
+  close(case.gradient["classifier"]["kernel"], reweighted.kernel)
+  close(case.gradient["classifier"]["bias"], reweighted.bias)
 
 
 def test_weight_of_the_distillation_rises_with_the_epochs():
@@ -56,13 +56,13 @@ def test_gradients_are_pulled_towards_their_average_and_it_outlives_the_task():
       gradient = {"kernel": jnp.asarray(rng.normal(size=(FEATURES, 7)), jnp.float32),
                   "bias": jnp.asarray(rng.normal(size=7), jnp.float32)}
       arguments = {"gradients": {"cross_entropy": gradient}, "old": OLD, "new": NEW, "counts": context().original}
-      found, state = stage.rule.update(gradient, state, head, **arguments)
+      moved, state = stage.rule.update(gradient, state, head, **arguments)
       expected, alone = inner.update(gradient, alone, head, **arguments)
-      pulled.append(found["kernel"])
+      pulled.append(moved["kernel"])
       plain.append(expected["kernel"])
     carry = stage.remember(state, carry)
-  for found, expected in zip(pulled, dynamic_distillation.consistent(plain, 0.3, 0.8)):
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  for ours, expected in zip(pulled, dynamic_distillation.consistent(plain, 0.3, 0.8)):
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
   assert float(carry["mean_gradient_steps"]) == 6
 
 

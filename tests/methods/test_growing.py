@@ -91,15 +91,15 @@ class Case:
     close(self.gradient["classifier"]["bias"], np.where(trained, on_logits.sum(axis=0), 0.0))
 
 
-def close(found, expected):
-  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=4e-6)
+def close(actual, expected):
+  np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=4e-6)
 
 
 def logits_of(features, head):
   """float64; 0 in unseen columns."""
-  found = np.zeros((BATCH, 7))
-  found[:, SEEN] = features.astype(np.float64) @ head["kernel"][:, SEEN] + head["bias"][SEEN]
-  return found
+  logits = np.zeros((BATCH, 7))
+  logits[:, SEEN] = features.astype(np.float64) @ head["kernel"][:, SEEN] + head["bias"][SEEN]
+  return logits
 
 
 def seen_kernel(head, rows=slice(None)):
@@ -122,9 +122,9 @@ def test_der_step():
   auxiliary = case.x.astype(np.float64) @ kernel[:, columns] + bias[columns]
   arguments = logits_of(features, case.head), auxiliary, case.labels, OLD, NEW, 0.7
   on_logits, on_auxiliary = der_reference.gradients(*arguments)
-  own = slice(TASK * WIDTH, (TASK + 1) * WIDTH)
+  new_block = slice(TASK * WIDTH, (TASK + 1) * WIDTH)
   case.assert_gradients(features, der_reference.loss(*arguments), on_logits,
-                        shift=on_logits @ seen_kernel(case.head, own).T + on_auxiliary @ kernel[:, columns].T)
+                        shift=on_logits @ seen_kernel(case.head, new_block).T + on_auxiliary @ kernel[:, columns].T)
   expected = np.zeros((WIDTH, 8))
   expected[:, columns] = case.x.T @ on_auxiliary
   close(case.gradient["classifier"]["auxiliary_kernel"], expected)
@@ -137,10 +137,10 @@ def test_der_with_one_task_is_finetuning():
   key = jax.random.key(5)
   empty = Networks({"backbone": {}, "classifier": method.head.init(WIDTH, 7, 1)}, {},
                    {"frozen": {"params": {}, "batch_stats": {}}})
-  found = method.stages[0].begin(empty, FIRST, key).params["classifier"]
+  begun = method.stages[0].begin(empty, FIRST, key).params["classifier"]
   expected = plain.head.renew(key, plain.head.init(WIDTH, 7, 1), SEEN)
   for name in ("kernel", "bias"):
-    np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_array_equal(begun[name], expected[name])
   case = Case(method, "train", around=FIRST)
   features = np.zeros((BATCH, TASKS * WIDTH))
   features[:, :WIDTH] = case.x
@@ -164,12 +164,12 @@ def before_and_after(name, stage, task=TASK, **options):
       "frozen": {"params": {"weight": draw((method.stack(TASKS), 3, 2))},
                  "batch_stats": {"mean": draw((method.stack(TASKS), 2))}},
       **({"heads": {name: drawn_head(method, rng) for name in method.kept_heads}} if method.kept_heads else {})})
-  begin = next(found for found in method.stages if found.name == stage).begin
+  begin = next(candidate for candidate in method.stages if candidate.name == stage).begin
   return before, jax.jit(begin)(before, context(task) if task else FIRST, jax.random.key(1))
 
 
-def assert_trees_equal(found, expected):
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_trees_equal(actual, expected):
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def backbone(networks):
@@ -204,9 +204,9 @@ def test_der_freezes_nothing_in_the_first_task():
 def test_der_aligns_new_columns_over_all_blocks():
   kernel = np.random.default_rng(0).normal(size=(TASKS * WIDTH, 7)).astype(np.float32) * np.where(NEW, 3, 1)
   head = {"kernel": jnp.asarray(kernel), "bias": jnp.ones(7)}
-  found = der().stages[0].end(head, context())
-  np.testing.assert_allclose(found["kernel"], wa_reference.aligned(kernel, OLD, NEW), rtol=1e-5)
-  np.testing.assert_array_equal(found["bias"], head["bias"])
+  aligned = der().stages[0].end(head, context())
+  np.testing.assert_allclose(aligned["kernel"], wa_reference.aligned(kernel, OLD, NEW), rtol=1e-5)
+  np.testing.assert_array_equal(aligned["bias"], head["bias"])
   assert der(aligned=False).stages[0].end is None
 
 
@@ -261,9 +261,9 @@ def test_foster_first_task_is_finetuning():
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.96, 0.9999])
 def test_class_weights(beta):
-  found = class_weights.effective_number(jnp.asarray(COUNTS), SEEN, beta)
-  np.testing.assert_allclose(found, foster_reference.class_weights(COUNTS, SEEN, beta), rtol=2e-3)
-  assert float(found[SEEN].sum()) == pytest.approx(SEEN.sum(), rel=1e-6)
+  weights = class_weights.effective_number(jnp.asarray(COUNTS), SEEN, beta)
+  np.testing.assert_allclose(weights, foster_reference.class_weights(COUNTS, SEEN, beta), rtol=2e-3)
+  assert float(weights[SEEN].sum()) == pytest.approx(SEEN.sum(), rel=1e-6)
 
 
 def test_foster_with_weights_one_trains_plain_logits():
@@ -274,8 +274,8 @@ def test_foster_with_weights_one_trains_plain_logits():
   rng = np.random.default_rng(2)
   logits, labels = jnp.asarray(rng.normal(size=(BATCH, 7)), jnp.float32), jnp.asarray(rng.integers(0, 5, BATCH))
   outputs = Outputs(logits, logits, jnp.zeros((BATCH, 1)), (), {"auxiliary": logits})
-  found = losses["cross_entropy"].value(outputs, None, labels, jax.tree.map(jnp.asarray, context()))
-  assert float(found) == pytest.approx(finetune_reference.loss(np.asarray(logits), labels, OLD, NEW), rel=1e-6)
+  loss = losses["cross_entropy"].value(outputs, None, labels, jax.tree.map(jnp.asarray, context()))
+  assert float(loss) == pytest.approx(finetune_reference.loss(np.asarray(logits), labels, OLD, NEW), rel=1e-6)
 
 
 def test_foster_begins_boosting_with_a_copy_of_the_old_network():
@@ -324,10 +324,10 @@ def test_foster_scores():
   logits = jnp.asarray(rng.normal(size=(BATCH, 7)), jnp.float32)
   outputs = Outputs(logits, logits, jnp.zeros((BATCH, 1)), (), {}, jnp.asarray(features))
   for around, expected in ((context(), logits_of(features, head)), (FIRST, np.asarray(logits))):
-    found = {name: np.asarray(method.scores[name](outputs, {"heads": {"boosted": head}}, around))
-             for name in ("compressed", "dual")}
-    np.testing.assert_array_equal(found["compressed"], logits)
-    np.testing.assert_allclose(found["dual"][:, SEEN], expected[:, SEEN], rtol=1e-5, atol=1e-5)
+    scores = {name: np.asarray(method.scores[name](outputs, {"heads": {"boosted": head}}, around))
+              for name in ("compressed", "dual")}
+    np.testing.assert_array_equal(scores["compressed"], logits)
+    np.testing.assert_allclose(scores["dual"][:, SEEN], expected[:, SEEN], rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- MAFDRC
@@ -347,14 +347,14 @@ MERGED = {"old_branch": np.float32(1)}
 
 def assert_two_branches(case, on_old, on_new, *, trained=SEEN, features):
   """Gradients of the head and of the backbone from those of z_O and z_N."""
-  kernel, head, found = seen_kernel(case.head), case.head, case.gradient["classifier"]
+  kernel, head, gradient = seen_kernel(case.head), case.head, case.gradient["classifier"]
   old, new = (head[f"{name}_scale"] * features + head[f"{name}_shift"] for name in ("old", "new"))
-  close(found["kernel"], np.where(trained, old.T @ on_old + new.T @ on_new, 0.0))
-  close(found["bias"], np.where(trained, (on_old + on_new).sum(axis=0), 0.0))
-  close(found["new_scale"], (features * (on_new @ kernel.T)).sum(axis=0))
-  close(found["new_shift"], (on_new @ kernel.T).sum(axis=0))
+  close(gradient["kernel"], np.where(trained, old.T @ on_old + new.T @ on_new, 0.0))
+  close(gradient["bias"], np.where(trained, (on_old + on_new).sum(axis=0), 0.0))
+  close(gradient["new_scale"], (features * (on_new @ kernel.T)).sum(axis=0))
+  close(gradient["new_shift"], (on_new @ kernel.T).sum(axis=0))
   for name in ("old_scale", "old_shift", "old_branch"):
-    assert not found[name].any()
+    assert not gradient[name].any()
   close(case.gradient["backbone"]["shift"],
         (on_old @ kernel.T) * head["old_scale"] + (on_new @ kernel.T) * head["new_scale"])
 
@@ -396,12 +396,12 @@ def test_mafdrc_merges_its_branches(task):
   head = {name: rng.normal(size=np.shape(leaf)).astype(np.float32)
           for name, leaf in mafdrc().head.init(WIDTH, 7, TASKS).items()}
   head["old_branch"] = np.float32(task > 1)
-  found = two_branch.merge(head)
+  merged = two_branch.merge(head)
   for name in ("scale", "shift"):
     np.testing.assert_allclose(
-        found[f"old_{name}"], mafdrc_reference.merged(head[f"old_{name}"], head[f"new_{name}"], task), rtol=1e-6)
-    np.testing.assert_array_equal(found[f"new_{name}"], head[f"new_{name}"])
-  assert found["old_branch"] == 1
+        merged[f"old_{name}"], mafdrc_reference.merged(head[f"old_{name}"], head[f"new_{name}"], task), rtol=1e-6)
+    np.testing.assert_array_equal(merged[f"new_{name}"], head[f"new_{name}"])
+  assert merged["old_branch"] == 1
 
 
 def test_mafdrc_keeps_the_previous_and_the_adapted_network():
@@ -426,13 +426,13 @@ def test_a_branch_is_a_batch_norm_of_the_last_map(train):
   variables = jax.jit(functools.partial(standardised.init, train=False))(jax.random.key(1), images)
   variables["batch_stats"]["Standardise_0"] = {"mean": 0.1 + jnp.arange(64) / 64, "var": 0.5 + jnp.arange(64) / 50}
   run = {"mutable": ["batch_stats"]} if train else {}
-  (features, _), updated = (lambda found: found if train else (found, None))(
+  (features, _), updated = (lambda applied: applied if train else (applied, None))(
       jax.jit(lambda v: standardised.apply(v, images, train=train, **run))(variables))
   rest = {"params": variables["params"], "batch_stats": {
       name: leaf for name, leaf in variables["batch_stats"].items() if name != "Standardise_0"}}
-  found = jax.jit(lambda v: plain.apply(v, images, train=train, **run))(rest)
+  plain_outputs = jax.jit(lambda v: plain.apply(v, images, train=train, **run))(rest)
   # Maps are returned before the last ReLU.
-  maps = np.maximum((found[0] if train else found)[1][-1], 0)
+  maps = np.maximum((plain_outputs[0] if train else plain_outputs)[1][-1], 0)
   rng = np.random.default_rng(0)
   head = {name: rng.normal(size=np.shape(leaf)).astype(np.float32)
           for name, leaf in mafdrc().head.init(64, 7, 2).items()} | MERGED

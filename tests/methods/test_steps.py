@@ -43,8 +43,8 @@ class Shift(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train):
-    found = x + self.param("shift", nn.initializers.zeros, x.shape)
-    return found, maps_of(found)
+    shifted = x + self.param("shift", nn.initializers.zeros, x.shape)
+    return shifted, maps_of(shifted)
 
 
 def context(**changes):
@@ -93,9 +93,9 @@ class Case:
   def logits(self, teacher=False):
     """Before any correction, float64; 0 in unseen columns."""
     features, head = (self.before, self.old_head) if teacher else (self.x, self.head)
-    found = np.zeros((BATCH, 7))
-    found[:, SEEN] = features.astype(np.float64) @ head["kernel"][:, SEEN] + head["bias"][SEEN]
-    return found
+    logits = np.zeros((BATCH, 7))
+    logits[:, SEEN] = features.astype(np.float64) @ head["kernel"][:, SEEN] + head["bias"][SEEN]
+    return logits
 
   def assert_linear(self, loss, on_logits, trained=SEEN):
     """The step's loss and gradients, given dL/dlogits of a linear head."""
@@ -106,8 +106,8 @@ class Case:
     close(self.gradient["classifier"]["bias"], np.where(trained, on_logits.sum(axis=0), 0.0))
 
 
-def close(found, expected):
-  np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-6)
+def close(actual, expected):
+  np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-6)
 
 
 NEW_ONLY = np.asarray([3, 4] * 6)
@@ -176,10 +176,10 @@ def test_nearest_mean_equals_an_exhaustive_search(seed):
   expected = expected[0] if isinstance(expected, tuple) else expected
   np.testing.assert_allclose(means[present], np.asarray(expected)[present], atol=1e-6)
   np.testing.assert_array_equal(present[:5], sizes > 0)
-  found = nearest_mean.scores(jnp.asarray(images, jnp.float32), means, present)
+  scores = nearest_mean.scores(jnp.asarray(images, jnp.float32), means, present)
   searched = icarl_reference.nearest_mean_scores(images, means, present)
-  np.testing.assert_allclose(np.asarray(found)[:, present], searched[:, present], atol=1e-5)
-  assert present[np.argmax(found, axis=1)].all()
+  np.testing.assert_allclose(np.asarray(scores)[:, present], searched[:, present], atol=1e-5)
+  assert present[np.argmax(scores, axis=1)].all()
 
 
 def test_wa():
@@ -194,11 +194,11 @@ def test_aligned_columns_have_equal_mean_norms(seed, size):
   kernel = np.random.default_rng(seed).normal(size=(FEATURES, 7)).astype(np.float32) * np.where(NEW, size, 1.0)
   kernel = kernel.astype(np.float32)
   stage = methods.make("wa", {}, memory=20).stages[0]
-  found = np.asarray(stage.end({"kernel": jnp.asarray(kernel)}, context())["kernel"])
-  np.testing.assert_allclose(found, wa_reference.aligned(kernel, OLD, NEW), rtol=1e-5, atol=1e-7)
-  norms = np.linalg.norm(found, axis=0)
+  aligned = np.asarray(stage.end({"kernel": jnp.asarray(kernel)}, context())["kernel"])
+  np.testing.assert_allclose(aligned, wa_reference.aligned(kernel, OLD, NEW), rtol=1e-5, atol=1e-7)
+  norms = np.linalg.norm(aligned, axis=0)
   assert norms[NEW].mean() == pytest.approx(norms[OLD].mean(), rel=1e-5)
-  np.testing.assert_array_equal(found[:, ~NEW], kernel[:, ~NEW])
+  np.testing.assert_array_equal(aligned[:, ~NEW], kernel[:, ~NEW])
 
 
 def test_alignment_without_old_classes_or_with_zero_columns_changes_nothing():
@@ -254,11 +254,11 @@ def test_lucir(hardest):
   kernel = np.where(SEEN, case.head["kernel"], 1.0).astype(np.float64)
   arguments = case.x.astype(np.float64), kernel, 1.7, case.labels, case.before.astype(np.float64), OLD, NEW
   options = {"base": 3.0, "margin": 0.6, "number": hardest}
-  found, loss = lucir_reference.gradients(*arguments, **options), lucir_reference.loss(*arguments, **options)
+  gradient, loss = lucir_reference.gradients(*arguments, **options), lucir_reference.loss(*arguments, **options)
   assert case.loss == pytest.approx(loss, rel=2e-5)
-  close(case.gradient["backbone"]["shift"], found.features)
-  close(case.gradient["classifier"]["kernel"], np.where(NEW, found.kernel, 0.0))
-  close(case.gradient["classifier"]["scale"], found.eta)
+  close(case.gradient["backbone"]["shift"], gradient.features)
+  close(case.gradient["classifier"]["kernel"], np.where(NEW, gradient.kernel, 0.0))
+  close(case.gradient["classifier"]["scale"], gradient.eta)
   # Old columns are not trained, whatever their gradient is.
   assert not case.gradient["classifier"]["kernel"][:, OLD].any()
 
@@ -366,13 +366,13 @@ def test_podnet(loss, index):
   x, before = case.x.astype(np.float64), case.before.astype(np.float64)
   arguments = x, maps_of(x), kernel, 1.7, case.labels, before, maps_of(before), OLD, NEW
   options["pycil"] = loss == "pycil"
-  found = podnet_reference.gradients(*arguments, **options)
+  gradient = podnet_reference.gradients(*arguments, **options)
   assert case.loss == pytest.approx(podnet_reference.loss(*arguments, **options), rel=2e-5)
-  close(case.gradient["backbone"]["shift"], found.features + sum(part.reshape(BATCH, -1) for part in found.maps))
-  close(case.gradient["classifier"]["kernel"], np.where(NEW, found.kernel, 0.0))
-  close(case.gradient["classifier"]["scale"], found.sigma)
+  close(case.gradient["backbone"]["shift"], gradient.features + sum(part.reshape(BATCH, -1) for part in gradient.maps))
+  close(case.gradient["classifier"]["kernel"], np.where(NEW, gradient.kernel, 0.0))
+  close(case.gradient["classifier"]["scale"], gradient.sigma)
   # Old proxies are not trained, whatever their gradient is.
-  assert found.kernel[..., OLD].any() and not case.gradient["classifier"]["kernel"][..., OLD].any()
+  assert gradient.kernel[..., OLD].any() and not case.gradient["classifier"]["kernel"][..., OLD].any()
 
 
 def test_the_spatial_term_is_zero_for_equal_maps_and_does_not_depend_on_scale():
@@ -393,9 +393,9 @@ def test_one_proxy_is_the_cosine_head():
   kernel[:, ~SEEN] = RUBBISH
   one, cosine = heads.proxies(1), heads.cosine()
   scale = jnp.float32(2.5)
-  found = jax.jit(one.apply)({"kernel": kernel[:, None], "scale": scale}, features.T, context())
+  of_proxies = jax.jit(one.apply)({"kernel": kernel[:, None], "scale": scale}, features.T, context())
   expected = jax.jit(cosine.apply)({"kernel": kernel, "scale": scale}, features.T, context())
-  for ours, theirs in zip(found, expected):
+  for ours, theirs in zip(of_proxies, expected):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 

@@ -40,9 +40,9 @@ def test_ends_of_tasks_and_the_two_newest_stay(folder):
 
 def test_what_is_restored_is_what_was_saved(folder):
   with Checkpoints(folder, read_only=True) as checkpoints:
-    found = checkpoints.restore(7, shapes(tree(0)))
-  jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, tree(7)))
-  assert jax.tree.structure(found) == jax.tree.structure(tree(7))
+    restored = checkpoints.restore(7, shapes(tree(0)))
+  jax.tree.map(np.testing.assert_array_equal, restored, jax.tree.map(np.asarray, tree(7)))
+  assert jax.tree.structure(restored) == jax.tree.structure(tree(7))
 
 
 def test_one_item_can_be_restored_alone(folder):
@@ -115,8 +115,8 @@ def test_an_older_format_is_read_and_not_written(folder, monkeypatch):
     checkpoints.restore_newest(lambda record: shapes(tree(0)), warn=pytest.fail)
   assert (folder / "7").is_dir() and not folder.with_name("damaged").exists()
   with Checkpoints(folder, read_only=True) as checkpoints:
-    found = checkpoints.restore(7, shapes(tree(0)))
-  jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(np.asarray, tree(7)))
+    restored = checkpoints.restore(7, shapes(tree(0)))
+  jax.tree.map(np.testing.assert_array_equal, restored, jax.tree.map(np.asarray, tree(7)))
 
 
 @pytest.mark.parametrize("key, flipped", [

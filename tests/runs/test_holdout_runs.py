@@ -12,7 +12,7 @@ from gr_jax.data import resident
 from gr_jax.errors import UserError
 from gr_jax.runs import results as summaries
 from gr_jax.runs import workdir
-from gr_jax.training import experiment
+from gr_jax.training import experiment as experiments
 
 
 def test_no_test_picture_is_read(tmp_path, monkeypatch):
@@ -20,20 +20,20 @@ def test_no_test_picture_is_read(tmp_path, monkeypatch):
   def refuse(*args, **kwargs):
     raise AssertionError("test pictures are read")
 
-  def learn(found, programs, evaluated, folder, *, asked):
-    state = programs.init(found.root)
+  def learn(experiment, programs, evaluated, folder, *, asked):
+    state = programs.init(experiment.root)
     measured = evaluated({"params": state.params, "batch_stats": state.batch_stats, "carry": {}}, 1)
-    np.testing.assert_array_equal(measured.counts[0, 2], [len(rows) for rows in found.scenario.holdout])
+    np.testing.assert_array_equal(measured.counts[0, 2], [len(rows) for rows in experiment.scenario.holdout])
     learned.append(measured.counts[0])
-    return summaries.summarize(found, summaries.Progress().after_task(measured, (), 1.0))
+    return summaries.summarize(experiment, summaries.Progress().after_task(measured, (), 1.0))
 
   learned = []
   monkeypatch.setattr(resident, "load_test", refuse)
   monkeypatch.setattr(train, "learn", learn)
   config = runs.short(evaluate_on="holdout", **{"scenario.num_tasks": 1, "memory.per_class": 0})
-  found = train.train(config, tmp_path)
+  results = train.train(config, tmp_path)
   (correct, _, images), = learned
-  assert found["last_accuracy"] == correct.sum() / images.sum() and 0 < images.sum() < 60
+  assert results["last_accuracy"] == correct.sum() / images.sum() and 0 < images.sum() < 60
   # Its accuracies are not to be mixed with those on test images.
   with pytest.raises(UserError, match="was evaluated on its held-out images, to choose settings; set --split=holdout"):
     evaluate.evaluate(tmp_path)
@@ -41,17 +41,17 @@ def test_no_test_picture_is_read(tmp_path, monkeypatch):
 
 def test_there_must_be_held_out_images():
   with pytest.raises(UserError, match="evaluate_on is 'holdout', but no image is held out .validation_fraction is 0.0"):
-    experiment.load(runs.short(evaluate_on="holdout", validation_fraction=0.0))
-  found = experiment.load(runs.short(evaluate_on="holdout"))
-  np.testing.assert_array_equal(found.evaluated, [len(rows) for rows in found.scenario.holdout])
-  assert experiment.load(runs.short()).evaluated.tolist() == [50] * 10
+    experiments.load(runs.short(evaluate_on="holdout", validation_fraction=0.0))
+  experiment = experiments.load(runs.short(evaluate_on="holdout"))
+  np.testing.assert_array_equal(experiment.evaluated, [len(rows) for rows in experiment.scenario.holdout])
+  assert experiments.load(runs.short()).evaluated.tolist() == [50] * 10
 
 
 def test_results_of_other_replicas_are_not_those_of_this_run(tmp_path):
   (tmp_path / "results.json").write_text(json.dumps({"tasks_done": 3, "seeds": [0, 1]}))
   def finished(seed, replicas):
-    found = types.SimpleNamespace(config=types.SimpleNamespace(seed=seed, replicas=replicas), stop_after_task=3)
-    return workdir.finished(tmp_path, found)
+    experiment = types.SimpleNamespace(config=types.SimpleNamespace(seed=seed, replicas=replicas), stop_after_task=3)
+    return workdir.finished(tmp_path, experiment)
   assert finished(0, 2) is not None
   assert finished(0, 3) is None
   assert finished(2, 2) is None

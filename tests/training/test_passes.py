@@ -62,7 +62,7 @@ def padded(values, devices, block):
   return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
 
 
-def found_of(images, labels, seen, setting, *, devices=1, block=4, method=None, carry=None):
+def evaluated(images, labels, seen, setting, *, devices=1, block=4, method=None, carry=None):
   """What evaluation finds; the features are the pixels, and the identity is the classifier."""
   devices = jax.devices()[:devices]
   run = passes.make_evaluate(method=method or fake(), num_classes=5, block=block, devices=devices)
@@ -73,7 +73,7 @@ def found_of(images, labels, seen, setting, *, devices=1, block=4, method=None, 
 
 
 def count(images, labels, seen, stop, **changes):
-  counts, = found_of(images, labels, seen, setting_of(stop), **changes).counts
+  counts, = evaluated(images, labels, seen, setting_of(stop), **changes).counts
   return counts
 
 
@@ -129,13 +129,13 @@ def test_every_score_counts_by_itself_and_sees_the_carry(devices):
   weights = rng.normal(size=5).astype(np.float32)
   method = fake(logits=methods.base.logits,
                 weighted=lambda outputs, carry, context: outputs.features * carry["weights"][None, :])
-  found = found_of(images, labels, np.ones(5, bool), setting_of(35), devices=devices, method=method,
-                   carry={"weights": weights}).counts
-  assert found.shape == (2, 3, 5)
-  for counts, scores in zip(found, (images, images.astype(np.float32) * weights)):
+  by_score = evaluated(images, labels, np.ones(5, bool), setting_of(35), devices=devices, method=method,
+                       carry={"weights": weights}).counts
+  assert by_score.shape == (2, 3, 5)
+  for counts, scores in zip(by_score, (images, images.astype(np.float32) * weights)):
     np.testing.assert_array_equal(counts[0], np.bincount(labels, scores.argmax(1) == labels, minlength=5))
-    own = np.where(TASK_OF_CLASS[labels][:, None] == TASK_OF_CLASS, scores, -np.inf)
-    np.testing.assert_array_equal(counts[1], np.bincount(labels, own.argmax(1) == labels, minlength=5))
+    within_task = np.where(TASK_OF_CLASS[labels][:, None] == TASK_OF_CLASS, scores, -np.inf)
+    np.testing.assert_array_equal(counts[1], np.bincount(labels, within_task.argmax(1) == labels, minlength=5))
     np.testing.assert_array_equal(counts[2], np.bincount(labels, minlength=5))
 
 
@@ -148,25 +148,25 @@ def test_confidences_and_class_means_against_references(devices, block):
   inverse = np.asarray([[1, 1, 1, 1, 1], [0.5, 0.5, 2, 2, 1]], np.float32)
   cells = np.asarray([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
   groups = np.asarray([seen, [0, 1, 1, 0, 0]], bool)
-  found = found_of(images, labels, seen, setting_of(30, inverse=inverse, cells=cells, groups=groups), devices=devices,
-                   block=block)
+  judged = evaluated(images, labels, seen, setting_of(30, inverse=inverse, cells=cells, groups=groups), devices=devices,
+                     block=block)
   images, labels = images[:30].astype(np.float64), labels[:30]
   for number, scores in enumerate((images * factors)[:, :4] for factors in inverse):
     probabilities = reference.softmax(scores)
-    np.testing.assert_array_equal(found.predicted[number, :30], probabilities.argmax(axis=1))
-    np.testing.assert_allclose(found.confidence[number, :30], probabilities.max(axis=1), rtol=1e-5)
-    assert found.nll[number, :30].mean() == pytest.approx(reference.nll(scores, labels), rel=1e-5)
-    assert found.brier[number, :30].mean() == pytest.approx(reference.brier(scores, labels), rel=1e-5)
-    assert calibration.classwise_error(found.class_bins[number, :4]) == pytest.approx(
+    np.testing.assert_array_equal(judged.predicted[number, :30], probabilities.argmax(axis=1))
+    np.testing.assert_allclose(judged.confidence[number, :30], probabilities.max(axis=1), rtol=1e-5)
+    assert judged.nll[number, :30].mean() == pytest.approx(reference.nll(scores, labels), rel=1e-5)
+    assert judged.brier[number, :30].mean() == pytest.approx(reference.brier(scores, labels), rel=1e-5)
+    assert calibration.classwise_error(judged.class_bins[number, :4]) == pytest.approx(
         reference.classwise_error(probabilities, labels), rel=1e-5)
-    assert not any(getattr(found, name)[number, 30:].any() for name in ("predicted", "confidence", "nll", "brier"))
+    assert not any(getattr(judged, name)[number, 30:].any() for name in ("predicted", "confidence", "nll", "brier"))
   means = np.stack([images[labels == c].mean(axis=0) for c in range(4)])
-  np.testing.assert_allclose(found.means[:4], means, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(judged.means[:4], means, rtol=1e-5, atol=1e-6)
   away = images - means[labels]
-  for cell, within in zip(cells, found.within):
+  for cell, within in zip(cells, judged.within):
     np.testing.assert_allclose(within, away[cell[labels]].T @ away[cell[labels]], rtol=1e-4, atol=1e-5)
   nearest = np.square(images[:, None] - means).sum(axis=-1)
-  for group, disagreeing in zip(groups, found.disagreeing):
+  for group, disagreeing in zip(groups, judged.disagreeing):
     among = np.flatnonzero(group)
     differ = among[images[:, among].argmax(axis=1)] != among[nearest[:, among].argmin(axis=1)]
     assert disagreeing == differ[group[labels]].sum() > 0
@@ -176,9 +176,9 @@ def test_scores_of_some_rows():
   devices = jax.devices()[:2]
   features = np.random.default_rng(6).normal(size=(16, 5)).astype(np.float32)
   run = passes.make_score(method=fake(), capacity=3, devices=devices)
-  found = np.asarray(run(*parallel.replicate(
+  scores = np.asarray(run(*parallel.replicate(
       (NETWORK, features, context_of(np.ones(5, bool)), np.int32(4)), devices)))
-  np.testing.assert_array_equal(found, features[4:7])
+  np.testing.assert_array_equal(scores, features[4:7])
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
@@ -190,11 +190,11 @@ def test_features_by_row(devices, size):
   rows = np.zeros(20, np.int32)
   rows[:size] = rng.permutation(30)[:size]
   run = passes.make_extract(model=Fake(), prepare=plain, capacity=20, block=4, devices=devices)
-  found = np.asarray(run(*parallel.replicate(
+  features = np.asarray(run(*parallel.replicate(
       (NETWORK["params"], {}, data_of(images, np.zeros(30)), Pool(rows, np.int32(size))), devices)))
-  assert len(found) >= 20
-  np.testing.assert_array_equal(found[:size], images[rows[:size]].astype(np.float32))
-  assert not found[size:].any()
+  assert len(features) >= 20
+  np.testing.assert_array_equal(features[:size], images[rows[:size]].astype(np.float32))
+  assert not features[size:].any()
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
@@ -213,7 +213,7 @@ def test_a_measure_counts_each_row_of_the_pool_once(devices, size):
   labels = np.arange(20) % 5
   pool = Pool(np.r_[rows, np.zeros(20 - size)].astype(np.int32), np.int32(size))
   context = context_of([True] * 5)._replace(task=np.int32(3))
-  found = run(*parallel.replicate((NETWORK, data_of(images, labels), pool, context), devices))
-  np.testing.assert_array_equal(found["images"], np.bincount(labels[rows], minlength=5))
-  np.testing.assert_allclose(found["logits"], images[rows].sum(axis=0), rtol=1e-5, atol=1e-6)
-  assert int(found["task"]) == 3 * size
+  measured = run(*parallel.replicate((NETWORK, data_of(images, labels), pool, context), devices))
+  np.testing.assert_array_equal(measured["images"], np.bincount(labels[rows], minlength=5))
+  np.testing.assert_allclose(measured["logits"], images[rows].sum(axis=0), rtol=1e-5, atol=1e-6)
+  assert int(measured["task"]) == 3 * size
