@@ -38,14 +38,14 @@ def norms_before_the_mean():
 
   def local(form):
     """The newest thing of this form among all that was averaged."""
-    found, waiting = None, list(averaged)
+    newest, waiting = None, list(averaged)
     while waiting:
       node = waiting.pop(0)
       if isinstance(node, dict | list | tuple):
-        found = node if jax.tree.structure(node) == form else found
+        newest = node if jax.tree.structure(node) == form else newest
         waiting += node.values() if isinstance(node, dict) else node
-    assert found is not None, "the step averages no gradients of the head"
-    return found
+    assert newest is not None, "the step averages no gradients of the head"
+    return newest
 
   def variant(*args, **options):
     rule = make(*args, **options)
@@ -110,10 +110,10 @@ def biases_not_scaled():
   combine = reweighting.combine
 
   def variant(ce_grads, kd_grads, *, column, **options):
-    found = combine(ce_grads, kd_grads, column=column, **options)
+    combined = combine(ce_grads, kd_grads, column=column, **options)
     if "bias" not in ce_grads:
-      return found
-    return {**found, "bias": combine(ce_grads, kd_grads, column=jnp.ones_like(column), **options)["bias"]}
+      return combined
+    return {**combined, "bias": combine(ce_grads, kd_grads, column=jnp.ones_like(column), **options)["bias"]}
 
   reweighting.combine = variant
 

@@ -42,18 +42,18 @@ def compare(pictures):
 
     exact = views(picture)
     for side in STORED:
-      found = views(cache.squeeze(picture, side))
-      differences[side].append(np.abs(found - exact).mean())
+      squeezed = views(cache.squeeze(picture, side))
+      differences[side].append(np.abs(squeezed - exact).mean())
       if side == 320:
-        rows += [np.concatenate(part[:SHOWN], axis=1) for part in (found, exact)]
+        rows += [np.concatenate(part[:SHOWN], axis=1) for part in (squeezed, exact)]
   strip = np.concatenate(rows).clip(0, 255).astype(np.uint8)
-  return {side: round(float(np.mean(found)), 1) for side, found in differences.items()}, strip
+  return {side: round(float(np.mean(gaps)), 1) for side, gaps in differences.items()}, strip
 
 
 def main(path):
   for name, pictures in (("scikit-learn's photographs", of_scikit_learn()), ("crops of ten", crops_of_ten())):
-    found, strip = compare(pictures)
-    print(f"{name}: {found}")
+    means, strip = compare(pictures)
+    print(f"{name}: {means}")
   PIL.Image.fromarray(strip).reduce(2).save(path)
 
 

@@ -80,9 +80,9 @@ def percent(value: float) -> str:
 def precision() -> list[str]:
   """float32 beside bfloat16: one row a seed, then mean and standard deviation, then the difference."""
   kinds, lines, pairs = ("float32", "bfloat16"), ["| average / last | float32 | bfloat16 |", "|---|---|---|"], []
-  found = {(kind, seed): read(f"precision/{kind}-s{seed}") for kind in kinds for seed in range(5)}
+  results = {(kind, seed): read(f"precision/{kind}-s{seed}") for kind in kinds for seed in range(5)}
   for seed in range(5):
-    both = [found[kind, seed] for kind in kinds]
+    both = [results[kind, seed] for kind in kinds]
     lines.append(f"| seed {seed} | " + " | ".join(
         NOT_RUN if run is None else " / ".join(map(percent, _averages(run))) for run in both) + " |")
     if None not in both:

@@ -19,7 +19,8 @@ from gr_jax.errors import UserError
 from gr_jax.runs import console, events, loop
 from gr_jax.runs import workdir as workdirs
 from gr_jax.scenario.plan import rows_of
-from gr_jax.training import evaluation, experiment, pictures, program, programs
+from gr_jax.training import evaluation, pictures, program, programs
+from gr_jax.training import experiment as experiments
 
 
 @pytest.fixture(scope="module")
@@ -31,38 +32,38 @@ def finished(tmp_path_factory):
 
 def test_results_have_every_part(finished):
   workdir, returned = finished
-  found = runs.results(workdir)
-  assert found == json.loads(json.dumps(returned))
-  assert (found["method"], found["addons"], found["seed"]) == ("gr", "", 0) and found["tasks_done"] == 3
-  assert found["scenario_digest"] == json.loads((workdir / "scenario.json").read_text())["digest"]
-  assert {"jax", "flax", "optax", "gr_jax"} <= set(found["versions"])
-  assert found["versions"]["convolutions"] == convolution_library.in_use()
+  results = runs.results(workdir)
+  assert results == json.loads(json.dumps(returned))
+  assert (results["method"], results["addons"], results["seed"]) == ("gr", "", 0) and results["tasks_done"] == 3
+  assert results["scenario_digest"] == json.loads((workdir / "scenario.json").read_text())["digest"]
+  assert {"jax", "flax", "optax", "gr_jax"} <= set(results["versions"])
+  assert results["versions"]["convolutions"] == convolution_library.in_use()
   for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
-    matrix = found[name]
+    matrix = results[name]
     assert [len(row) for row in matrix] == [3, 3, 3]
     assert all((matrix[t][u] is None) == (u > t) for t in range(3) for u in range(3))
   for name in ("task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer"):
-    assert len(found[name]) == 3
-  assert found["forgetting"][0] is None and found["backward_transfer"][0] is None
+    assert len(results[name]) == 3
+  assert results["forgetting"][0] is None and results["backward_transfer"][0] is None
   # Tasks of 4, 3 and 3 classes with 50 test images each: ACC_t weighs by images, the task mean does not.
-  matrix = np.asarray([[np.nan if a is None else a for a in row] for row in found["accuracy_matrix"]])
-  assert found["task_accuracies"][2] == pytest.approx((4 * matrix[2, 0] + 3 * matrix[2, 1:].sum()) / 10)
-  assert found["task_mean_accuracies"][2] == pytest.approx(matrix[2].mean())
-  assert found["average_incremental_accuracy"] == pytest.approx(np.mean(found["task_accuracies"]))
-  assert found["last_accuracy"] == found["task_accuracies"][2]
-  groups = [group for group in found["many_medium_few"].values() if group]
+  matrix = np.asarray([[np.nan if a is None else a for a in row] for row in results["accuracy_matrix"]])
+  assert results["task_accuracies"][2] == pytest.approx((4 * matrix[2, 0] + 3 * matrix[2, 1:].sum()) / 10)
+  assert results["task_mean_accuracies"][2] == pytest.approx(matrix[2].mean())
+  assert results["average_incremental_accuracy"] == pytest.approx(np.mean(results["task_accuracies"]))
+  assert results["last_accuracy"] == results["task_accuracies"][2]
+  groups = [group for group in results["many_medium_few"].values() if group]
   assert sum(group["classes"] for group in groups) == 10 and sum(g["images"] for g in groups) == 500
 
 
 def test_learning_happens(finished):
-  _, found = finished
+  _, results = finished
   # Four classes, and three passes over them: far above the 25 % of guessing.
-  assert found["task_accuracies"][0] > 0.4
-  assert found["accuracy_matrix_task_aware"][2][2] > 0.4
+  assert results["task_accuracies"][0] > 0.4
+  assert results["accuracy_matrix_task_aware"][2][2] > 0.4
 
 
 def test_metrics_rows(finished):
-  workdir, found = finished
+  workdir, results = finished
   epochs, tasks = runs.rows(workdir, "epoch"), runs.rows(workdir, "task")
   assert [(row["task"], row["epoch"]) for row in epochs] == [(t, e) for t in (1, 2, 3) for e in (1, 2, 3)]
   steps = [row["global_step"] for row in epochs]
@@ -77,18 +78,18 @@ def test_metrics_rows(finished):
     for name in ("gradient_norms", "phi", "alpha", "column", "classifier_norms", "correct", "exemplars"):
       assert len(row[name]) == seen, name
     assert row["exemplars"] == [5] * seen
-    assert row["task_accuracies"] == found["task_accuracies"][number] == sum(row["correct"]) / (50 * seen)
+    assert row["task_accuracies"] == results["task_accuracies"][number] == sum(row["correct"]) / (50 * seen)
 
 
 def test_event_files_hold_what_metrics_jsonl_holds(finished):
   workdir, _ = finished
-  found = EventAccumulator(str(workdir / events.FOLDER), size_guidance={"scalars": 0})
-  found.Reload()
+  board = EventAccumulator(str(workdir / events.FOLDER), size_guidance={"scalars": 0})
+  board.Reload()
   rows = [(row["global_step"], events.scalars(row)) for row in runs.rows(workdir)]
-  for tag in found.Tags()["scalars"]:
-    assert [(point.step, point.value) for point in found.Scalars(tag)] == [
+  for tag in board.Tags()["scalars"]:
+    assert [(point.step, point.value) for point in board.Scalars(tag)] == [
         (step, pytest.approx(points[tag])) for step, points in rows if tag in points], tag
-  assert set(found.Tags()["scalars"]) == {tag for _, points in rows for tag in points} > {
+  assert set(board.Tags()["scalars"]) == {tag for _, points in rows for tag in points} > {
       "train/loss", "train/alpha", "after_task/accuracy", "accuracy_of_task/3"}
 
 
@@ -114,8 +115,8 @@ def test_exemplars_are_training_images_of_their_class_without_repetition(finishe
 
 def test_phi_column_and_momentum_are_in_a_checkpoint_inside_a_stage_and_in_no_other(finished):
   # Both begin anew with the next stage.
-  found = runs.records(finished[0])
-  inside, between = ([record["digests"]["training"] for record in found.values() if bool(record["epoch"]) is epochs]
+  records = runs.records(finished[0])
+  inside, between = ([record["digests"]["training"] for record in records.values() if bool(record["epoch"]) is epochs]
                      for epochs in (True, False))
   assert inside and len(between) == 3
   for digests in inside:
@@ -134,23 +135,23 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
 
 @pytest.mark.parametrize("task", [None, 1, 2])
 def test_evaluation_equals_the_run(finished, task, capsys):
-  workdir, found = finished
+  workdir, results = finished
   numbers = evaluate.evaluate(workdir, task)
   number = (task or 3) - 1
   for name in ("task_accuracies", "task_mean_accuracies", "forgetting", "backward_transfer", "accuracy_matrix",
                "accuracy_matrix_task_aware"):
-    assert numbers[name][number] == found[name][number], name
+    assert numbers[name][number] == results[name][number], name
   out = capsys.readouterr().out
-  assert console.task_line(number, found) in out and "counts are equal to those of the run" in out
+  assert console.task_line(number, results) in out and "counts are equal to those of the run" in out
 
 
 @pytest.mark.parametrize("devices", ["1", "2", "3"])
 def test_evaluation_counts_are_equal_on_any_number_of_devices(finished, devices):
-  workdir, found = finished
+  workdir, results = finished
   # Three devices cannot share the batch of training; evaluating does not need it.
   done = runs.run("evaluate", f"--workdir={workdir}", "--task=3", JAX_NUM_CPU_DEVICES=devices)
   assert done.returncode == 0, done.stderr
-  assert console.task_line(2, found) in done.stdout and "counts are equal to those of the run" in done.stdout
+  assert console.task_line(2, results) in done.stdout and "counts are equal to those of the run" in done.stdout
 
 
 def test_evaluation_of_the_held_out_images(finished):
@@ -292,9 +293,9 @@ def test_diverging_training_stops_and_names_the_place(tmp_path):
     {"method_options.reweighting": "none", "method_options.prior": False, "method_options.distillation": "none"},
     {"scenario.num_tasks": 1, "scenario.kind": "natural", "scenario.order": "seeded"}])
 def test_other_settings_run_to_their_end(tmp_path, changes):
-  found = train.train(runs.short(**changes), tmp_path / "run")
-  assert found["tasks_done"] == changes.get("scenario.num_tasks", 3)
-  assert found["task_accuracies"][-1] is not None
+  results = train.train(runs.short(**changes), tmp_path / "run")
+  assert results["tasks_done"] == changes.get("scenario.num_tasks", 3)
+  assert results["task_accuracies"][-1] is not None
 
 
 def test_seed_changes_the_run_but_not_the_scenario(finished, tmp_path):
@@ -304,15 +305,15 @@ def test_seed_changes_the_run_but_not_the_scenario(finished, tmp_path):
   assert rows[0]["loss"] != others[0]["loss"]
 
 
-def compiled(found):
-  return programs.make_programs(found, pictures.load(found, "train", lambda items, **_: items))
+def compiled(experiment):
+  return programs.make_programs(experiment, pictures.load(experiment, "train", lambda items, **_: items))
 
 
 def test_the_teacher_is_a_copy_of_the_previous_model():
-  found = experiment.load(runs.short())
-  made = compiled(found)
-  state, context = made.init(found.root), found.plans[1].stages[0].context
-  params, teacher = made.begin_task(state.params, state.batch_stats, context, found.root)
+  experiment = experiments.load(runs.short())
+  made = compiled(experiment)
+  state, context = made.init(experiment.root), experiment.plans[1].stages[0].context
+  params, teacher = made.begin_task(state.params, state.batch_stats, context, experiment.root)
   jax.tree.map(np.testing.assert_array_equal, teacher["params"], state.params)
   jax.tree.map(np.testing.assert_array_equal, teacher["batch_stats"], state.batch_stats)
   # Neither what the next step overwrites, nor the running statistics of the state that it comes from.
@@ -372,7 +373,7 @@ def test_a_second_job_is_refused(finished):
 
 def test_holdout_of_a_run_without_one():
   with pytest.raises(UserError, match="held out no images"):
-    pictures.load(experiment.load(runs.short(validation_fraction=0.0)), "holdout", lambda items, **_: items)
+    pictures.load(experiments.load(runs.short(validation_fraction=0.0)), "holdout", lambda items, **_: items)
 
 
 def test_replicas_are_evaluated_one_by_one(tmp_path):
@@ -390,18 +391,18 @@ def test_a_damaged_config_is_named(finished, tmp_path):
 
 
 def test_a_call_of_the_train_program_moves_nothing_between_host_and_device():
-  found = experiment.load(runs.short())
-  made = compiled(found)
-  plan, (stage,), (run,) = found.plans[1].stages[0], found.method.stages, made.stages
-  state = made.init(found.root)
-  params, teacher = made.begin_task(state.params, state.batch_stats, plan.context, found.root)
-  rows = np.concatenate(rows_of(stage, plan, found.scenario.counts, [np.arange(5, dtype=np.int32)] * 4, 0,
+  experiment = experiments.load(runs.short())
+  made = compiled(experiment)
+  plan, (stage,), (run,) = experiment.plans[1].stages[0], experiment.method.stages, made.stages
+  state = made.init(experiment.root)
+  params, teacher = made.begin_task(state.params, state.batch_stats, plan.context, experiment.root)
+  rows = np.concatenate(rows_of(stage, plan, experiment.scenario.counts, [np.arange(5, dtype=np.int32)] * 4, 0,
                                 seed=0))
-  state, _ = run.begin(state.replace(params=params).between_stages(), {}, plan.context, rows, found.root)
+  state, _ = run.begin(state.replace(params=params).between_stages(), {}, plan.context, rows, experiment.root)
   teacher = made.fold_teacher(teacher)
   context, window = parallel.replicate(
-      (plan.context, program.Window(programs.pool(rows, found.capacity), found.root, np.int32(0), np.int32(0),
-                                    np.int32(2))), found.devices)
+      (plan.context, program.Window(programs.pool(rows, experiment.capacity), experiment.root, np.int32(0), np.int32(0),
+                                    np.int32(2))), experiment.devices)
   # The first call places constants; from then on the device is on its own.
   state, _ = run.run(state, teacher, context, made.data, window)
   with jax.transfer_guard("disallow"):

@@ -15,7 +15,8 @@ from gr_jax.models.resnet import ResNet
 from gr_jax.runs import journal, loop, signals
 from gr_jax.runs.footprint import footprint
 from gr_jax.serving import exported
-from gr_jax.training import evaluation, experiment, networks, pictures, program, programs
+from gr_jax.training import evaluation, networks, pictures, program, programs
+from gr_jax.training import experiment as experiments
 
 GROWING = ("der", "foster", "mafdrc")
 NEVER = lambda: False  # noqa: E731
@@ -42,7 +43,7 @@ class Made:
     patch.setattr(models, "make_backbone", tiny)
     patch.setattr(program, "make_program", counting)
     self.experiment = dataclasses.replace(
-        experiment.load(config_of(name, batch_size=208, **changes)), devices=tuple(jax.devices()[:1]))
+        experiments.load(config_of(name, batch_size=208, **changes)), devices=tuple(jax.devices()[:1]))
     train_pictures, tests = (
         pictures.load(self.experiment, split, lambda items, **_: items) for split in ("train", "test"))
     self.programs = programs.make_programs(self.experiment, train_pictures)
@@ -51,10 +52,10 @@ class Made:
   def learn(self, folder, asked=NEVER, **changes):
     folder.mkdir(exist_ok=True)
     config = dataclasses.replace(self.experiment.config, **changes)
-    found = loop.learn(dataclasses.replace(self.experiment, config=config), self.programs, self.evaluate, folder,
-                       asked=asked)
-    journal.write_json(folder / "results.json", found)
-    return found
+    results = loop.learn(dataclasses.replace(self.experiment, config=config), self.programs, self.evaluate, folder,
+                         asked=asked)
+    journal.write_json(folder / "results.json", results)
+    return results
 
 
 def asking_after(calls):
@@ -77,13 +78,13 @@ def test_resumed_anywhere_and_no_task_traces_anew(name, tmp_path, monkeypatch):
     starts += 1
     try:
       # The second look is after a call or at the next task: one step further at each start.
-      found = made.learn(tmp_path / "cut", asking_after(1))
+      resumed = made.learn(tmp_path / "cut", asking_after(1))
       break
     except signals.Interrupted:
       assert starts < 100
   assert starts >= 2 * sum(len(plan.stages) for plan in made.experiment.plans)
   runs.assert_equal(tmp_path / "whole", tmp_path / "cut")
-  assert runs.timeless(found) == runs.timeless(whole)
+  assert runs.timeless(resumed) == runs.timeless(whole)
 
 
 def test_evaluation_of_any_task(tmp_path, monkeypatch):
@@ -92,9 +93,9 @@ def test_evaluation_of_any_task(tmp_path, monkeypatch):
   whole = train.train(config_of("foster", epochs=1, batch_size=200), tmp_path)
   assert list(whole["scores"]) == ["compressed", "dual", "nearest_mean"]
   for task in (1, 2):
-    found = evaluate.evaluate(tmp_path, task)
+    evaluated = evaluate.evaluate(tmp_path, task)
     for name in whole["scores"]:
-      assert found["scores"][name]["accuracy_matrix"][:task] == whole["scores"][name]["accuracy_matrix"][:task]
+      assert evaluated["scores"][name]["accuracy_matrix"][:task] == whole["scores"][name]["accuracy_matrix"][:task]
   assert_predictions_equal_the_run(tmp_path, whole)
   # Exported, too: the stack of backbones with a batch of any size.
   model, views = gr_jax.load(tmp_path), np.zeros((3, 8, 8, 1), np.uint8)
@@ -104,17 +105,17 @@ def test_evaluation_of_any_task(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", GROWING)
 def test_memory_of_further_backbones(name, monkeypatch):
   monkeypatch.setattr(models, "make_backbone", tiny)
-  found = experiment.load(config_of(name, **{"scenario.num_tasks": 5}))
-  backbone = found.abstract_state().params["backbone"]
+  experiment = experiments.load(config_of(name, **{"scenario.num_tasks": 5}))
+  backbone = experiment.abstract_state().params["backbone"]
   size = 4 * sum(leaf.size for leaf in jax.tree.leaves(backbone))
-  extra = [networks.extra_bytes(found.method, backbone, tasks) for tasks in range(1, 6)]
+  extra = [networks.extra_bytes(experiment.method, backbone, tasks) for tasks in range(1, 6)]
   assert extra == [task * size if name == "der" else 0 for task in range(5)]
-  sizes = [footprint(found, tasks, [[0]] * 10) for tasks in range(1, 6)]
+  sizes = [footprint(experiment, tasks, [[0]] * 10) for tasks in range(1, 6)]
   assert [part["extra_parameters"] for part in sizes] == [part // 4 for part in extra]
   assert all((part["teacher_parameters"] > 2 * size / 4) == (name != "der") for part in sizes)
-  stack = jax.eval_shape(found.init_carry)["frozen"]["params"]
+  stack = jax.eval_shape(experiment.init_carry)["frozen"]["params"]
   kept = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(stack)) * 4
-  assert networks.stack_bytes(found.method, backbone, 5) == kept == {"der": 5}.get(name, 2) * size
+  assert networks.stack_bytes(experiment.method, backbone, 5) == kept == {"der": 5}.get(name, 2) * size
 
 
 @pytest.mark.slow
@@ -125,8 +126,8 @@ def test_ten_tasks_trace_what_two_do(name, tmp_path, monkeypatch):
   for tasks in (2, 10):
     with monkeypatch.context() as patch:
       made = Made(name, patch, epochs=1, **{"scenario.num_tasks": tasks})
-      found = made.learn(tmp_path / str(tasks))
-    assert found["tasks_done"] == tasks
+      results = made.learn(tmp_path / str(tasks))
+    assert results["tasks_done"] == tasks
     counts[tasks] = dict(made.traced)
   assert counts[2] == counts[10]
 

@@ -70,9 +70,9 @@ def test_interrupted_inside_the_last_stage(tmp_path, monkeypatch, name, stages):
 
 def assert_ended_equal(cut, whole):
   """Results, rows and, at the ends of tasks, the digest of every array; the interruption left a checkpoint besides."""
-  found, expected = ((runs.timeless(runs.results(folder)), list(map(runs.timeless, runs.rows(folder))))
-                     for folder in (cut, whole))
-  assert found == expected
+  resumed, expected = ((runs.timeless(runs.results(folder)), list(map(runs.timeless, runs.rows(folder))))
+                       for folder in (cut, whole))
+  assert resumed == expected
   ends = [row["global_step"] for row in runs.rows(whole, "task")]
   ours, theirs = runs.records(cut), runs.records(whole)
   assert len(ends) == 2 and all(ours[step] == theirs[step] for step in ends)

@@ -18,7 +18,8 @@ from gr_jax import methods, models, train
 from gr_jax.data.sources import digits
 from gr_jax.errors import UserError
 from gr_jax.runs import console, loop, restored, signals
-from gr_jax.training import evaluation, experiment, pictures, programs
+from gr_jax.training import evaluation, pictures, programs
+from gr_jax.training import experiment as experiments
 
 # The smallest images, one chunk an epoch or two: enough to stop in every stage.
 SETTINGS = {"epochs": 2, "milestones": (), "scenario.num_tasks": 2, "batch_size": 100, "steps_per_call": 2,
@@ -90,10 +91,10 @@ def assert_predictions_equal_the_run(folder, results):
   test = digits.load().test
   for number, accuracy in enumerate(results["task_accuracies"]):
     model = gr_jax.load(folder, number + 1)
-    own = [row for row, label in enumerate(test.labels) if str(label) in model.classes]
-    found = model([test.image(row) for row in own])
-    assert np.mean([name == str(test.labels[row]) for row, name in zip(own, found.names)]) == pytest.approx(accuracy)
-    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
+    rows = [row for row, label in enumerate(test.labels) if str(label) in model.classes]
+    answer = model([test.image(row) for row in rows])
+    assert np.mean([name == str(test.labels[row]) for row, name in zip(rows, answer.names)]) == pytest.approx(accuracy)
+    np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
     assert model.temperature == results["calibration"][number]["temperatures"]["one"]
 
 
@@ -119,7 +120,7 @@ def test_nearest_mean_is_recorded_beside_the_methods_own_score(tmp_path, monkeyp
   assert done["scores"]["logits"]["accuracy_matrix"] == done["accuracy_matrix"]
   # The means are no part of what the method keeps.
   assert done["memory"]["extra_parameters"] == 0
-  setting, source = experiment.load(config_of("finetune")), digits.load()
+  experiment, source = experiments.load(config_of("finetune")), digits.load()
 
   def features(network, split, rows):
     dense = network["params"]["backbone"]["Dense_0"]
@@ -127,11 +128,11 @@ def test_nearest_mean_is_recorded_beside_the_methods_own_score(tmp_path, monkeyp
     inputs = (images / 255 - np.asarray(source.mean)) / np.asarray(source.std)
     return np.maximum(inputs @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"], np.float64), 0)
 
-  place = np.argsort(setting.scenario.class_order)
-  for number, plan in enumerate(setting.plans):
-    saved = restored.after_task(tmp_path, setting, number + 1)
+  place = np.argsort(experiment.scenario.class_order)
+  for number, plan in enumerate(experiment.plans):
+    saved = restored.after_task(tmp_path, experiment, number + 1)
     kept = saved.record["exemplars"]
-    rows = np.concatenate(setting.scenario.train)[np.concatenate(kept)]
+    rows = np.concatenate(experiment.scenario.train)[np.concatenate(kept)]
     means, present = icarl_reference.exemplar_means(
         features(saved.network, source.train, rows), np.repeat(np.arange(plan.task.stop), list(map(len, kept))), 10)
     assert present.sum() == plan.task.stop
@@ -187,11 +188,11 @@ def test_killed_in_every_stage_and_between(tmp_path, name):
 
 def learn_on(config, devices, folder):
   """Trains on so many devices of this process."""
-  found = dataclasses.replace(experiment.load(config), devices=tuple(jax.devices()[:devices]))
-  train_pictures, tests = (pictures.load(found, split, lambda items, **_: items) for split in ("train", "test"))
+  experiment = dataclasses.replace(experiments.load(config), devices=tuple(jax.devices()[:devices]))
+  train_pictures, tests = (pictures.load(experiment, split, lambda items, **_: items) for split in ("train", "test"))
   folder.mkdir()
-  loop.learn(found, programs.make_programs(found, train_pictures), evaluation.make_evaluator(found, tests), folder,
-             asked=lambda: False)
+  loop.learn(experiment, programs.make_programs(experiment, train_pictures),
+             evaluation.make_evaluator(experiment, tests), folder, asked=lambda: False)
 
 
 def assert_first_epochs_agree(folder, other):
@@ -225,9 +226,9 @@ def test_devices_agree_for_every_method(tmp_path, name):
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_learns_digits(tmp_path, name):
   """Above chance: two of ten classes are new at the end."""
-  found = train.train(runs.get_config("digits_lt", **{"method": name, **(OPTIONS[name] if name in COMBINED else {})}),
-                      tmp_path / "run")
-  assert found["tasks_done"] == 5 and found["average_incremental_accuracy"] > 0.5
+  results = train.train(runs.get_config("digits_lt", **{"method": name, **(OPTIONS[name] if name in COMBINED else {})}),
+                        tmp_path / "run")
+  assert results["tasks_done"] == 5 and results["average_incremental_accuracy"] > 0.5
   assert all(np.isfinite(row["loss"]) for row in runs.rows(tmp_path / "run", "epoch"))
 
 
@@ -246,26 +247,26 @@ def test_programs_are_those_of_the_stages(name):
   expected = {"finetune": 1, "joint": 1, "il2m": 1, "der": 1, "bic": 3, "eeil": 3, "podnet": 3, "foster": 3,
               "mafdrc": 3, "lws": 3, "gvalign": 3, "lws,gvalign": 5}.get(name, 2)
   for tasks in (2, 10):
-    found = experiment.load(config_of(name, **{"scenario.num_tasks": tasks}))
-    assert len(console.stage_programs(found)) == expected
+    experiment = experiments.load(config_of(name, **{"scenario.num_tasks": tasks}))
+    assert len(console.stage_programs(experiment)) == expected
     # The shapes of a stage are the same in every task, so its program is too.
-    shapes = {(stage.index, stage.number == 0 and found.method.stages[stage.index].uses_teacher): None
-              for plan in found.plans for stage in plan.stages}
+    shapes = {(stage.index, stage.number == 0 and experiment.method.stages[stage.index].uses_teacher): None
+              for plan in experiment.plans for stage in plan.stages}
     assert len(shapes) == expected
-    for index in range(len(found.method.stages)):
+    for index in range(len(experiment.method.stages)):
       contexts = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in stage.context)
-                  for plan in found.plans for stage in plan.stages if stage.index == index}
+                  for plan in experiment.plans for stage in plan.stages if stage.index == index}
       assert len(contexts) == 1
 
 
 def test_a_batch_that_cannot_be_divided_is_refused():
   """SS-IL: four new images for each exemplar, on each of four devices."""
   with pytest.raises(UserError, match="batch_size is 40, but method 'ssil' on 4 devices needs a multiple of 4 x 4"):
-    experiment.load(config_of("ssil", batch_size=40))
-  assert experiment.load(config_of("ssil", batch_size=48)).plans[1].stages[0].batch_size == 60
+    experiments.load(config_of("ssil", batch_size=40))
+  assert experiments.load(config_of("ssil", batch_size=48)).plans[1].stages[0].batch_size == 60
 
 
 def test_a_backbone_without_maps_is_refused(monkeypatch):
   monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.TinyBackbone(4))
   with pytest.raises(UserError, match="method 'podnet' compares the maps.*model 'resnet8' has none"):
-    experiment.load(config_of("podnet"))
+    experiments.load(config_of("podnet"))

@@ -13,7 +13,8 @@ from references import neural_collapse
 from gr_jax import calibration
 from gr_jax.devices import parallel
 from gr_jax.runs import journal, results
-from gr_jax.training import evaluation, experiment, pictures
+from gr_jax.training import evaluation, pictures
+from gr_jax.training import experiment as experiments
 
 
 class Flat(nn.Module):
@@ -30,47 +31,47 @@ KERNEL = np.random.default_rng(0).normal(0, 0.3, (64, 10)).astype(np.float32)
 
 
 def loaded(devices=1, **changes):
-  found = experiment.load(runs.short(**{"scenario.num_tasks": 2, **changes}))
-  return dataclasses.replace(found, devices=tuple(jax.devices()[:devices]), model=Flat())
+  experiment = experiments.load(runs.short(**{"scenario.num_tasks": 2, **changes}))
+  return dataclasses.replace(experiment, devices=tuple(jax.devices()[:devices]), model=Flat())
 
 
-def network_of(found):
+def network_of(experiment):
   classifier = {"kernel": KERNEL, "bias": np.zeros(10, np.float32)}
   return parallel.replicate({"params": {"backbone": {}, "classifier": classifier}, "batch_stats": {},
-                             "carry": found.init_carry()}, found.devices)
+                             "carry": experiment.init_carry()}, experiment.devices)
 
 
-def evaluated(found, task=2, **changes):
+def evaluated(experiment, task=2, **changes):
   quiet = lambda items, **_: items
-  parts = {"pictures": pictures.load(found, "test", quiet), "holdout": pictures.load(found, "calibration", quiet),
-           **changes}
-  return evaluation.make_evaluator(found, **parts)(network_of(found), task), parts
+  parts = {"pictures": pictures.load(experiment, "test", quiet),
+           "holdout": pictures.load(experiment, "calibration", quiet), **changes}
+  return evaluation.make_evaluator(experiment, **parts)(network_of(experiment), task), parts
 
 
 @pytest.fixture(scope="module")
 def digits():
-  found = loaded()
-  return found, *evaluated(found)
+  experiment = loaded()
+  return experiment, *evaluated(experiment)
 
 
-def scores_and_features(found, data):
+def scores_and_features(experiment, data):
   """Of every picture, without the programs under test."""
   pixels = data.images.astype(np.float64).reshape(len(data.labels), -1) / 255
-  features = (pixels - found.source.mean[0]) / found.source.std[0]
+  features = (pixels - experiment.source.mean[0]) / experiment.source.std[0]
   return features @ KERNEL.astype(np.float64), features, data.labels
 
 
 def test_figures_and_arrays_against_the_references(digits):
-  found, (_, figures, arrays), parts = digits
-  scores, features, labels = scores_and_features(found, parts["pictures"])
-  held, _, held_labels = scores_and_features(found, parts["holdout"])
+  experiment, (_, figures, arrays), parts = digits
+  scores, features, labels = scores_and_features(experiment, parts["pictures"])
+  held, _, held_labels = scores_and_features(experiment, parts["holdout"])
   fitted = figures["calibration"]["temperatures"]
   assert fitted["images"] == len(held_labels) == 48 and fitted["classes"] == len(set(held_labels)) == 10
   groups = (np.arange(10) >= 5).astype(int)
   assert fitted["one"] == pytest.approx(calibration.fit_temperatures(held, held_labels, np.zeros(10, int))[0], rel=1e-3)
   two = calibration.fit_temperatures(held, held_labels, groups)
   assert (fitted["old"], fitted["new"]) == pytest.approx(tuple(two), rel=1e-3)
-  counts = found.scenario.counts
+  counts = experiment.scenario.counts
   classes = {"all": counts >= 0, "old": groups == 0, "new": groups == 1, "many": counts > 100,
              "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
   variants = {"uncalibrated": np.ones(2), "one_temperature": np.full(2, fitted["one"]),
@@ -87,8 +88,8 @@ def test_figures_and_arrays_against_the_references(digits):
       assert one["accuracy"] == correct[chosen].mean() and one["images"] == chosen.sum()
       # An image on the edge of a bin may fall to either side.
       assert one["ece"] == pytest.approx(reference.expected_error(confidence[chosen], correct[chosen]), abs=5e-3)
-      own = probabilities[np.arange(len(labels)), labels]
-      assert one["nll"] == pytest.approx(-np.log(own[chosen]).mean(), rel=1e-3)
+      likelihoods = probabilities[np.arange(len(labels)), labels]
+      assert one["nll"] == pytest.approx(-np.log(likelihoods[chosen]).mean(), rel=1e-3)
       assert calibration.expected_error(arrays["reliability"][number, place]) == pytest.approx(one["ece"])
   predicted = scores.argmax(axis=1)
   confusion = np.zeros((10, 10), int)
@@ -114,20 +115,20 @@ def test_pictures_that_travel_and_more_devices_change_nothing(digits):
 
 
 def test_the_first_task_and_no_hold_out(digits):
-  found, (counts, figures, _), parts = digits
-  (_, first, arrays), _ = evaluated(found, task=1)
+  experiment, (counts, figures, _), parts = digits
+  (_, first, arrays), _ = evaluated(experiment, task=1)
   fitted = first["calibration"]["temperatures"]
   assert fitted["old"] is None and fitted["new"] == fitted["one"]
   assert first["calibration"]["two_temperatures"] == first["calibration"]["one_temperature"]
   assert first["calibration"]["uncalibrated"]["old"] is None is first["neural_collapse"]["old"]
   assert arrays["confusion"].shape == (5, 5)
-  (others, without, arrays), _ = evaluated(found, holdout=None)
+  (others, without, arrays), _ = evaluated(experiment, holdout=None)
   np.testing.assert_array_equal(counts, others)
   assert without["calibration"]["temperatures"] is None is without["calibration"]["one_temperature"]
   assert without["calibration"]["uncalibrated"] == figures["calibration"]["uncalibrated"]
   assert arrays["reliability"].shape[0] == 1
   # Held-out images are not judged by a fit to themselves.
-  (counts, figures, _), _ = evaluated(found, pictures=parts["holdout"], split="holdout")
+  (counts, figures, _), _ = evaluated(experiment, pictures=parts["holdout"], split="holdout")
   assert figures["calibration"]["temperatures"] is None and counts[0, 2].sum() == 48
 
 

@@ -44,8 +44,8 @@ def test_bfloat16_keeps_parameters_statistics_and_features_in_float32():
 
 
 def test_a_bfloat16_run_is_saved_and_learns(tmp_path):
-  found = train.train(runs.short(precision="bfloat16", stop_after_task=1), tmp_path / "run")
-  assert found["precision"] == "bfloat16" and found["task_accuracies"][0] > 0.4
+  results = train.train(runs.short(precision="bfloat16", stop_after_task=1), tmp_path / "run")
+  assert results["precision"] == "bfloat16" and results["task_accuracies"][0] > 0.4
   digests = runs.newest(tmp_path / "run")[1]["digests"]
   assert digests["model"]
 
@@ -59,5 +59,5 @@ def test_what_auto_stood_for_is_saved_and_kept(tmp_path, monkeypatch):
   monkeypatch.setitem(models.AUTO_PRECISION, "cpu", "bfloat16")
   with pytest.raises(UserError, match="another config:\n  precision: 'float32' -> 'bfloat16'\n"):
     train.train(runs.short(stop_after_task=2), tmp_path / "run")
-  found = train.train(runs.short(stop_after_task=2, precision="float32"), tmp_path / "run")
-  assert found["tasks_done"] == 2 and found["precision"] == "float32"
+  resumed = train.train(runs.short(stop_after_task=2, precision="float32"), tmp_path / "run")
+  assert resumed["tasks_done"] == 2 and resumed["precision"] == "float32"

@@ -61,23 +61,23 @@ def test_devices_agree_on_a_resnet(other, steps, tolerance, name):
   run = {"two devices": functools.partial(resnet_run, jax.devices()[:2]),
          "four devices": functools.partial(resnet_run, jax.devices()),
          "jit": functools.partial(resnet_run, jax.devices()[:1], compiled_by=jax.jit)}[other]
-  found = one_device(name, steps)
-  assert float(found[1].steps) == steps
-  assert_same_step(found, jax.device_get(run(steps=steps, name=name)), tolerance)
+  one_device_run = one_device(name, steps)
+  assert float(one_device_run[1].steps) == steps
+  assert_same_step(one_device_run, jax.device_get(run(steps=steps, name=name)), tolerance)
 
 
 def test_state_is_donated_and_teacher_is_not():
   devices = tuple(jax.devices()[:2])
   tx, stage, run = trajectory_program(devices)
-  everywhere = functools.partial(parallel.replicate, devices=devices)
+  replicate = functools.partial(parallel.replicate, devices=devices)
   task = TRAJECTORY.tasks[1]
   params = jax.tree.map(jnp.asarray, task.initial)
-  state = everywhere(initial_state(params, tx, stage))
-  teacher = everywhere({"params": TRAJECTORY.teacher(1), "batch_stats": {}})
-  data = everywhere(Data(task.x[0], np.ones((16, 2), np.int32), task.labels[0].astype(np.int32)))
-  window = everywhere(program.Window(Pool(np.arange(16, dtype=np.int32), np.int32(16)), jax.random.key(0),
-                                     np.int32(0), np.int32(0), np.int32(1)))
-  after, _ = run(state, teacher, everywhere(context_of(task, 1)), data, window)
+  state = replicate(initial_state(params, tx, stage))
+  teacher = replicate({"params": TRAJECTORY.teacher(1), "batch_stats": {}})
+  data = replicate(Data(task.x[0], np.ones((16, 2), np.int32), task.labels[0].astype(np.int32)))
+  window = replicate(program.Window(Pool(np.arange(16, dtype=np.int32), np.int32(16)), jax.random.key(0),
+                                    np.int32(0), np.int32(0), np.int32(1)))
+  after, _ = run(state, teacher, replicate(context_of(task, 1)), data, window)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(teacher))
   # Unstacked: the result has the very shape of the input.
@@ -102,7 +102,7 @@ def test_epochs_are_shuffled_differently_and_reproducibly():
   orders = [np.asarray(order.epoch_of(sampling.EVERY_IMAGE, pool, jax.random.key(s), types.SimpleNamespace(task=t),
                                       stage, e)[0]) for s, t, stage, e in places]
   np.testing.assert_array_equal(orders[0], orders[-1])
-  assert len({found.tobytes() for found in orders}) == len(set(places)) == 6
+  assert len({rows.tobytes() for rows in orders}) == len(set(places)) == 6
   # The first stage's keys are what they were before there were stages: they are part of what a seed means.
   np.testing.assert_array_equal(
       orders[1], sampling.shuffled(pool.rows, jnp.ones(30, bool),
@@ -195,8 +195,8 @@ def test_a_method_may_pull_on_features_and_stage_maps():
 
   def whole(params):
     def run(params, stats, **options):
-      found = model.apply({"params": params["backbone"], "batch_stats": stats}, images, **options)
-      (features, maps), _ = found if options.get("mutable") else (found, None)
+      applied = model.apply({"params": params["backbone"], "batch_stats": stats}, images, **options)
+      (features, maps), _ = applied if options.get("mutable") else (applied, None)
       logits = features @ params["classifier"]["kernel"] + params["classifier"]["bias"][None, :]
       return Outputs(logits, logits, features, maps)
     student = run(params, variables["batch_stats"], train=True, mutable=["batch_stats"])
@@ -205,5 +205,5 @@ def test_a_method_may_pull_on_features_and_stage_maps():
             + distillation(student, teacher, labels, context))
 
   expected = jax.jit(jax.grad(whole))(params)
-  found = jax.tree.map(jnp.subtract, params, after.params)
-  assert distance(expected, found) < 1e-5
+  gradient = jax.tree.map(jnp.subtract, params, after.params)
+  assert distance(expected, gradient) < 1e-5
