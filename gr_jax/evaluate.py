@@ -51,24 +51,24 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
   task, record, network = restored.after_task(workdir, experiment, task)
   images = pictures.load(experiment, split, console.decoding, console.say)
   held = pictures.load(experiment, "calibration", console.decoding, console.say) if split == "test" else None
-  found = evaluation.make_evaluator(experiment, images, holdout=held, split=split)(
+  evaluated = evaluation.make_evaluator(experiment, images, holdout=held, split=split)(
       parallel.replicate(network, experiment.devices), task)
   if split == "holdout":
-    return _holdout_numbers(experiment, found.counts[0], task)
+    return _holdout_numbers(experiment, evaluated.counts[0], task)
   recorded = measured.Progress.from_record(record)
   # Rows of earlier tasks come from the run's record, those of this task from the counts above.
   before = dataclasses.replace(
       recorded, correct=recorded.correct[:-1], correct_aware=recorded.correct_aware[:-1],
       further=tuple(tasks[:-1] for tasks in recorded.further), evaluations=recorded.evaluations[:-1],
       task=recorded.task - 1)
-  progress = dataclasses.replace(before.after_task(found, (), recorded.seconds), exemplars=recorded.exemplars)
+  progress = dataclasses.replace(before.after_task(evaluated, (), recorded.seconds), exemplars=recorded.exemplars)
   results = measured.summarize(experiment, progress)
   equal = (progress.correct, progress.correct_aware, progress.further) == (
       recorded.correct, recorded.correct_aware, recorded.further)
   console.say(console.task_line(task - 1, results))
   console.say(console.closing_table(results))
-  console.say(console.calibration_lines(found.figures["calibration"]))
-  console.say(f"correct images: {found.counts[0, 0].sum()} of {found.counts[0, 2].sum()}; per-class counts are "
+  console.say(console.calibration_lines(evaluated.figures["calibration"]))
+  console.say(f"correct images: {evaluated.counts[0, 0].sum()} of {evaluated.counts[0, 2].sum()}; per-class counts are "
               f"{'equal to' if equal else 'NOT equal to'} those of the run")
   return results
 
@@ -117,8 +117,8 @@ def main(argv: list[str]) -> None:
     if given.task is not None or given["split"].present:
       raise UserError("--holdout_json evaluates the held-out images after every task; remove --task and --split")
     from gr_jax.runs import journal
-    found = holdout_accuracies(given.workdir, data_dir=given.data_dir)
-    journal.write_json(pathlib.Path(given.holdout_json), {"holdout_accuracies": found})
+    accuracies = holdout_accuracies(given.workdir, data_dir=given.data_dir)
+    journal.write_json(pathlib.Path(given.holdout_json), {"holdout_accuracies": accuracies})
     return
   evaluate(given.workdir, given.task, split=given.split, data_dir=given.data_dir)
 

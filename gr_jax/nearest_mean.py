@@ -23,11 +23,11 @@ def means(features: np.ndarray, sizes: Sequence[int], num_classes: int) -> tuple
     (means [classes, features] float32, has_mean [classes] bool); 0 and False for a class without exemplars.
   """
   rows = _normalised(np.asarray(features, np.float64))
-  found, has_mean = np.zeros((num_classes, rows.shape[1])), np.zeros(num_classes, bool)
+  class_means, has_mean = np.zeros((num_classes, rows.shape[1])), np.zeros(num_classes, bool)
   for j, part in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
     if len(part):
-      found[j], has_mean[j] = part.mean(axis=0), True
-  return _normalised(found).astype(np.float32), has_mean
+      class_means[j], has_mean[j] = part.mean(axis=0), True
+  return _normalised(class_means).astype(np.float32), has_mean
 
 
 def scores(features: jax.Array, means: jax.Array, has_mean: jax.Array) -> jax.Array:

@@ -284,9 +284,9 @@ class Method(NamedTuple):
 
   def carrying(self, further: Callable[[int, int], dict[str, jax.Array]]) -> Method:
     """The method with more in `carry`, by other names."""
-    own = self.carry
+    method_carry = self.carry
     return self._replace(carry=lambda features, num_classes: {
-        **({} if own is None else own(features, num_classes)), **further(features, num_classes)})
+        **({} if method_carry is None else method_carry(features, num_classes)), **further(features, num_classes)})
 
   def init_carry(self, features: int, num_classes: int) -> dict[str, jax.Array]:
     """What is kept from task to task besides the network.
@@ -294,10 +294,10 @@ class Method(NamedTuple):
     Returns:
       `carry`, and for `exemplar_means` {"exemplar_means": [classes, features] float32, "has_mean": [classes] bool}.
     """
-    found = {} if self.carry is None else self.carry(features, num_classes)
+    carried = {} if self.carry is None else self.carry(features, num_classes)
     if not self.exemplar_means:
-      return found
-    return {**found, "exemplar_means": jnp.zeros((num_classes, features), jnp.float32),
+      return carried
+    return {**carried, "exemplar_means": jnp.zeros((num_classes, features), jnp.float32),
             "has_mean": jnp.zeros(num_classes, bool)}
 
 

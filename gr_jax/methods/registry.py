@@ -111,9 +111,9 @@ def resolve(name: str, given: Mapping[str, Any], chosen: Sequence[str] = ()) -> 
   """
   accepted = options_of(name, chosen)
   _check_known(name, given, accepted)
-  found = {key: checked(key, accepted[key], value) for key, value in given.items()}
-  combined = {key: value for key, value in found.items() if key in combining.OPTIONS and key not in METHODS[name][1]}
-  complete = {key: found.get(key, checked(key, option, option.default)) for key, option in accepted.items()
+  valid = {key: checked(key, accepted[key], value) for key, value in given.items()}
+  combined = {key: value for key, value in valid.items() if key in combining.OPTIONS and key not in METHODS[name][1]}
+  complete = {key: valid.get(key, checked(key, option, option.default)) for key, option in accepted.items()
               if key in METHODS[name][1] or key not in combining.OPTIONS}
   return {**complete, **combining.resolve(combined)}
 
@@ -137,13 +137,13 @@ def make(name: str, options: Mapping[str, Any], *, memory: int, chosen: Sequence
   Raises:
     UserError: see `resolve`; parts or add-ons that do not fit the method; or fewer exemplars than are needed.
   """
-  found = resolve(name, options, chosen)
-  factory, own = METHODS[name]
-  arguments = {key: found[key] for key in own}
+  complete = resolve(name, options, chosen)
+  factory, keys = METHODS[name]
+  arguments = {key: complete[key] for key in keys}
   if "memory" in inspect.signature(factory).parameters:
     arguments["memory"] = memory
-  parts = {key: value for key, value in found.items() if key in combining.OPTIONS and key not in own}
-  method = addons.wrap(combining.combine(factory(**arguments), **parts), chosen, found)
+  parts = {key: value for key, value in complete.items() if key in combining.OPTIONS and key not in keys}
+  method = addons.wrap(combining.combine(factory(**arguments), **parts), chosen, complete)
   if memory < method.min_memory:
     with_them = f" with {', '.join(chosen)}" if chosen else ""
     raise UserError(f"memory.per_class is {memory}, but {name}{with_them} needs {method.min_memory} or more exemplars "
@@ -162,7 +162,7 @@ def options_of(name: str, chosen: Sequence[str] = ()) -> Options:
 
 
 def _check_known(name: str, given: Mapping[str, Any], accepted: Options) -> None:
-  own = METHODS[name][1]
+  of_method = METHODS[name][1]
   for key in given:
     if key in accepted:
       continue
@@ -171,10 +171,10 @@ def _check_known(name: str, given: Mapping[str, Any], accepted: Options) -> None
       raise UserError(f"method_options.{key} is an option of the add-on {addon!r}, which is not chosen; add "
                       f"--config.addons={addon}, or leave the option out")
     owners = [other for other, (_, options) in METHODS.items() if key in options]
-    others = [other for other in accepted if other not in own]
+    others = [other for other in accepted if other not in of_method]
     raise UserError(
         f"method_options.{key} is not an option of method {name!r}"
         + (f" (it belongs to {', '.join(map(repr, owners))})" if owners else "")
         + nearest(key, accepted, "method_options.")
-        + (f"; {name!r} has {', '.join(own)}" if own else f"; {name!r} has none")
+        + (f"; {name!r} has {', '.join(of_method)}" if of_method else f"; {name!r} has none")
         + (f"; parts and add-ons have {', '.join(others)}" if others else ""))

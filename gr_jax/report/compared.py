@@ -20,7 +20,7 @@ _BAR = "After the last finished task. Mean over the seeds; the line is one stand
 
 def pictures(group: Group, prefix: str) -> list[Picture]:
   """The pictures of a group for which some run has numbers; `prefix` keeps the files of groups apart."""
-  found = [
+  comparisons = [
       Picture(f"{prefix}accuracy", "Accuracy after each task",
               f"On the test images of all classes seen so far, without being told the task. {_BAND}",
               lambda: _lines(group, lambda run: run.series("task_accuracies"), "accuracy (%)", factor=100)),
@@ -36,7 +36,7 @@ def pictures(group: Group, prefix: str) -> list[Picture]:
               lambda: _bars(group, {name: _entry("many_medium_few", name, "accuracy") for name in SHOTS},
                             "accuracy (%)"))]
   if any(run.after(run.done, "calibration") for run in group.runs):
-    found += [
+    comparisons += [
         Picture(f"{prefix}ece", "Calibration error",
                 f"ECE on the test images: as trained, and with one or two temperatures fitted on the hold-out (two: "
                 f"old and new classes). {_BAR}",
@@ -47,12 +47,12 @@ def pictures(group: Group, prefix: str) -> list[Picture]:
                 lambda: _lines(group, lambda run: run.series("calibration", "uncalibrated", "all", "ece"), "ECE (%)",
                                factor=100))]
   if any(run.after(run.done, "neural_collapse", "all") for run in group.runs):
-    found.append(Picture(
+    comparisons.append(Picture(
         f"{prefix}collapse", "Neural collapse after each task",
         "Of the features of the test images of all classes seen so far; 0 is collapse. NC1: spread within classes; "
         "NC2: how far the class means are from equal angles; NC3: distance of classifier and class means; NC4: share "
         "of images that the nearest class mean classifies otherwise.", lambda: _collapse(group)))
-  return found
+  return comparisons
 
 
 def _agnostic(run: Run, task: int) -> float | None:

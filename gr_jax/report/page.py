@@ -91,12 +91,12 @@ def _section(group: tables.Group, prefix: str, drawn: list[Drawn], thumbnails: M
              ) -> dict[str, Any]:
   """What the template shows of a group; pictures are added to `drawn`."""
   furthest = max(group.runs, key=lambda run: run.done)
-  own = next((thumbnails[run.folder] for run in group.runs if run.folder in thumbnails), None)
+  thumbnail = next((thumbnails[run.folder] for run in group.runs if run.folder in thumbnails), None)
   return {
       "title": group.title, "digest": group.digest, "summary": tables.summary(group),
       "compared": _shown(compared.pictures(group, prefix) if furthest.done else [], drawn),
       "scenario": _shown(single.scenario(furthest, prefix), drawn), "classes": tables.scenario(group),
-      "thumbnails": own, "differences": tables.differences(group),
+      "thumbnails": thumbnail, "differences": tables.differences(group),
       "settings": [_setting(setting, f"{prefix}{number}_", drawn)
                    for number, setting in enumerate(group.settings, start=1)]}
 
@@ -104,11 +104,11 @@ def _section(group: tables.Group, prefix: str, drawn: list[Drawn], thumbnails: M
 def _setting(setting: tables.Setting, prefix: str, drawn: list[Drawn]) -> dict[str, Any]:
   """What the template shows of a setting: its first seed, and notes on all."""
   run = setting.runs[0]
-  found, missing = single.pictures(run, prefix)
-  asked = [picture for picture in found if picture.name == f"{prefix}{single.CONFUSION_OF_CLASSES}"]
+  available, missing = single.pictures(run, prefix)
+  asked = [picture for picture in available if picture.name == f"{prefix}{single.CONFUSION_OF_CLASSES}"]
   return {
       "label": setting.label, "run": run, "others": setting.runs[1:],
-      "pictures": _shown([picture for picture in found if picture not in asked], drawn),
+      "pictures": _shown([picture for picture in available if picture not in asked], drawn),
       "asked": _shown(asked, drawn), "missing": missing, "calibration": tables.calibration(run),
       "collapse": tables.collapse(run), "config": tables.config(run),
       "notes": [(one.folder.name, note) for one in setting.runs for note in one.notes]}

@@ -42,6 +42,6 @@ def completed(run: Run, data_dir: str | None = None) -> Run:
       notes.append(f"task {task} cannot be recomputed: {error}")
       continue
     console.say(f"{run.folder}: task {task} is evaluated anew")
-    found = evaluate(parallel.replicate(network, experiment.devices), task)
-    rows[task - 1], arrays[task] = {**rows[task - 1], **found.figures}, found.arrays
+    recomputed = evaluate(parallel.replicate(network, experiment.devices), task)
+    rows[task - 1], arrays[task] = {**rows[task - 1], **recomputed.figures}, recomputed.arrays
   return dataclasses.replace(run, tasks=tuple(rows), arrays=arrays, notes=tuple(notes))

@@ -69,11 +69,11 @@ class Run:
 
   def matrix(self, key: str) -> np.ndarray:
     """[tasks, tasks] float, NaN where unknown; key "accuracy_matrix" or "accuracy_matrix_task_aware"."""
-    found = np.full((self.num_tasks, self.num_tasks), np.nan)
+    accuracies = np.full((self.num_tasks, self.num_tasks), np.nan)
     for task in range(self.done):
       row = self.tasks[task].get(key) or []
-      found[task, :len(row)] = [np.nan if value is None else value for value in row]
-    return found
+      accuracies[task, :len(row)] = [np.nan if value is None else value for value in row]
+    return accuracies
 
   def parts(self) -> tuple[list[str], list[str]]:
     """Names of the losses, and of what the method reports, in the rows of the epochs."""
@@ -93,7 +93,7 @@ def folders_of(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
   """
   if not paths:
     raise UserError("no run; name one or more folders, as in: python -m gr_jax.report runs/a runs/b --out=report.html")
-  found: list[pathlib.Path] = []
+  folders: list[pathlib.Path] = []
   for path in paths:
     folder = workdir.locate(path)
     if not (folder / "config.json").is_file():
@@ -102,11 +102,11 @@ def folders_of(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
           f"; it has runs in it: {', '.join(inside)}, ...; name these" if inside else
           "; name the folder of a run, which is its --workdir"))
     replicas = sorted(file.parent for file in folder.glob("seed-*/config.json"))
-    found += replicas or [folder]
-  twice = [str(folder) for place, folder in enumerate(found) if folder in found[:place]]
+    folders += replicas or [folder]
+  twice = [str(folder) for place, folder in enumerate(folders) if folder in folders[:place]]
   if twice:
     raise UserError(f"{twice[0]} is named twice; name each run once")
-  return found
+  return folders
 
 
 def read(folder: pathlib.Path) -> Run:
@@ -134,9 +134,9 @@ def read(folder: pathlib.Path) -> Run:
                  f"interrupted")
   arrays = {}
   for task in range(1, len(tasks) + 1):
-    found = _arrays(results.arrays_file(folder, task), notes)
-    if found is not None:
-      arrays[task] = found
+    task_arrays = _arrays(results.arrays_file(folder, task), notes)
+    if task_arrays is not None:
+      arrays[task] = task_arrays
   if tasks and not tasks[-1].get("calibration"):
     notes.append("calibration, confusion and neural collapse were not recorded, as in runs of earlier versions; "
                  "--recompute computes them from checkpoints and data")
@@ -165,10 +165,10 @@ def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
 def _object(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
   """The content of a JSON file; {} if it is missing or damaged."""
   try:
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
       raise ValueError("not a JSON object")
-    return found
+    return content
   except FileNotFoundError:
     # results.json is the last file of a run.
     if path.name != "results.json":
@@ -180,13 +180,13 @@ def _object(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
 
 def _summarized(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The tasks of results.json as rows, for a run whose metrics.jsonl is lost."""
-  found = []
+  rows = []
   for task in range(1, int(summary.get("tasks_done") or 0) + 1):
     row = {name: values[task - 1] for name, values in summary.items()
            if isinstance(values, list) and len(values) >= task and name != "replicas"}
     last = {"many_medium_few": summary.get("many_medium_few")} if task == summary["tasks_done"] else {}
-    found.append({"kind": "task", "task": task, **row, **last})
-  return found
+    rows.append({"kind": "task", "task": task, **row, **last})
+  return rows
 
 
 def _arrays(path: pathlib.Path, notes: list[str]) -> dict[str, np.ndarray] | None:

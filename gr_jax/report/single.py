@@ -25,11 +25,11 @@ _NAMED = 30
 
 def pictures(run: Run, prefix: str) -> tuple[list[Picture], list[str]]:
   """The pictures of a run, and what is missing for others."""
-  found, missing = [], []
+  available, missing = [], []
 
   def add(name: str, title: str, caption: str, draw: Callable[[], Figure], reason: str | None) -> None:
     if reason is None:
-      found.append(Picture(f"{prefix}{name}", title, caption, draw))
+      available.append(Picture(f"{prefix}{name}", title, caption, draw))
     else:
       missing.append(f"{title}: {reason}")
 
@@ -62,7 +62,7 @@ def pictures(run: Run, prefix: str) -> tuple[list[Picture], list[str]]:
   add("collapse", "Neural collapse of old and new classes",
       "0 is collapse; each set of classes as if it were all there are.", lambda: _collapse(run),
       unfinished or (None if run.after(run.done, "neural_collapse") else "not recorded"))
-  return found, missing
+  return available, missing
 
 
 def scenario(run: Run, prefix: str) -> list[Picture]:

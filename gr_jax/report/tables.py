@@ -67,7 +67,7 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
   by_digest: dict[str, list[Run]] = {}
   for run in runs:
     by_digest.setdefault(str(run.scenario.get("digest") or f"unknown: {run.folder}"), []).append(run)
-  found = []
+  groups = []
   for digest, members in by_digest.items():
     settings: dict[Any, list[Run]] = {}
     for run in members:
@@ -76,10 +76,10 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
     scenario = members[0].scenario
     known = f"{scenario.get('dataset', members[0].config.get('dataset'))}, {len(scenario.get('class_names', []))} " \
             f"classes in {members[0].num_tasks} tasks" if scenario else f"{members[0].folder.name}: no scenario yet"
-    found.append(Group(digest, known, tuple(
+    groups.append(Group(digest, known, tuple(
         Setting(label, tuple(sorted(same, key=lambda run: run.config.get("seed", 0))))
         for label, same in zip(labels, settings.values()))))
-  return found
+  return groups
 
 
 def _labels(firsts: Sequence[Run]) -> list[str]:
@@ -153,18 +153,18 @@ def _average(run: Run, task: int) -> float | None:
 
 def calibration(run: Run) -> Table | None:
   """Figures of the last finished task, before and after, for each group of classes; None if not recorded."""
-  found = run.after(run.done, "calibration")
-  if not found:
+  recorded = run.after(run.done, "calibration")
+  if not recorded:
     return None
   head = ("images", "temperature", "accuracy", "confidence", "ECE", "adaptive", "class-wise", "over", "under", "NLL",
           "Brier")
   rows = []
   for variant, name in VARIANTS.items():
-    for group, one in (found.get(variant) or {}).items():
+    for group, one in (recorded.get(variant) or {}).items():
       if one:
         shares = [f"{100 * one[key]:.2f}" for key in (
             "accuracy", "confidence", "ece", "adaptive_ece", "classwise_ece", "over_confidence", "under_confidence")]
-        rows.append((group, _temperature(name, found.get("temperatures")), *shares, f"{one['nll']:.3f}",
+        rows.append((group, _temperature(name, recorded.get("temperatures")), *shares, f"{one['nll']:.3f}",
                      f"{one['brier']:.3f}"))
   return Table(head, tuple(rows))
 
@@ -179,14 +179,14 @@ def _temperature(name: str, fitted: dict[str, Any] | None) -> str:
 
 def collapse(run: Run) -> Table | None:
   """Neural collapse after the last finished task, for each group of classes; None if not recorded."""
-  found = run.after(run.done, "neural_collapse")
-  if not found:
+  by_group = run.after(run.done, "neural_collapse")
+  if not by_group:
     return None
   head = ("classes", "NC1", "NC2 norms", "NC2 cosines", "NC2 angle", "NC2 norms, classifier",
           "NC2 cosines, classifier", "NC2 angle, classifier", "NC3", "NC4")
   rows = [(group, *[_number(value) for value in (
       one["nc1"], *one["nc2"]["means"].values(), *one["nc2"]["classifier"].values(), one["nc3"], one["nc4"])])
-          for group, one in found.items() if one]
+          for group, one in by_group.items() if one]
   return Table(head, tuple(rows))
 
 

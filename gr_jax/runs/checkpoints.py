@@ -134,13 +134,13 @@ class Checkpoints:
     # Checked before the format: a single flipped bit can turn one format into another. Every format has this digest.
     if not isinstance(record, dict) or record.get("digest") != _record_digest(record):
       raise DamagedCheckpoint(self._folder, step, "its record differs from what was saved")
-    found = record["format"]
-    if found in OLDER and not self._read_only:
-      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, but this version of gr_jax resumes "
-                      f"only format {FORMAT}; commit {OLDER[found]} is the last one that can resume it; "
+    saved_format = record["format"]
+    if saved_format in OLDER and not self._read_only:
+      raise UserError(f"checkpoint {self._folder / str(step)} has format {saved_format}, but this version of gr_jax "
+                      f"resumes only format {FORMAT}; commit {OLDER[saved_format]} is the last one that can resume it; "
                       f"gr_jax.evaluate can still read it")
-    if found not in (FORMAT, *OLDER):
-      raise UserError(f"checkpoint {self._folder / str(step)} has format {found}, but this version "
+    if saved_format not in (FORMAT, *OLDER):
+      raise UserError(f"checkpoint {self._folder / str(step)} has format {saved_format}, but this version "
                       f"of gr_jax reads {FORMAT}; use the version that wrote it")
     return record
 
@@ -159,16 +159,16 @@ class Checkpoints:
       UserError: see `restore`.
     """
     for step in reversed(self.steps()):
-      found, reason = None, ""
+      restored, reason = None, ""
       try:
         record = self.record(step)
-        found = step, record, self.restore(step, targets(record))
+        restored = step, record, self.restore(step, targets(record))
       except DamagedCheckpoint as error:
         reason = error.reason
       # If one process cannot read a checkpoint, none may use it.
       reasons = [reason for reason in processes.exchange(reason) if reason]
       if not reasons:
-        return found
+        return restored
       warn(f"checkpoint {step} is damaged ({reasons[0]}); quarantined as {self._set_aside(step)}")
     return None
 
@@ -203,8 +203,8 @@ class Checkpoints:
     self._check_shapes(step, record["shapes"], targets)
     digests = record["digests"]
     args = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
-    found = self._restore(step, **args)
-    trees = {name: jax.tree.map(np.asarray, found[name]) for name in targets}
+    items = self._restore(step, **args)
+    trees = {name: jax.tree.map(np.asarray, items[name]) for name in targets}
     for name, tree in trees.items():
       bad = [path for path, digest in _digests(tree).items() if digests[name].get(path) != digest]
       if bad:
@@ -269,10 +269,10 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 def _digests(tree: Any) -> dict[str, str]:
   """SHA-256 of each array's dtype, shape and bytes, by path."""
-  found = {}
+  digests = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
     digest.update(array.tobytes())
-    found[jax.tree_util.keystr(path)] = digest.hexdigest()
-  return found
+    digests[jax.tree_util.keystr(path)] = digest.hexdigest()
+  return digests

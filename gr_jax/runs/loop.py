@@ -70,11 +70,11 @@ def learn(experiment: Experiment, programs: Programs, evaluate: Callable[[dict, 
       progress = progress.after_task(evaluation, exemplars, seconds)
       # Before the checkpoint: a task that is saved has its arrays.
       journal.write_arrays(results.arrays_file(folder, plan.number + 1), evaluation.arrays)
-      found = results.summarize(experiment, progress)
-      log.write(**results.task_row(plan, state, reports, found, progress))
+      summary = results.summarize(experiment, progress)
+      log.write(**results.task_row(plan, state, reports, summary, progress))
       log.sync()
       checkpoints.save(plan.stop_step, items(state, carry), dataclasses.asdict(progress))
-      console.say(console.task_line(plan.number, found))
+      console.say(console.task_line(plan.number, summary))
   return results.summarize(experiment, progress)
 
 
@@ -149,12 +149,12 @@ def _resume(experiment: Experiment, programs: Programs, checkpoints: checkpointi
   if newest is None:
     state = programs.init(experiment.root).between_stages()
     return Standing(Progress(), state, parallel.replicate(experiment.init_carry(), experiment.devices), None)
-  step, record, found = newest
-  progress, found = Progress.from_record(record), parallel.replicate(found, experiment.devices)
+  step, record, arrays = newest
+  progress, arrays = Progress.from_record(record), parallel.replicate(arrays, experiment.devices)
   console.say(f"resuming after step {step}: {progress.task} tasks, {progress.epoch} epochs and {progress.steps} steps "
               f"done")
-  model, training = found["model"], found["training"]
+  model, training = arrays["model"], arrays["training"]
   state = TrainState(params=model["params"], batch_stats=model["batch_stats"], step=training["step"],
                      opt_state=training.get("opt_state", ()), rule=training.get("rule", ()),
                      tracked=training.get("tracked", ()))
-  return Standing(progress, state, model.get("carry", {}), found.get("teacher"))
+  return Standing(progress, state, model.get("carry", {}), arrays.get("teacher"))

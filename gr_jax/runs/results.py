@@ -99,7 +99,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   total = experiment.evaluated
   top = _accuracies(experiment, progress.correct, progress.correct_aware, total)
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
-  found = {
+  summary = {
       "method": config.method, "addons": config.addons, "seed": config.seed, "scenario_digest": drawn.digest,
       "tasks_done": progress.task, "seconds": progress.seconds, "versions": versions(experiment.devices[0].platform),
       "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
@@ -111,9 +111,9 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   if progress.further:
     names = list(experiment.method.scores)
     rows = [(progress.correct, progress.correct_aware), *(tuple(zip(*score)) for score in progress.further)]
-    found["scores"] = {name: _accuracies(experiment, correct, aware, total)
-                       for name, (correct, aware) in zip(names, rows)}
-  return found
+    summary["scores"] = {name: _accuracies(experiment, correct, aware, total)
+                         for name, (correct, aware) in zip(names, rows)}
+  return summary
 
 
 def _figures(progress: Progress, num_tasks: int) -> dict[str, Any]:
@@ -169,8 +169,8 @@ def arrays_file(folder: pathlib.Path, task: int) -> pathlib.Path:
 def versions(platform: str) -> dict[str, str]:
   """Package versions and, on a CPU, the library that computed convolutions."""
   names = ("gr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-  found = {name: importlib.metadata.version(name) for name in names}
-  return {**found, "convolutions": convolution_library.in_use()} if platform == "cpu" else found
+  packages = {name: importlib.metadata.version(name) for name in names}
+  return {**packages, "convolutions": convolution_library.in_use()} if platform == "cpu" else packages
 
 
 # Keys of results.json that are averaged over replicas.
@@ -179,21 +179,21 @@ _AVERAGED = ("accuracy_matrix", "accuracy_matrix_task_aware", "task_accuracies",
              "many_medium_few", "scores", "calibration", "neural_collapse", "seconds")
 
 
-def over_replicas(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def over_replicas(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """results.json of several replicas: every measure is a mean; `standard_deviation` has the same keys.
 
   Args:
-    found: the results of each replica, in the order of their seeds.
+    summaries: the results of each replica, in the order of their seeds.
 
   Returns:
     The first replica's results with measures replaced by means, and `standard_deviation` (of a sample),
     `seeds` and `replicas` (the results of each).
   """
   # Replicas that an earlier version finished lack some.
-  measures = [{name: one.get(name) for name in _AVERAGED} for one in found]
-  return {**found[0], **_elementwise(np.mean, measures), "seeds": [one["seed"] for one in found],
+  measures = [{name: one.get(name) for name in _AVERAGED} for one in summaries]
+  return {**summaries[0], **_elementwise(np.mean, measures), "seeds": [one["seed"] for one in summaries],
           "standard_deviation": _elementwise(lambda values: np.std(values, ddof=1), measures),
-          "replicas": list(found)}
+          "replicas": list(summaries)}
 
 
 def _elementwise(function: Any, trees: Sequence[Any]) -> Any:

@@ -93,9 +93,9 @@ class Model:
     """
     given = _each(images)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      found = [self.probabilities(np.stack(list(pool.map(self.view, given[first:first + BLOCK]))))
-               for first in range(0, len(given), BLOCK)]
-    return Predictions(self.classes, np.concatenate([np.zeros((0, len(self.classes)), np.float32), *found]))
+      batches = [self.probabilities(np.stack(list(pool.map(self.view, given[first:first + BLOCK]))))
+                 for first in range(0, len(given), BLOCK)]
+    return Predictions(self.classes, np.concatenate([np.zeros((0, len(self.classes)), np.float32), *batches]))
 
   def view(self, picture: Picture) -> np.ndarray:
     """What the network takes of a picture, [side, side, channels] uint8; raises as `__call__`."""
@@ -147,13 +147,13 @@ def load(workdir: str | os.PathLike, task: int | None = None) -> Model:
                              "profile", "digest", "tasks")
   with _quietly():
     experiment = restored.as_trained(folder, experiments.recorded(config, record))
-    found = restored.after_task(folder, experiment, task)
-  seen, temperature = experiment.plans[found.task - 1].task.stop, _temperature(found.record)
+    saved = restored.after_task(folder, experiment, task)
+  seen, temperature = experiment.plans[saved.task - 1].task.stop, _temperature(saved.record)
   return Model(
-      folder=folder, task=found.task, num_tasks=len(experiment.plans), classes=experiment.scenario.class_names[:seen],
+      folder=folder, task=saved.task, num_tasks=len(experiment.plans), classes=experiment.scenario.class_names[:seen],
       form=views.Form(config.image_size, len(experiment.source.mean), experiment.source.uniform),
       score=next(iter(experiment.method.scores)), temperature=temperature,
-      network=jax.jit(passes.fold)(found.network), classify=_classifier(experiment, found.task, temperature))
+      network=jax.jit(passes.fold)(saved.network), classify=_classifier(experiment, saved.task, temperature))
 
 
 @contextlib.contextmanager

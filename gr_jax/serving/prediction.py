@@ -39,10 +39,10 @@ def predict(model: Model, files: Sequence[pathlib.Path], *, top: int) -> Iterato
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     for first in range(0, len(files), BLOCK):
       block = files[first:first + BLOCK]
-      found = list(pool.map(read, block))
-      good = [view for view in found if not isinstance(view, str)]
+      views_or_errors = list(pool.map(read, block))
+      good = [view for view in views_or_errors if not isinstance(view, str)]
       rows = iter(Predictions(model.classes, model.probabilities(np.stack(good))).top(top) if good else ())
-      for file, view in zip(block, found):
+      for file, view in zip(block, views_or_errors):
         yield Prediction(file, [], view) if isinstance(view, str) else Prediction(file, next(rows))
 
 

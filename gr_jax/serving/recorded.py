@@ -83,10 +83,10 @@ def _column(values: list[Any]) -> np.ndarray:
   for kind in ((int, float), str):
     if all(isinstance(value, kind) for value in values):
       return np.asarray(values)
-  found = np.empty(len(values), object)
+  column = np.empty(len(values), object)
   for place, value in enumerate(values):
-    found[place] = value
-  return found
+    column[place] = value
+  return column
 
 
 def _arrays(value: Any) -> Any:

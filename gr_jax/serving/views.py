@@ -27,29 +27,29 @@ class Form(NamedTuple):
   uniform: bool
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
   """Picture files to read, in order, and (path, reason) of what cannot be used."""
   files: list[pathlib.Path]
   unusable: list[tuple[pathlib.Path, str]]
 
 
-def find(paths: Sequence[str | pathlib.Path]) -> Found:
+def find(paths: Sequence[str | pathlib.Path]) -> Listing:
   """The files among `paths`, and the pictures in folders among them, sorted by name; folders inside are searched too.
 
   In a folder, files count as pictures by their extension; a file that is named is always read.
   """
-  found = Found([], [])
+  listing = Listing([], [])
   for path in map(pathlib.Path, paths):
     if path.is_dir():
       inside = sorted(file for file in path.rglob("*") if _is_picture(file, path))
-      found.files.extend(inside)
+      listing.files.extend(inside)
       if not inside:
-        found.unusable.append((path, f"the folder has no picture ({', '.join(folder.SUFFIXES)})"))
+        listing.unusable.append((path, f"the folder has no picture ({', '.join(folder.SUFFIXES)})"))
     elif path.exists():
-      found.files.append(path)
+      listing.files.append(path)
     else:
-      found.unusable.append((path, "no such file or folder"))
-  return found
+      listing.unusable.append((path, "no such file or folder"))
+  return listing
 
 
 def _is_picture(file: pathlib.Path, inside: pathlib.Path) -> bool:

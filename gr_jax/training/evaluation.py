@@ -64,15 +64,15 @@ def make_evaluator(experiment: Experiment, pictures: Data, *, holdout: Data | No
 
   def run(network: dict, tasks_done: int) -> Evaluation:
     plan: StagePlan = plans[tasks_done - 1].stages[0]
-    everywhere = lambda tree: parallel.replicate(tree, experiment.devices)
-    context = everywhere(plan.context)
+    replicate = lambda tree: parallel.replicate(tree, experiment.devices)
+    context = replicate(plan.context)
     # Pictures are in learning order, so those of the seen classes come first.
     stop = int(np.searchsorted(pictures.labels, plan.task.stop))
     stops = [stop, *([int(np.searchsorted(holdout.labels, plan.task.stop))] if holdout is not None and held else [])]
     features = encode(network, context, stops)
     fitted, inverse = None, np.ones((len(VARIANTS), drawn.num_classes), np.float32)
     if score is not None and holdout is not None and stops[1]:
-      scores = np.asarray(score(network, features, context, everywhere(np.int32(stop))))
+      scores = np.asarray(score(network, features, context, replicate(np.int32(stop))))
       fitted = _fit(scores[:stops[1], :plan.task.stop], np.asarray(holdout.labels[:stops[1]]), plan)
       inverse[1, :], inverse[2] = 1 / fitted["one"], _two_inverse(fitted, plan)
     groups = class_groups(plan, drawn.counts)
@@ -81,17 +81,17 @@ def make_evaluator(experiment: Experiment, pictures: Data, *, holdout: Data | No
     labels[:stop] = pictures.labels[:stop]
     setting = passes.Setting(np.int32(stop), inverse, np.stack([cells[name] for name in cells]),
                              np.stack([groups[name] for name in GROUPS]))
-    found = {name: np.asarray(values) for name, values in evaluate(
-        network, features, *everywhere((labels,)), context, everywhere(setting))._asdict().items()}
+    measured = {name: np.asarray(values) for name, values in evaluate(
+        network, features, *replicate((labels,)), context, replicate(setting))._asdict().items()}
     labels = labels[:stop]
     expected = np.bincount(labels, minlength=drawn.num_classes)
-    if not np.array_equal(found["counts"][0, 2], expected):
-      raise AssertionError(f"evaluated {found['counts'][0, 2].sum()} images, expected {expected.sum()}")
+    if not np.array_equal(measured["counts"][0, 2], expected):
+      raise AssertionError(f"evaluated {measured['counts'][0, 2].sum()} images, expected {expected.sum()}")
     variants = VARIANTS if fitted else VARIANTS[:1]
     figures = {"calibration": {"temperatures": fitted, **dict.fromkeys(VARIANTS), **{
-        name: _calibration(found, number, labels, groups) for number, name in enumerate(variants)}},
-               "neural_collapse": _collapse(found, network["params"]["classifier"]["kernel"], groups, cells)}
-    return Evaluation(found["counts"], figures, _arrays(found, labels, groups, variants, plan.task.stop))
+        name: _calibration(measured, number, labels, groups) for number, name in enumerate(variants)}},
+               "neural_collapse": _collapse(measured, network["params"]["classifier"]["kernel"], groups, cells)}
+    return Evaluation(measured["counts"], figures, _arrays(measured, labels, groups, variants, plan.task.stop))
 
   return run
 
@@ -133,16 +133,16 @@ def _encoder(experiment: Experiment, parts: list[Data], split: str
     # The rows behind those of the last call are overwritten by the next part, or unused.
     rows, width = (-(-sum(sizes) // together) + 1) * together, (
         experiment.num_features + stacked * experiment.model.num_features)
-    found, done = parallel.replicate(np.zeros((rows, width), np.float32), devices), 0
+    features, done = parallel.replicate(np.zeros((rows, width), np.float32), devices), 0
     for part, stop in zip(parts, stops):
       for first in range(0, stop, together):
         block = feed.rows_of(part, slice(first, min(first + together, stop)))
         count = len(block.labels)
         here, among = parallel.replicate((feed.padded(block, together), pool(np.arange(count), together)), devices)
         codes = extract(params, batch_stats, here, among, context, carry)
-        found = place(found, codes, parallel.replicate(np.int32(done), devices))
+        features = place(features, codes, parallel.replicate(np.int32(done), devices))
         done += count
-    return found
+    return features
 
   return encode
 
@@ -162,47 +162,47 @@ def _two_inverse(fitted: dict[str, Any], plan: StagePlan) -> np.ndarray:
   return np.where(plan.context.old, 1 / (fitted["old"] or 1.0), 1 / fitted["new"])
 
 
-def _calibration(found: dict[str, np.ndarray], variant: int, labels: np.ndarray, groups: dict[str, np.ndarray]
+def _calibration(measured: dict[str, np.ndarray], variant: int, labels: np.ndarray, groups: dict[str, np.ndarray]
                  ) -> dict[str, Any]:
   """The figures of one variant for each group of images, by label; None for an empty group."""
-  judged = {name: found[name][variant, :len(labels)] for name in ("confidence", "nll", "brier")}
-  correct, figures = found["predicted"][variant, :len(labels)] == labels, {}
+  judged = {name: measured[name][variant, :len(labels)] for name in ("confidence", "nll", "brier")}
+  correct, figures = measured["predicted"][variant, :len(labels)] == labels, {}
   for name in GROUPS:
     chosen = groups[name][labels]
     figures[name] = calibration.figures(
         {key: values[chosen] for key, values in judged.items()}, correct[chosen],
-        found["class_bins"][variant, groups[name]]) if chosen.any() else None
+        measured["class_bins"][variant, groups[name]]) if chosen.any() else None
   return figures
 
 
-def _collapse(found: dict[str, np.ndarray], kernel: jax.Array, groups: dict[str, np.ndarray],
+def _collapse(measured: dict[str, np.ndarray], kernel: jax.Array, groups: dict[str, np.ndarray],
               cells: dict[tuple[str, str], np.ndarray]) -> dict[str, Any]:
   """Neural collapse in each group of classes."""
-  within, figures = dict(zip(cells, found["within"].astype(np.float64))), {}
+  within, figures = dict(zip(cells, measured["within"].astype(np.float64))), {}
   # Of several proxies for a class, their mean.
   columns = np.asarray(kernel)
   columns = columns if columns.ndim == 2 else columns.mean(axis=tuple(range(1, columns.ndim - 1)))
   for number, name in enumerate(GROUPS):
     parts = [within[cell] for cell in cells if name == "all" or name in cell]
     # A class without an image, which held-out images may have, has no mean.
-    classes = groups[name] & (found["counts"][0, 2] > 0)
+    classes = groups[name] & (measured["counts"][0, 2] > 0)
     figures[name] = neural_collapse.figures(
-        found["means"][classes], np.sum(parts, axis=0), columns[:, classes],
-        images=int(found["counts"][0, 2][groups[name]].sum()), disagreeing=int(found["disagreeing"][number]))
+        measured["means"][classes], np.sum(parts, axis=0), columns[:, classes],
+        images=int(measured["counts"][0, 2][groups[name]].sum()), disagreeing=int(measured["disagreeing"][number]))
   return figures
 
 
-def _arrays(found: dict[str, np.ndarray], labels: np.ndarray, groups: dict[str, np.ndarray],
+def _arrays(measured: dict[str, np.ndarray], labels: np.ndarray, groups: dict[str, np.ndarray],
             variants: tuple[str, ...], seen: int) -> dict[str, np.ndarray]:
   """Evaluation.arrays."""
   confusion = np.zeros((seen, seen), np.int32)
-  np.add.at(confusion, (labels, found["predicted"][0, :len(labels)]), 1)
+  np.add.at(confusion, (labels, measured["predicted"][0, :len(labels)]), 1)
   reliability = []
   for variant in range(len(variants)):
-    correct = found["predicted"][variant, :len(labels)] == labels
+    correct = measured["predicted"][variant, :len(labels)] == labels
     reliability.append([calibration.reliability_bins(
-        found["confidence"][variant, :len(labels)][groups[name][labels]], correct[groups[name][labels]])
+        measured["confidence"][variant, :len(labels)][groups[name][labels]], correct[groups[name][labels]])
         for name in GROUPS])
   return {"confusion": confusion, "reliability": np.asarray(reliability),
-          "class_bins": found["class_bins"][:len(variants), :seen], "variants": np.asarray(variants),
+          "class_bins": measured["class_bins"][:len(variants), :seen], "variants": np.asarray(variants),
           "groups": np.asarray(GROUPS)}

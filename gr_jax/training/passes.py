@@ -67,8 +67,8 @@ class Setting(NamedTuple):
   groups: AnyArray
 
 
-class Found(NamedTuple):
-  """What an evaluation finds.
+class Measured(NamedTuple):
+  """What an evaluation measures.
 
   Attributes:
     counts: [scores, 3, classes] int32. For each score of the method and each class: images classified correctly among
@@ -93,13 +93,13 @@ class Found(NamedTuple):
 
 
 def _read(method: Method, network: dict, codes: jax.Array, stacked: int, context: Context) -> Outputs:
-  """Outputs from what `make_extract` found, without maps; `stacked` columns are features of the stack."""
+  """Outputs from what `make_extract` computed, without maps; `stacked` columns are features of the stack."""
   features, others = (codes[:, :-stacked], codes[:, -stacked:]) if stacked else (codes, ())
   return networks.read(method.head, network["params"]["classifier"], (features, ()), others, context)
 
 
 def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequence[jax.Device], stacked: int = 0
-                  ) -> Callable[..., Found]:
+                  ) -> Callable[..., Measured]:
   """The program that counts correct images and measures calibration and class means, from features.
 
   Args:
@@ -110,11 +110,11 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
     stacked: as for `make_extract`, in columns.
 
   Returns:
-    evaluate(network, features, labels, context, setting) -> Found, where `network` is {"params", "batch_stats",
+    evaluate(network, features, labels, context, setting) -> Measured, where `network` is {"params", "batch_stats",
     "carry"}, `features` come from `make_extract` and `labels` [rows] int32 are padded to as many rows. Scores see no
     feature maps.
   """
-  def evaluate(network: dict, features: jax.Array, labels: jax.Array, context: Context, setting: Setting) -> Found:
+  def evaluate(network: dict, features: jax.Array, labels: jax.Array, context: Context, setting: Setting) -> Measured:
     size = features.shape[-1] - stacked
     variants = setting.inverse.shape[0]
 
@@ -123,35 +123,36 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
       return rows[0], valid, labels[inside], _read(method, network, features[inside], stacked, context)
 
     def judge(i, sums):
-      (counts, by_image, class_bins, totals), (first, valid, own, outputs) = sums, outputs_of(i)
-      own_task = context.task_of_class[own][:, None] == context.task_of_class[None, :]
+      (counts, by_image, class_bins, totals), (first, valid, block_labels, outputs) = sums, outputs_of(i)
+      same_task = context.task_of_class[block_labels][:, None] == context.task_of_class[None, :]
       tallied, judged = [], None
       for score in method.scores.values():
         raw = score(outputs, network["carry"], context)
-        judged = judged or [calibration.judge(raw, own, inverse, context.seen) for inverse in setting.inverse]
+        judged = judged or [calibration.judge(raw, block_labels, inverse, context.seen) for inverse in setting.inverse]
         scores = jnp.where(context.seen, raw, -jnp.inf)
-        correct = jnp.argmax(scores, axis=-1) == own
-        aware = jnp.argmax(jnp.where(own_task, scores, -jnp.inf), axis=-1) == own
+        correct = jnp.argmax(scores, axis=-1) == block_labels
+        aware = jnp.argmax(jnp.where(same_task, scores, -jnp.inf), axis=-1) == block_labels
         tallied.append(jnp.stack([correct, aware, jnp.ones_like(valid)]) & valid[None, :])
-      counts = counts.at[:, :, own].add(jnp.stack(tallied).astype(jnp.int32))
+      counts = counts.at[:, :, block_labels].add(jnp.stack(tallied).astype(jnp.int32))
       assert judged is not None
       by_image = {name: jax.lax.dynamic_update_slice(
-          found, jnp.stack([jnp.where(valid, getattr(one, name), 0) for one in judged]), (0, first))
-                  for name, found in by_image.items()}
-      class_bins = class_bins + jnp.stack([calibration.class_bins(one.probabilities, own, valid) for one in judged])
-      member = (own[None, :] == jnp.arange(num_classes)[:, None]) & valid[None, :]
+          values, jnp.stack([jnp.where(valid, getattr(one, name), 0) for one in judged]), (0, first))
+                  for name, values in by_image.items()}
+      class_bins = class_bins + jnp.stack([
+          calibration.class_bins(one.probabilities, block_labels, valid) for one in judged])
+      member = (block_labels[None, :] == jnp.arange(num_classes)[:, None]) & valid[None, :]
       return counts, by_image, class_bins, totals + _exact(member.astype(jnp.float32), outputs.features)
 
     def spread(i, sums):
-      (within, disagreeing), (_, valid, own, outputs) = sums, outputs_of(i)
-      away = jnp.where(valid[:, None], outputs.features - means[own], 0.0)
-      chosen = jnp.where(setting.cells[:, own][..., None], away, 0.0)
+      (within, disagreeing), (_, valid, block_labels, outputs) = sums, outputs_of(i)
+      away = jnp.where(valid[:, None], outputs.features - means[block_labels], 0.0)
+      chosen = jnp.where(setting.cells[:, block_labels][..., None], away, 0.0)
       # The term that is the same for all classes is left out.
       nearness = 2.0 * _exact(outputs.features, means.T) - jnp.sum(jnp.square(means), axis=-1)[None, :]
       here = setting.groups[:, None, :]
       differ = jnp.argmax(jnp.where(here, outputs.logits, -jnp.inf), axis=-1) != jnp.argmax(
           jnp.where(here, nearness, -jnp.inf), axis=-1)
-      differ &= setting.groups[:, own] & valid[None, :]
+      differ &= setting.groups[:, block_labels] & valid[None, :]
       return within + _exact(chosen.transpose(0, 2, 1), chosen), disagreeing + jnp.sum(differ, axis=-1)
 
     rounds, rows = _rounds(setting.stop, block), features.shape[0]
@@ -165,7 +166,8 @@ def make_evaluate(*, method: Method, num_classes: int, block: int, devices: Sequ
     within, disagreeing = jax.lax.psum(jax.lax.fori_loop(0, rounds, spread, (
         jnp.zeros((setting.cells.shape[0], size, size), jnp.float32),
         jnp.zeros(setting.groups.shape[0], jnp.int32))), parallel.AXIS)
-    return Found(counts=counts, class_bins=class_bins, means=means, within=within, disagreeing=disagreeing, **by_image)
+    return Measured(counts=counts, class_bins=class_bins, means=means, within=within, disagreeing=disagreeing,
+                    **by_image)
 
   return parallel.spread(evaluate, devices, num_args=5)
 
@@ -208,7 +210,7 @@ def make_extract(
   def extract(params, batch_stats, data: Data, pool: Pool, context: Any, carry: dict) -> jax.Array:
     variables, carry = folding.fold(params["backbone"], batch_stats), frozen.fold_carry(carry)
 
-    def fill(i, found):
+    def fill(i, filled):
       rows, valid, inside = _block_of(i, block, pool.size)
       picked = pool.rows[inside]
       x = prepare(data.images[picked], data.sizes[picked])
@@ -218,7 +220,7 @@ def make_extract(
       if stacked:
         assert isinstance(others, jax.Array)
         features = jnp.concatenate([features, others], axis=1)
-      return jax.lax.dynamic_update_slice(found, jnp.where(valid[:, None], features, 0.0), (rows[0], 0))
+      return jax.lax.dynamic_update_slice(filled, jnp.where(valid[:, None], features, 0.0), (rows[0], 0))
 
     empty = jnp.zeros((rounds * len(devices) * block, (blocks + stacked) * model.num_features), jnp.float32)
     return jax.lax.psum(jax.lax.fori_loop(0, _rounds(pool.size, block), fill, empty), parallel.AXIS)
