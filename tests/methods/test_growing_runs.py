@@ -7,7 +7,14 @@ import jax
 import numpy as np
 import pytest
 import runs
-from methods.test_runs import CASES, assert_devices_agree, assert_predictions_equal_the_run, config_of
+from methods.test_runs import (
+  CASES,
+  assert_devices_agree,
+  assert_predictions_equal_the_run,
+  config_of,
+  programs_of,
+  signature,
+)
 
 import gr_jax
 from gr_jax import evaluate, models, train
@@ -28,17 +35,26 @@ def tiny(name, *, axis_name, standardised, maps=False, **rest):
 
 
 class Made:
-  """A method's programs, compiled once for all its runs here; `traced` counts the traces of each stage's step."""
+  """A method's programs, compiled once for all its runs here.
+
+  Attributes:
+    traced: counts the traces of each stage's step.
+    called: (stage, signature) of every different call of a train program; each is compiled.
+  """
 
   def __init__(self, name, patch, **changes):
-    self.traced = collections.Counter()
+    self.traced, self.called = collections.Counter(), set()
     make_program = program.make_program
 
     def counting(step, **rest):
       def counted(*args):
         self.traced[rest["stage"].name] += 1
         return step(*args)
-      return make_program(counted, **rest)
+      run = make_program(counted, **rest)
+      def called(*args):
+        self.called.add((rest["stage"].name, signature(args)))
+        return run(*args)
+      return called
 
     patch.setattr(models, "make_backbone", tiny)
     patch.setattr(program, "make_program", counting)
@@ -73,6 +89,7 @@ def test_resumed_anywhere_and_no_task_traces_anew(name, tmp_path, monkeypatch):
   whole = made.learn(tmp_path / "whole")
   assert dict(made.traced) == traced and set(traced) == {stage.name for stage in made.experiment.method.stages}
   assert whole["tasks_done"] == 3 and len(set(traced.values())) == 1
+  assert len(made.called) == programs_of(name)
   starts = 0
   while True:
     starts += 1
@@ -129,6 +146,7 @@ def test_ten_tasks_trace_what_two_do(name, tmp_path, monkeypatch):
       results = made.learn(tmp_path / str(tasks))
     assert results["tasks_done"] == tasks
     counts[tasks] = dict(made.traced)
+    assert len(made.called) == programs_of(name)
   assert counts[2] == counts[10]
 
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
+import re
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -17,7 +20,10 @@ import gr_jax
 from gr_jax import methods, models, train
 from gr_jax.data.sources import digits
 from gr_jax.errors import UserError
+from gr_jax.methods import addons
+from gr_jax.models import folding, frozen
 from gr_jax.runs import console, loop, restored, signals
+from gr_jax.runs import stage as running
 from gr_jax.training import evaluation, pictures, programs
 from gr_jax.training import experiment as experiments
 
@@ -241,22 +247,57 @@ def test_joint_training_is_above_finetuning_and_that_above_finetuning_without_a_
   assert accuracies[0] + 0.2 < accuracies[1] < accuracies[2]
 
 
+METHODS_PAGE = (runs.ROOT / "gr_jax" / "docs" / "methods.md").read_text()
+
+
+def programs_on_the_page():
+  """method -> train programs, and add-on -> those that it adds, as docs/methods.md has them."""
+  text = METHODS_PAGE[METHODS_PAGE.index("## What a run compiles"):METHODS_PAGE.index("## A method is a value")]
+  numbers = {}
+  for names, number in re.findall(r"^\| (`.*`) \| (\d+)\b", text, re.MULTILINE):
+    for name in re.findall(r"`(\w+)`", names):
+      assert name not in numbers, name
+      numbers[name] = int(number)
+  adding, = re.findall(r"^((?:`\w+`(?:, | and | ))+)add one each\.", text, re.MULTILINE)
+  return numbers, {name: int(f"`{name}`" in adding) for name in addons.ADDONS}
+
+
+def programs_of(name):
+  """How many train programs the page gives to a case."""
+  (numbers, added), config = programs_on_the_page(), config_of(name)
+  return numbers[config.method] + sum(added[addon] for addon in addons.names(config.addons))
+
+
+def signature(arguments):
+  """What decides whether a compiled program serves a call: the arguments' tree, shapes and dtypes."""
+  return jax.tree.structure(arguments), tuple(
+      (np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(arguments))
+
+
+def calls_of(experiment):
+  """(stage, signature) of every different call of a train program in a run; nothing is computed."""
+  folding_shapes = types.SimpleNamespace(fold_teacher=functools.partial(jax.eval_shape, folding.fold_teacher),
+                                         fold_carry=functools.partial(jax.eval_shape, frozen.fold_carry))
+  states = [experiment.abstract_state(index) for index in range(len(experiment.method.stages))]
+  carry, calls = jax.eval_shape(experiment.init_carry), set()
+  for plan in (stage for task in experiment.plans for stage in task.stages):
+    stage, state = experiment.method.stages[plan.index], states[plan.index]
+    teacher = running._folded(stage, folding_shapes, plan, {"params": state.params, "batch_stats": state.batch_stats},
+                              carry)
+    calls.add((plan.index, signature((state, teacher, plan.context))))
+  return calls
+
+
+def test_the_page_gives_every_method_its_programs():
+  assert sorted(programs_on_the_page()[0]) == sorted(methods.NAMES)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_programs_are_those_of_the_stages(name):
-  """As many in two tasks as in ten: one a stage, and another where the first task has no teacher."""
-  expected = {"finetune": 1, "joint": 1, "il2m": 1, "der": 1, "bic": 3, "eeil": 3, "podnet": 3, "foster": 3,
-              "mafdrc": 3, "lws": 3, "gvalign": 3, "lws,gvalign": 5}.get(name, 2)
+def test_programs_are_those_of_the_page(name):
+  """As many in two tasks as in ten: the page's number, that of --dry_run, and as many as are called differently."""
   for tasks in (2, 10):
     experiment = experiments.load(config_of(name, **{"scenario.num_tasks": tasks}))
-    assert len(console.stage_programs(experiment)) == expected
-    # The shapes of a stage are the same in every task, so its program is too.
-    shapes = {(stage.index, stage.number == 0 and experiment.method.stages[stage.index].uses_teacher): None
-              for plan in experiment.plans for stage in plan.stages}
-    assert len(shapes) == expected
-    for index in range(len(experiment.method.stages)):
-      contexts = {tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in stage.context)
-                  for plan in experiment.plans for stage in plan.stages if stage.index == index}
-      assert len(contexts) == 1
+    assert programs_of(name) == len(console.stage_programs(experiment)) == len(calls_of(experiment))
 
 
 def test_a_batch_that_cannot_be_divided_is_refused():
