@@ -1,4 +1,4 @@
-"""The house: imports point downwards only, no folder outgrows its limit, and the README's map names what is there."""
+"""The house: imports point downwards, folders stay small, the README names what is there, names say what they hold."""
 
 import ast
 import re
@@ -159,3 +159,45 @@ def test_the_map_names_what_is_there():
     ("references/", "reference/", "reference/ is not in tests/")])
 def test_a_map_of_another_house_is_refused(old, new, error):
   assert MAP.count(old) == 1 and error in errors_of_the_map(MAP.replace(old, new))
+
+
+# They fit any variable, so they say nothing about one.
+VAGUE = ("everywhere", "facts", "found", "own")
+# The attribute of a syntax node that holds a name; of Name and Attribute only where they are assigned to.
+NAME_IN = {
+    ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg", ast.alias: "asname", ast.FunctionDef: "name",
+    ast.AsyncFunctionDef: "name", ast.ClassDef: "name", ast.ExceptHandler: "name", ast.MatchAs: "name",
+    ast.MatchStar: "name", ast.MatchMapping: "rest"}
+
+
+def vague_names(source):
+  """(line, name) of each variable, attribute, parameter, function and class of a source text with such a name."""
+  for node in ast.walk(ast.parse(source)):
+    name = getattr(node, NAME_IN.get(type(node), ""), None)
+    if name in VAGUE and isinstance(getattr(node, "ctx", ast.Store()), ast.Store):
+      yield node.lineno, name
+
+
+def test_names_say_what_they_hold():
+  paths = [path for folder in ("gr_jax", "configs", "tests") for path in (runs.ROOT / folder).rglob("*.py")]
+  vague = [f"{path.relative_to(runs.ROOT)}:{line} {name}"
+           for path in sorted([*paths, *(runs.ROOT / "launch").glob("*.py")])
+           for line, name in vague_names(path.read_text())]
+  assert not vague, "say what it holds (rows, results, gradient): " + ", ".join(vague)
+
+
+@pytest.mark.parametrize("source, name", [
+    ("found = 1", "found"), ("rows, *own = read()", "own"), ("facts: dict", "facts"), ("facts += [1]", "facts"),
+    ("total = sum(found for found in rows)", "found"), ("if (found := read()): pass", "found"),
+    ("with read() as found: pass", "found"), ("self.facts = {}", "facts"), ("def read(rows, *, own=None): pass", "own"),
+    ("lambda found: 1", "found"), ("def everywhere(): pass", "everywhere"), ("class own: pass", "own"),
+    ("async def found(): pass", "found"), ("try: pass\nexcept OSError as found: pass", "found"),
+    ("from read import rows as found", "found"), ("match rows:\n  case [1, *found]: pass", "found"),
+    ("match rows:\n  case {1: own, **facts}: pass", "own")])
+def test_a_vague_name_is_noticed(source, name):
+  assert name in [vague for _, vague in vague_names(source)]
+  assert [line for line, _ in vague_names(f"rows = 1\n\n{source}")][0] == 3 + source.count("\n")
+
+
+def test_words_inside_other_words_strings_and_foreign_attributes_are_no_names():
+  assert not list(vague_names("not_found, owner = library.found, read('own', facts=1)  # found everywhere"))
