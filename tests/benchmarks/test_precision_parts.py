@@ -15,7 +15,8 @@ def test_errors_of_every_part(tmp_path, monkeypatch, capsys):
     archive.extractall(tmp_path, filter="data")
   monkeypatch.setattr(sys, "argv", ["precision_parts.py", f"--workdir={tmp_path}", "--batches=1"])
   precision_parts.main()
-  errors = {name: float(error) / 100 for name, error in re.findall(r"\| (.*?) \| ([\d.]+) % \|", capsys.readouterr().out)}
+  rows = re.findall(r"\| (.*?) \| ([\d.]+) % \|", capsys.readouterr().out)
+  errors = {name: float(error) / 100 for name, error in rows}
   parts = [errors[name] for name in precision_parts.PARTS]
   whole, another = errors["all of it (precision=bfloat16)"], errors["another batch, float32"]
   # A rounding is at most 2^-9 of a value; all of it is more than a part, and far less than other pictures.
