@@ -40,8 +40,9 @@ def get_config(name, **changes):
 
 # Three tasks, three epochs each: two seconds, once compiled, which takes half a minute. So that this happens once for
 # the whole suite, tests keep to these settings if they can; keys that may change between two starts compile nothing.
-_SHORT = {"epochs": 3, "milestones": (2,), "scenario.num_tasks": 3, "checkpoint_every_epochs": 1,
-          "evaluation_block": 50}
+# "auto" may be another precision on the processor at hand.
+_SHORT = {"precision": "float32", "epochs": 3, "milestones": (2,), "scenario.num_tasks": 3,
+          "checkpoint_every_epochs": 1, "evaluation_block": 50}
 
 
 def short(**changes):

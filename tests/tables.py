@@ -78,23 +78,25 @@ def percent(value: float) -> str:
 
 
 def precision() -> list[str]:
-  """float32 beside bfloat16: one row a seed, then mean and standard deviation, then the difference."""
-  kinds, lines, pairs = ("float32", "bfloat16"), ["| average / last | float32 | bfloat16 |", "|---|---|---|"], []
-  results = {(kind, seed): read(f"precision/{kind}-s{seed}") for kind in kinds for seed in range(5)}
-  for seed in range(5):
-    both = [results[kind, seed] for kind in kinds]
-    lines.append(f"| seed {seed} | " + " | ".join(
-        NOT_RUN if run is None else " / ".join(map(percent, _averages(run))) for run in both) + " |")
-    if None not in both:
-      pairs.append([_averages(run) for run in both])
-  if len(pairs) > 1:
-    columns = [[pair[side] for pair in pairs] for side in range(2)]
-    lines.append("| mean ± standard deviation | " + " | ".join(
-        " / ".join(_spread([run[place] for run in column]) for place in range(2)) for column in columns) + " |")
-    gaps = [[lossy[place] - exact[place] for exact, lossy in pairs] for place in range(2)]
-    lines.append(f"| bfloat16 − float32, mean ± standard error, {len(pairs)} seeds | | " + " / ".join(
-        _spread(gap, math.sqrt(len(gap))) for gap in gaps) + " |")
-  return lines
+  """float32 beside the others: one row a seed, then mean and standard deviation, then the differences from float32."""
+  kinds, seeds = ("float32", "mixed", "bfloat16"), range(5)
+  lines = [f"| average / last | {' | '.join(kinds)} |", f"|{'---|' * (len(kinds) + 1)}"]
+  results = {(kind, seed): run and _averages(run) for kind in kinds for seed in seeds
+             for run in [read(f"precision/{kind}-s{seed}")]}
+  lines += [f"| seed {seed} | " + " | ".join(
+      " / ".join(map(percent, run)) if (run := results[kind, seed]) else NOT_RUN for kind in kinds) + " |"
+            for seed in seeds]
+  # Two numbers of each run of a kind, and their differences from float32's with the same seed.
+  columns, gaps = [], []
+  for kind in kinds:
+    paired = [(run, exact) for seed in seeds if (run := results[kind, seed]) and (exact := results["float32", seed])]
+    enough = len(paired) > 1
+    columns.append(" / ".join(_spread([run[place] for run, _ in paired]) for place in range(2)) if enough else NOT_RUN)
+    gaps.append("" if kind == "float32" else " / ".join(
+        _spread([run[place] - exact[place] for run, exact in paired], math.sqrt(len(paired))) for place in range(2))
+        + f", {len(paired)} seeds" if enough else NOT_RUN)
+  return [*lines, f"| mean ± standard deviation | {' | '.join(columns)} |",
+          f"| less float32, mean ± standard error | {' | '.join(gaps)} |"]
 
 
 def digits_precision() -> list[str]:
@@ -174,6 +176,18 @@ def methods() -> list[str]:
   return lines
 
 
+def method_steps() -> list[str]:
+  """A step of each stage of every method, and its time over that of finetuning."""
+  report = json.loads((RESULTS / "method_steps.json").read_text())
+  lines = ["| method | ms a step, by stage | over `finetune`'s |", "|---|---|---|"]
+  for name in _METHODS:
+    if row := report["methods"].get(name):
+      milliseconds = ", ".join(f"{stage} {1000 * seconds:.0f}" for stage, seconds in row["stages"].items())
+      ratios = ", ".join(f"{seconds / row['finetune']:.2f}" for seconds in row["stages"].values())
+      lines.append(f"| {name.replace('_', ' ')} | {milliseconds} | {ratios} |")
+  return lines
+
+
 def digits() -> list[str]:
   """Every method on the digits: the CSV file of `gr_jax.compare`, some of its columns rounded."""
   path = RESULTS / "digits" / "table.csv"
@@ -198,8 +212,8 @@ def _spread(values: Sequence[float], over: float = 1.0) -> str:
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {
-    "precision": precision, "digits_precision": digits_precision, "methods": methods, "digits": digits,
-    "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task}
+    "precision": precision, "digits_precision": digits_precision, "methods": methods, "method_steps": method_steps,
+    "digits": digits, "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task}
 
 
 def rebuilt(page: str) -> str:

@@ -1,4 +1,4 @@
-"""Compares bfloat16 with float32: CIFAR-100-LT, LFH 5, 10 epochs per task, five seeds each."""
+"""Compares mixed precision and bfloat16 with float32: CIFAR-100-LT, LFH 5, 10 epochs per task, five seeds each."""
 
 
 def get_sweep():
@@ -7,5 +7,5 @@ def get_sweep():
   return {
       "config": "configs/cifar100_lt.py",
       "seeds": (0, 1, 2, 3, 4),
-      "rows": {precision: {"precision": precision, **short} for precision in ("float32", "bfloat16")},
+      "rows": {precision: {"precision": precision, **short} for precision in ("float32", "mixed", "bfloat16")},
   }

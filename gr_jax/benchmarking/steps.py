@@ -89,7 +89,9 @@ class Bench:
     if self.stage.growth is not None:
       old = {**(old or {}), "carry": frozen.fold_carry(experiment.init_carry())}
     window = Window(pool(rows, experiment.capacity), root, np.int32(0), np.int32(0), np.int32(self.steps))
-    return parallel.replicate((state, old, self.plan.context, self.pictures, window), experiment.devices)
+    # A stage with a source draws its features from the carry, as feed.without_pictures gives it.
+    data = self.pictures if self.stage.source is None else experiment.init_carry()
+    return parallel.replicate((state, old, self.plan.context, data, window), experiment.devices)
 
   def step(self, **changes: Any) -> Callable[..., Any]:
     """The step as programs.make_programs builds it; `changes` replace arguments of make_train_step."""
@@ -182,7 +184,7 @@ def variants(bench: Bench) -> dict[str, dict[str, Any]]:
 
 def ceilings(device: jax.Device, precision: str, size: int, copy_bytes: int) -> dict[str, float]:
   """FLOP/s of a large matrix product and bytes/s (read and written) of a large copy, on one device."""
-  dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+  dtype = jnp.bfloat16 if precision in ("bfloat16", "mixed") else jnp.float32
   exactness = jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT
   matrix = jax.device_put(jax.random.normal(jax.random.key(0), (size, size), dtype), device)
   product = jax.jit(lambda a: jnp.dot(a, a, precision=exactness))

@@ -10,6 +10,7 @@ import functools
 import mmap
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ ONEDNN, XLA = "oneDNN", "XLA"
 _FLAG = "xla_cpu_experimental_onednn_custom_call"
 # YNNPACK would take the convolutions before oneDNN; it keeps the sums, where it is faster than XLA.
 _FLAGS = {_FLAG: "true", "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
+# What the processor can do, on Linux.
+CPUINFO = pathlib.Path("/proc/cpuinfo")
 # First jaxlib version to use; in earlier ones the flags have no effect or another one.
 _SINCE = (0, 12)
 
@@ -46,6 +49,15 @@ def in_use() -> str:
   with jax.default_device(jax.local_devices(backend="cpu")[0]):
     compiled = jax.jit(convolve).lower(image, kernel).compile()
   return ONEDNN if "__onednn$convolution" in (compiled.as_text() or "") else XLA
+
+
+@functools.cache
+def fast_in_bfloat16() -> bool:
+  """Whether convolutions in bfloat16 are faster than in float32: oneDNN is in use, on a processor with instructions for
+  products of bfloat16. Initialises JAX."""
+  # Elsewhere than on Linux it is not known, and oneDNN has not been measured.
+  flags = set(re.findall(r"\w+", CPUINFO.read_text())) if CPUINFO.exists() else set()
+  return bool(flags & {"amx_bf16", "avx512_bf16"}) and in_use() == ONEDNN
 
 
 def describe() -> str:

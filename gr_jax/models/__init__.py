@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from gr_jax.devices import convolution_library
 from gr_jax.errors import UserError
 from gr_jax.models import convolution, norm
 from gr_jax.models.resnet import ResNet
@@ -16,11 +17,7 @@ from gr_jax.models.resnet import ResNet
 _CIFAR_DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)
 _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
-# What "auto" means: the fastest precision with float32's results. On a GPU, TF32 rounds the factors of products to 10
-# bits and adds in float32; everything except convolutions stays float32. On a CPU bfloat16 gives other results, better
-# ones (docs/speed.md, Precision).
-AUTO_PRECISION = {"cpu": "float32", "gpu": "tf32", "tpu": "float32"}
-PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "mixed")
 
 
 class Backbone(Protocol):
@@ -40,14 +37,20 @@ class Backbone(Protocol):
 def resolve_precision(precision: str, platform: str) -> str:
   """Resolves "auto" for a platform; other values are returned unchanged.
 
+  "auto" is the fastest precision with float32's results (docs/speed.md, Precision). On a GPU, TF32 rounds the factors
+  of products to 10 bits and adds in float32; everything except convolutions stays float32. On a CPU it is "mixed", if
+  the processor multiplies bfloat16 and oneDNN makes use of that. Initialises JAX.
+
   Raises:
     UserError: "tf32" on a platform other than GPU.
   """
   if precision == "auto":
-    return AUTO_PRECISION.get(platform, "float32")
+    if platform == "cpu" and convolution_library.fast_in_bfloat16():
+      return "mixed"
+    return "tf32" if platform == "gpu" else "float32"
   if precision == "tf32" and platform != "gpu":
     raise UserError(f"precision is 'tf32', which only NVIDIA GPUs support, but the devices are {platform}; choose "
-                    f"'auto', 'float32' or 'bfloat16'")
+                    f"'auto', 'float32', 'bfloat16' or 'mixed'")
   return precision
 
 
@@ -61,7 +64,8 @@ def make_backbone(
     name: as above.
     platform: "cpu", "gpu" or "tpu"; selects the form of the convolution's gradient.
     precision: "float32": exact products; "tf32"; "bfloat16": activations and products in bfloat16, parameters, batch
-      statistics and features in float32; "auto": see AUTO_PRECISION.
+      statistics and features in float32; "mixed": the same, but on a CPU gradients of kernels are computed in float32;
+      "auto": see resolve_precision.
     axis_name: of the pmap axis over which batch statistics are averaged; None outside pmap.
     signed: whether the last block ends without ReLU.
     maps: whether it returns the maps of its stages.
@@ -74,8 +78,9 @@ def make_backbone(
   depth = int(match[1]) if match else 0
   precision = resolve_precision(precision, platform)
   shared = {"axis_name": axis_name, "signed": signed, "standardised": standardised, "maps": maps,
-            "convolution": convolution.for_platform(platform), "normalise": norm.for_platform(platform),
-            "dtype": jnp.bfloat16 if precision == "bfloat16" else jnp.float32,
+            "convolution": convolution.for_platform(platform, wide_gradients=precision == "mixed"),
+            "normalise": norm.for_platform(platform),
+            "dtype": jnp.bfloat16 if precision in ("bfloat16", "mixed") else jnp.float32,
             # XLA's default is TF32 on a GPU and bfloat16 on a TPU: float32 must be requested.
             "precision": jax.lax.Precision.HIGHEST if precision == "float32" else jax.lax.Precision.DEFAULT}
   if depth in _IMAGENET_STAGES:

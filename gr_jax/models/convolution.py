@@ -33,16 +33,21 @@ _Pair = tuple[int, int]
 _Padding = tuple[_Pair, _Pair]
 
 
-def for_platform(platform: str) -> Callable[..., jax.Array]:
-  """What to pass as `flax.linen.Conv(conv_general_dilated=...)` on "cpu", "gpu" or "tpu"."""
-  return canonical_convolution if platform == "cpu" else lax.conv_general_dilated
+def for_platform(platform: str, *, wide_gradients: bool = False) -> Callable[..., jax.Array]:
+  """What to pass as `flax.linen.Conv(conv_general_dilated=...)` on "cpu", "gpu" or "tpu".
+
+  `wide_gradients`: see `canonical_convolution`; GPUs and TPUs add products of bfloat16 in float32 anyway.
+  """
+  if platform != "cpu":
+    return lax.conv_general_dilated
+  return functools.partial(canonical_convolution, wide_gradients=True) if wide_gradients else canonical_convolution
 
 
 def canonical_convolution(
     inputs: jax.Array, kernel: jax.Array, window_strides: Sequence[int], padding: Sequence[_Pair],
     *, lhs_dilation: Sequence[int] | None = None, rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None, feature_group_count: int = 1,
-    precision: Any = None) -> jax.Array:
+    precision: Any = None, wide_gradients: bool = False) -> jax.Array:
   """`jax.lax.conv_general_dilated` for our models, with gradients that are fast on the CPU.
 
   The value is that of lax; both gradients equal autodiff's up to rounding. The kernel's gradient is summed in float32
@@ -57,6 +62,8 @@ def canonical_convolution(
     dimension_numbers: of NHWC inputs and output and an HWIO kernel, as flax passes them.
     feature_group_count: 1.
     precision: as in lax, and used by the gradients too.
+    wide_gradients: whether the kernel's gradient is computed in float32 from operands of a narrower dtype, and rounded
+      once, at the end; else also each piece of the batch may be rounded.
 
   Returns:
     [batch, out_height, out_width, out] of the inputs' dtype.
@@ -81,24 +88,27 @@ def canonical_convolution(
   (above, below), (left, right) = padding
   vertical, horizontal = window_strides
   return _convolve(inputs, kernel, (vertical, horizontal), ((above, below), (left, right)),
-                   precision)
+                   precision, wide_gradients)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _convolve(inputs: jax.Array, kernel: jax.Array, strides: _Pair, padding: _Padding,
-              precision: Any) -> jax.Array:
+              precision: Any, wide_gradients: bool) -> jax.Array:
+  del wide_gradients
   return lax.conv_general_dilated(inputs, kernel, strides, padding, dimension_numbers=_NHWC,
                                   precision=precision)
 
 
-def _forward(inputs, kernel, strides, padding, precision):
-  return _convolve(inputs, kernel, strides, padding, precision), (inputs, kernel)
+def _forward(inputs, kernel, strides, padding, precision, wide_gradients):
+  return _convolve(inputs, kernel, strides, padding, precision, wide_gradients), (inputs, kernel)
 
 
-def _backward(strides, padding, precision, residuals, grad):
+def _backward(strides, padding, precision, wide_gradients, residuals, grad):
   inputs, kernel = residuals
-  return (_inputs_gradient(inputs.shape, kernel, grad, strides, padding, precision),
-          _kernel_gradient(inputs, kernel, grad, strides, padding, precision))
+  by_inputs = _inputs_gradient(inputs.shape, kernel, grad, strides, padding, precision)
+  if wide_gradients:
+    inputs, grad = (a.astype(np.promote_types(a.dtype, np.float32)) for a in (inputs, grad))
+  return by_inputs, _kernel_gradient(inputs, kernel, grad, strides, padding, precision)
 
 
 _convolve.defvjp(_forward, _backward)

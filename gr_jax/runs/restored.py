@@ -40,6 +40,11 @@ def read_config(folder: pathlib.Path, **changes: Any) -> Config:
   if not (folder / "config.json").is_file():
     raise UserError(f"{folder} holds no run (no config.json); set --workdir to the folder of a run")
   config = configuration.check({**workdir.read_config(folder), **changes})
+  if config.precision == "auto":
+    # What it stood for where the run was trained, so that its accuracies come out again.
+    trained = workdir.saved_precision(folder, config.precision)
+    usable = trained != "tf32" or jax.devices()[0].platform == "gpu"
+    config = dataclasses.replace(config, precision=trained if usable else "float32")
   if config.replicas > 1:
     folders = [replicas.member_folder(folder, config, number) for number in range(config.replicas)]
     raise UserError(f"{folder} holds {config.replicas} replicas; choose one of them: --workdir={folders[0]}, ..., "

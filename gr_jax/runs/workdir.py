@@ -54,7 +54,7 @@ def check_config(folder: pathlib.Path, config: Config) -> None:
   if path.exists() and _has_begun(folder):
     saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
     # "auto" may mean one precision where the run started and another one here.
-    saved["precision"] = _saved_precision(folder, saved["precision"])
+    saved["precision"] = saved_precision(folder, saved["precision"])
     wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
     lines = configuration.difference(saved, wanted)
     if lines:
@@ -99,11 +99,16 @@ def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
           "memory": {"total": None, **config["memory"]}}
 
 
-def _saved_precision(folder: pathlib.Path, precision: str) -> str:
-  """The run's actual precision when it started; earlier versions saved only the config's value."""
+def saved_precision(folder: pathlib.Path, precision: str) -> str:
+  """The run's actual precision when it started; `precision` is its config's.
+
+  Versions that saved only the config's value had two meanings of "auto".
+  """
   path = folder / START
-  return journal.read_json(path, "precision")["precision"] if path.exists() else models.resolve_precision(
-      precision, jax.devices()[0].platform)
+  if path.exists():
+    return journal.read_json(path, "precision")["precision"]
+  auto = "tf32" if jax.devices()[0].platform == "gpu" else "float32"
+  return auto if precision == "auto" else precision
 
 
 @contextlib.contextmanager

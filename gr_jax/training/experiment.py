@@ -259,11 +259,10 @@ def recorded(config: AnyConfig, record: Mapping[str, Any]) -> Experiment:
   Raises:
     UserError: see config.check; or a record that does not belong to the config.
   """
-  config = configuration.check(config)
-  if config.precision == "tf32":
-    # On a GPU the same; elsewhere such a network is applied in float32.
-    config = dataclasses.replace(config, precision="auto")
-  devices = tuple(jax.devices())
+  config, devices = configuration.check(config), tuple(jax.devices())
+  if config.precision == "tf32" and devices[0].platform != "gpu":
+    # Only GPUs have it; elsewhere such a network is applied in float32.
+    config = dataclasses.replace(config, precision="float32")
   method, model = _method_and_model(config, devices[0].platform)
   order, counts = record["class_order"], record["counts"]
   if sorted(order) != list(range(len(counts))) or len(record["class_names"]) != len(counts):

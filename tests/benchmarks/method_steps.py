@@ -14,9 +14,12 @@ import datetime
 import importlib.util
 import json
 import pathlib
+import sys
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Recipes import each other from this checkout.
+sys.path.insert(0, str(ROOT))
 
 
 def rows_of_the_sweep() -> dict[str, dict[str, Any]]:
@@ -76,6 +79,7 @@ def timings(rows: dict[str, dict[str, Any]], *, config: str, calls: int, steps: 
     after = timed(*reference)
     measured[name] = {"stages": stages, "finetune": (before + after) / 2}
     shown = ", ".join(f"{stage} {1000 * seconds:.0f} ms" for stage, seconds in stages.items())
+    # At once: later rows take minutes.
     print(f"{name}: {shown}; finetune {1000 * measured[name]['finetune']:.0f} ms", flush=True)
     before = after
   return {"devices": f"{len(first.devices)} x {first.devices[0].device_kind}", "precision": first.precision,

@@ -69,9 +69,10 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
   replicate = functools.partial(parallel.replicate, devices=devices)
   context = plan.make_context(make_counts(), scenario.Task(FIRST, CLASSES), FIRST // TASK_SIZE, per_class=MEMORY)
   images, labels = make_pictures(context.counts)
-  # "auto" is TF32 on a GPU, as PyTorch's convolutions are there.
+  # TF32 on a GPU, as PyTorch's convolutions are there.
+  exact = "tf32" if devices[0].platform == "gpu" else "float32"
   model = models.make_backbone("resnet32", platform=devices[0].platform, axis_name=parallel.AXIS,
-                               precision="bfloat16" if bfloat16 else "auto")
+                               precision="bfloat16" if bfloat16 else exact)
   # A rate for each call, which is an epoch of its own: that of building, and one in every round.
   tx = optimizer.sgd((LEARNING_RATE,) * (options.rounds + 2), momentum=0.9, weight_decay=5e-4)
 

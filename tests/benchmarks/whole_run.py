@@ -68,8 +68,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def jax_command(options: argparse.Namespace, folder: pathlib.Path, workdir: pathlib.Path) -> list[str]:
   """Both starts of gr_jax share the compilation cache, nothing else."""
   data = [f"--config.data_dir={options.data_dir}"] if options.data_dir else []
-  # "auto" is float32 on a CPU and TF32 on a GPU, as PyTorch computes there.
-  precision = "auto" if options.precision == "float32" else options.precision
+  # PyTorch computes in float32 on a CPU and in TF32 on a GPU; "auto" is TF32 there.
+  precision = "auto" if (options.precision, options.device) == ("float32", "cuda") else options.precision
   steps = ", ".join(options.milestones.split(","))
   return ["-m", "gr_jax.main", f"--config={options.config}", f"--config.epochs={options.epochs}",
           f"--config.milestones=({f'{steps},' if steps else ''})", f"--config.precision={precision}", *data,

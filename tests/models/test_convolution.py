@@ -260,3 +260,21 @@ def test_what_it_cannot_do_is_refused_by_name(changes, message):
 ])
 def test_each_platform_gets_its_own(platform, expected):
   assert convolution.for_platform(platform) is expected
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layer", FEW)
+def test_wide_gradients_round_the_kernels_gradient_once(layer):
+  """That of bfloat16 operands equals float32's, rounded; all else is as without."""
+  inputs, kernel, grad, strides, padding = _case(*LAYERS[layer])
+  half = [a.astype(jnp.bfloat16) for a in (inputs, kernel, grad)]
+  wide = lambda x, k, *statics: convolution.for_platform("cpu", wide_gradients=True)(
+      x, k, *statics, dimension_numbers=NHWC)
+  ours, narrow = (_value_and_gradients(f, *half, strides, padding) for f in (wide, _ours))
+  exact = _value_and_gradients(_ours, *(a.astype(jnp.float32) for a in half), strides, padding)
+  for value, expected in zip(ours[:2], narrow[:2]):
+    np.testing.assert_array_equal(value, expected)
+  assert ours[2].dtype == jnp.bfloat16
+  error = np.abs(np.asarray(ours[2], np.float64) - np.asarray(exact[2], np.float64))
+  # Half a unit in the last of eight binary places, and float32's own rounding.
+  assert (error <= 2**-8 * np.abs(exact[2]) * 1.001 + 1e-5 * np.abs(exact[2]).max()).all()

@@ -173,7 +173,7 @@ def test_replicas_are_interrupted_together(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "mixed"])
 def test_a_resnet32_run_again_and_killed_is_bit_equal(tmp_path, precision):
   """With this jaxlib's convolution library: photographs in CIFAR-100's own form, two tasks of ten classes."""
   builders.cifar100(tmp_path / "data", per_class=24, test_per_class=2)

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import runs
 
-from gr_jax import models, train
+from gr_jax import evaluate, models, train
+from gr_jax.devices import convolution_library
 from gr_jax.errors import UserError
 
 
-def test_auto_by_platform():
-  assert models.resolve_precision("auto", "cpu") == "float32"
+@pytest.mark.parametrize("fast", [False, True])
+def test_auto_by_platform(monkeypatch, fast):
+  """On a CPU by its processor and convolution library."""
+  monkeypatch.setattr(convolution_library, "fast_in_bfloat16", lambda: fast)
+  assert models.resolve_precision("auto", "cpu") == ("mixed" if fast else "float32")
   assert models.resolve_precision("auto", "gpu") == "tf32"
-  for precision in ("float32", "bfloat16"):
+  assert models.resolve_precision("auto", "tpu") == "float32"
+  for precision in ("float32", "bfloat16", "mixed"):
     assert models.resolve_precision(precision, "cpu") == precision
   with pytest.raises(UserError, match="only NVIDIA GPUs support, but the devices are cpu"):
     models.make_backbone("resnet8", platform="cpu", precision="tf32")
@@ -28,17 +33,34 @@ def test_what_the_model_asks_of_xla():
   assert [asked[p].dtype for p in asked] == [jnp.float32, jnp.float32, jnp.bfloat16]
 
 
+@pytest.mark.parametrize("flags, library, expected", [
+    ("fma avx2 amx_bf16", "oneDNN", True), ("avx512_bf16", "oneDNN", True), ("avx512_bf16", "XLA", False),
+    ("avx512f avx512_bf", "oneDNN", False)])
+def test_fast_in_bfloat16_by_processor_and_library(monkeypatch, tmp_path, flags, library, expected):
+  (tmp_path / "cpuinfo").write_text(f"model name\t: A Processor\nflags\t\t: {flags}\n")
+  monkeypatch.setattr(convolution_library, "CPUINFO", tmp_path / "cpuinfo")
+  monkeypatch.setattr(convolution_library, "in_use", lambda: library)
+  convolution_library.fast_in_bfloat16.cache_clear()
+  assert convolution_library.fast_in_bfloat16() == expected
+  convolution_library.fast_in_bfloat16.cache_clear()
+  monkeypatch.setattr(convolution_library, "CPUINFO", tmp_path / "elsewhere")
+  assert not convolution_library.fast_in_bfloat16()
+  convolution_library.fast_in_bfloat16.cache_clear()
+
+
 def test_bfloat16_keeps_parameters_statistics_and_features_in_float32():
   x = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
   outputs = {}
-  for precision in ("float32", "bfloat16"):
+  for precision in ("float32", "bfloat16", "mixed"):
     model = models.make_backbone("resnet8", platform="cpu", precision=precision, maps=True)
     variables = model.init(jax.random.key(1), x, train=False)
     (features, maps), updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, updated))} == {jnp.dtype("float32")}
     assert features.dtype == jnp.float32
-    assert maps[0].dtype == (jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    assert maps[0].dtype == (jnp.float32 if precision == "float32" else jnp.bfloat16)
     outputs[precision] = np.asarray(features)
+  # Mixed differs in a gradient alone.
+  np.testing.assert_array_equal(outputs["mixed"], outputs["bfloat16"])
   error = np.linalg.norm(outputs["float32"] - outputs["bfloat16"]) / np.linalg.norm(outputs["float32"])
   assert 1e-4 < error < 5e-2
 
@@ -52,12 +74,15 @@ def test_a_bfloat16_run_is_saved_and_learns(tmp_path):
 
 def test_what_auto_stood_for_is_saved_and_kept(tmp_path, monkeypatch):
   """A restart where "auto" stands for another precision is refused, naming both; the run's own precision is taken."""
-  begun = train.train(runs.short(stop_after_task=1), tmp_path / "run")
+  monkeypatch.setattr(convolution_library, "fast_in_bfloat16", lambda: False)
+  begun = train.train(runs.short(stop_after_task=1, precision="auto"), tmp_path / "run")
   start = json.loads((tmp_path / "run" / "start.json").read_text())
   assert (start["precision"], start["platform"]) == ("float32", "cpu") == (begun["precision"], "cpu")
   assert start["versions"] == begun["versions"] and start["versions"]["convolutions"] in ("oneDNN", "XLA")
-  monkeypatch.setitem(models.AUTO_PRECISION, "cpu", "bfloat16")
-  with pytest.raises(UserError, match="another config:\n  precision: 'float32' -> 'bfloat16'\n"):
-    train.train(runs.short(stop_after_task=2), tmp_path / "run")
+  monkeypatch.setattr(convolution_library, "fast_in_bfloat16", lambda: True)
+  with pytest.raises(UserError, match="another config:\n  precision: 'float32' -> 'mixed'\n"):
+    train.train(runs.short(stop_after_task=2, precision="auto"), tmp_path / "run")
+  # And it is evaluated in the precision in which it was trained.
+  assert evaluate.evaluate(tmp_path / "run")["precision"] == "float32"
   resumed = train.train(runs.short(stop_after_task=2, precision="float32"), tmp_path / "run")
   assert resumed["tasks_done"] == 2 and resumed["precision"] == "float32"
