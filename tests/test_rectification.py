@@ -61,7 +61,8 @@ def test_statistics_outlive_a_task(kind):
   """Two tasks through the method's own functions, in blocks with rows that do not count."""
   rng = np.random.default_rng(1)
   method = methods.make("il2m", {"scores": kind}, memory=20)
-  carry, nothing, zeros = method.init_carry(6, 7), np.zeros(7, bool), np.zeros(7, np.float32)
+  carry, nothing, zeros = {name: leaf for name, leaf in method.init_carry(6, 7).items()
+                           if name in rectification.Statistics._fields}, np.zeros(7, bool), np.zeros(7, np.float32)
   first = Context(np.int32(1), nothing, OLD, zeros, zeros, zeros, TASK_OF_CLASS)
   second = Context(np.int32(2), OLD, NEW, zeros, zeros, zeros, TASK_OF_CLASS)
   expected = {}

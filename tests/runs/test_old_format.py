@@ -71,9 +71,11 @@ def test_training_into_it_is_refused_and_names_the_commit(workdir, version):
   # As a run that was ended before its summary: a finished one is not trained at all.
   (workdir / "results.json").unlink()
   before = contents(workdir)
+  # Its own, since "auto" may be another one on this processor.
+  config = {**workdirs.read_config(workdir), "precision": json.loads((workdir / "start.json").read_text())["precision"]}
   with pytest.raises(UserError, match=f"has format {version}, .* resumes only format {checkpoints.FORMAT}; commit "
                                       f"{COMMITS[version]} "):
-    train.train(workdirs.read_config(workdir), workdir)
+    train.train(config, workdir)
   # Not damaged, so nothing is set aside, and nothing trained or overwritten.
   after = contents(workdir)
   assert not (workdir / "damaged").exists()
