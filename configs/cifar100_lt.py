@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
   """python -m gr_jax.main --config=configs/cifar100_lt.py
 
   Published: average incremental accuracy 40.18 %, last 34.54 %. Not yet run in full; with 10 epochs a task and
-  milestones 5 and 7: 16.9 % and 16.4 % (mean of five seeds), a quarter of an hour on two idle CPU cores.
+  milestones 5 and 7: 16.9 % and 16.4 % (float32, mean of five seeds), a quarter of an hour on two idle CPU cores.
   """
   config = base.get_config()
   config.dataset = "cifar100"

@@ -255,3 +255,14 @@ def test_old_names_stand_with_new_ones():
   table = PAGE[PAGE.index("## Old and new names"):]
   assert dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|$", table, re.MULTILINE)) == {
       key: f"method_options.{key}" for key in configuration.MOVED} == configuration.MOVED
+
+
+def test_which_methods_need_exemplars():
+  """The sentence beside memory.per_class, by the methods' own numbers."""
+  sentence, = re.findall(r"exemplars of each class\. (.*?) FACIL", (runs.ROOT / "gr_jax/docs/config.md").read_text())
+  form = r"(.*) need 1 or more, and so does the add-on `lws`; `(\w+)` needs (\d+)\."
+  one, other, count = re.match(form, sentence).groups()
+  needs = {name: methods.make(name, {}, memory=20).min_memory for name in methods.NAMES}
+  assert set(re.findall(r"`(\w+)`", one)) == {name for name, least in needs.items() if least == 1}
+  assert {other: int(count)} == {
+      name: least for name, least in needs.items() if least > 1}

@@ -58,6 +58,20 @@ def test_the_first_screen_is_what_a_run_prints():
     assert line in README
 
 
+@pytest.mark.parametrize("page", ["README.md", "gr_jax/docs/own_pictures.md"])
+def test_the_closing_lines_have_the_form_of_a_run(page):
+  """The table's words, whatever the numbers; a run of one task has them all."""
+  accuracies = {"task_accuracies": [0.5], "average_incremental_accuracy": 0.5}
+  lines = console.closing_table({
+      **accuracies, "task_mean_accuracies": [0.5], "forgetting": [None], "backward_transfer": [None], "tasks_done": 1,
+      "last_accuracy": 0.5, "scores": {"logits": accuracies, "nearest_mean": accuracies},
+      "many_medium_few": {name: {"accuracy": 0.5, "classes": 3} for name in ("many", "medium", "few")}}).splitlines()
+  words = lambda line: re.sub(r"[\d.]+", "0", line)
+  shown = [words(line) for line in PAGES[page].splitlines()]
+  for line in lines[-2:]:
+    assert words(line) in shown
+
+
 def table_rows(page, heading):
   """Rows of cells of the first table of a page after a text, or that begins with it."""
   table = re.search(r"^\|.*?(?=^[^|]|^$)", PAGES[page][PAGES[page].index(heading):], re.DOTALL | re.MULTILINE)[0]

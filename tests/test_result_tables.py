@@ -75,7 +75,7 @@ def test_a_recipe_says_what_the_runs_gave():
   ours = tables.at_equal_budget()[0]
   average, last = (float(column.partition(" ")[0]) for column in ours.columns()[-2:])
   recipe = " ".join((tables.ROOT / "configs" / "cifar100_lt.py").read_text().split())
-  assert len(ours.accuracies) == 5 and f"{average:.1f} % and {last:.1f} % (mean of five seeds)" in recipe
+  assert len(ours.accuracies) == 5 and f"{average:.1f} % and {last:.1f} % (float32, mean of five seeds)" in recipe
 
 
 def test_numbers_of_the_digits_in_both_precisions(tmp_path, monkeypatch):

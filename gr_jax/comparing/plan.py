@@ -69,9 +69,11 @@ def check_folders(runs: Iterable[Run]) -> None:
     if not (run.folder / "config.json").exists():
       continue
     saved, wanted = configuration.flatten(workdir.read_config(run.folder)), configuration.flatten(run.config)
-    if "auto" in (saved["precision"], wanted["precision"]):
-      # The run itself knows what "auto" stands for on its device.
-      saved["precision"] = wanted["precision"]
+    start = run.folder / workdir.START
+    trained = journal.read_json(start, "precision")["precision"] if start.exists() else saved["precision"]
+    # The run itself knows what "auto" stands for on its device, and refuses to go on in another precision; below the
+    # table stands where finished runs differ.
+    saved["precision"] = wanted["precision"] if "auto" in (trained, wanted["precision"]) else trained
     lines = configuration.difference(saved, wanted)
     if lines:
       raise UserError(f"{run.folder} holds a run with another config:\n  " + "\n  ".join(lines) +

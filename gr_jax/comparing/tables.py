@@ -125,6 +125,11 @@ def notes(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
            f"with more than {MEDIUM_SHOT[1]}, {MEDIUM_SHOT[0]} to {MEDIUM_SHOT[1]}, and fewer training images.",
            "Parameters: of all networks that are kept. Memory: pictures kept as uint8, and parameters besides one "
            "network, at 4 bytes; the teacher of a task is not counted."]
+  precisions = {row.name: sorted({run["precision"] for run in row.results if "precision" in run}) for row in rows}
+  if len(set().union(*precisions.values())) > 1:
+    lines.append("Precisions differ: " + ", ".join(
+        f"{name} {' and '.join(used)}" for name, used in precisions.items() if used)
+                 + "; set --config.precision and use a new --workdir to compare in one of them.")
   for row in rows:
     if (known := row.published) is not None:
       ours = f", ours {config['epochs']}" if known.epochs != config["epochs"] else ""

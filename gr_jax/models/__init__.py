@@ -37,9 +37,9 @@ class Backbone(Protocol):
 def resolve_precision(precision: str, platform: str) -> str:
   """Resolves "auto" for a platform; other values are returned unchanged.
 
-  "auto" is the fastest precision with float32's results (docs/speed.md, Precision). On a GPU, TF32 rounds the factors
-  of products to 10 bits and adds in float32; everything except convolutions stays float32. On a CPU it is "mixed", if
-  the processor multiplies bfloat16 and oneDNN makes use of that. Initialises JAX.
+  On a GPU "auto" is "tf32", which rounds the factors of products to 10 bits and adds in float32; everything except
+  convolutions stays float32. On a CPU it is the fastest precision with float32's results (docs/speed.md, Precision):
+  "mixed", if the processor multiplies bfloat16 and oneDNN makes use of that. Initialises JAX.
 
   Raises:
     UserError: "tf32" on a platform other than GPU.

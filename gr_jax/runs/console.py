@@ -69,7 +69,7 @@ def dry_run_lines(experiment: Experiment) -> str:
   steps = experiment.plans[-1].stop_step
   teacher = experiment.method.uses_teacher and len(experiment.plans) > 1
   programs = [*stage_programs(experiment), "evaluate",
-              *(["features"] if config.memory.selection != "random" and experiment.exemplars_per_class(1) else []),
+              *(["features"] if experiment.method.replays and experiment.exemplars_per_class(1) else []),
               *(f"measure before {stage.name.replace('_', ' ')}" for stage in experiment.method.stages
                 if stage.before is not None),
               *(["measure"] if experiment.method.after_memory is not None else [])]

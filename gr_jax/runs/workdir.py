@@ -56,10 +56,15 @@ def check_config(folder: pathlib.Path, config: Config) -> None:
     # "auto" may mean one precision where the run started and another one here.
     saved["precision"] = saved_precision(folder, saved["precision"])
     wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
+    if config.precision == "auto" and _done(folder, config, config.stop_after_task or config.scenario.num_tasks):
+      # Nothing is left to train.
+      wanted["precision"] = saved["precision"]
     lines = configuration.difference(saved, wanted)
     if lines:
+      meant = config.precision == "auto" and saved["precision"] != wanted["precision"]
       raise UserError(f"{folder} holds a run with another config:\n  " + "\n  ".join(lines) +
-                      "\nchoose another --workdir, or use the config of that run")
+                      "\nchoose another --workdir, or use the config of that run" +
+                      (f" with --config.precision={saved['precision']}" if meant else ""))
   elif _has_begun(folder):
     raise UserError(f"{folder} holds a run but no config.json, so its config is unknown; choose another --workdir")
   try:
@@ -213,15 +218,20 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
 
 def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | None:
   """The results of a run that has finished all requested tasks; None if some are left."""
+  return _done(folder, experiment.config, experiment.stop_after_task)
+
+
+def _done(folder: pathlib.Path, config: Config, tasks: int) -> dict[str, Any] | None:
+  """The results of a run of at least this many tasks; else None."""
   path = folder / "results.json"
   if not path.exists():
     return None
   content = journal.read_json(path, "tasks_done")
-  first, count = experiment.config.seed, experiment.config.replicas
+  first, count = config.seed, config.replicas
   if count > 1 and content.get("seeds") != list(range(first, first + count)):
     # Of other replicas in this folder.
     return None
-  return content if content["tasks_done"] >= experiment.stop_after_task else None
+  return content if content["tasks_done"] >= tasks else None
 
 
 def write_results(folder: pathlib.Path, content: dict[str, Any]) -> None:

@@ -174,16 +174,16 @@ def _ending(experiment: Experiment, stage: Stage) -> Callable[[TrainState, Any, 
   return end
 
 
-# rows -> (pictures, their pool, number of rows) of each call of a program that looks at them once.
-Looking = Callable[[np.ndarray], Iterator[tuple[Data, Pool, int]]]
+# rows -> (pictures, their pool, number of rows) of each call of a read-only program.
+Calls = Callable[[np.ndarray], Iterator[tuple[Data, Pool, int]]]
 
 
-def _looking(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None) -> tuple[int, Looking]:
+def _calls(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None) -> tuple[int, Calls]:
   """The largest number of rows in a call, and how they reach the device; `data`: the pictures if they stay there."""
   config, replicate = experiment.config, functools.partial(parallel.replicate, devices=experiment.devices)
   capacity = experiment.capacity if data is not None else pictures_together(experiment)
 
-  def looking(rows: np.ndarray) -> Iterator[tuple[Data, Pool, int]]:
+  def calls(rows: np.ndarray) -> Iterator[tuple[Data, Pool, int]]:
     if data is not None:
       yield data, replicate(pool(rows, capacity)), len(rows)
       return
@@ -195,7 +195,7 @@ def _looking(experiment: Experiment, pictures: Data | stream.Originals, data: Da
       count = len(block.labels)
       yield (*replicate((feed.padded(block, capacity), pool(np.arange(count), capacity))), count)
 
-  return capacity, looking
+  return capacity, calls
 
 
 def _prepare(experiment: Experiment, pictures: Data | stream.Originals) -> passes.Prepare:
@@ -208,17 +208,17 @@ def _prepare(experiment: Experiment, pictures: Data | stream.Originals) -> passe
 def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
               ) -> Callable[[Networks, Context, np.ndarray], np.ndarray]:
   """Programs.features; `data` holds the pictures if they stay on the devices, else None."""
-  capacity, looking = _looking(experiment, pictures, data)
+  capacity, calls = _calls(experiment, pictures, data)
   extract = passes.make_extract(
       model=experiment.model, capacity=capacity, block=experiment.config.evaluation_block, devices=experiment.devices,
       growth=experiment.method.growth, blocks=experiment.method.blocks(len(experiment.plans)),
       prepare=_prepare(experiment, pictures))
 
   def features(networks: Networks, context: Context, rows: np.ndarray) -> np.ndarray:
-    there = parallel.replicate(context, experiment.devices)
+    replicated = parallel.replicate(context, experiment.devices)
     return np.concatenate([
-        np.asarray(extract(networks.params, networks.batch_stats, here, among, there, networks.carry))[:count]
-        for here, among, count in looking(rows)])
+        np.asarray(extract(networks.params, networks.batch_stats, block, chosen, replicated, networks.carry))[:count]
+        for block, chosen, count in calls(rows)])
 
   return features
 
@@ -231,8 +231,8 @@ def _logits(experiment: Experiment) -> Callable[[TrainState, TaskPlan, np.ndarra
   def logits(state: TrainState, plan: TaskPlan, features: np.ndarray) -> np.ndarray:
     filled = np.zeros((experiment.capacity, features.shape[1]), np.float32)
     filled[:len(features)] = features
-    here, context = parallel.replicate((filled, plan.stages[0].context), experiment.devices)
-    padded = np.asarray(apply(state.params["classifier"], here, context))
+    block, context = parallel.replicate((filled, plan.stages[0].context), experiment.devices)
+    padded = np.asarray(apply(state.params["classifier"], block, context))
     return padded[:len(features), :plan.task.stop]
 
   return logits
@@ -244,17 +244,17 @@ def _measuring(experiment: Experiment, pictures: Data | stream.Originals, data: 
   method, devices = experiment.method, experiment.devices
   if boundary is None:
     return None
-  _, looking = _looking(experiment, pictures, data)
+  _, calls = _calls(experiment, pictures, data)
   run = passes.make_measure(
       model=experiment.model, method=method, measure=boundary.measure,
       block=experiment.config.evaluation_block, devices=devices, prepare=_prepare(experiment, pictures))
   keep = jax.jit(boundary.keep, out_shardings=experiment.root.sharding)
 
   def measuring(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
-    there = parallel.replicate(context, devices)
+    replicated = parallel.replicate(context, devices)
     network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
-    parts = [run(network, here, among, there) for here, among, _ in looking(rows)]
-    return keep(carry, jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts), there)
+    parts = [run(network, block, chosen, replicated) for block, chosen, _ in calls(rows)]
+    return keep(carry, jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts), replicated)
 
   return measuring
 

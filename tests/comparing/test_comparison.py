@@ -137,6 +137,12 @@ def test_folders_of_another_comparison_are_refused(tmp_path, stand_ins):
   request(tmp_path, "gr", seeds=1)
   with pytest.raises(UserError, match="seed-0 holds a run with another config:\n  epochs: 30 -> 31\n"):
     request(tmp_path, "gr", seeds=1, epochs=31)
+  # What "auto" stood for there is known once the run has begun.
+  (run.folder / "start.json").write_text(json.dumps({"precision": "mixed"}))
+  request(tmp_path, "gr", seeds=1)
+  request(tmp_path, "gr", seeds=1, precision="mixed")
+  with pytest.raises(UserError, match="precision: 'mixed' -> 'float32'\n"):
+    request(tmp_path, "gr", seeds=1, precision="float32")
 
 
 def test_processes_for_what_is_missing(tmp_path):

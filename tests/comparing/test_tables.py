@@ -62,6 +62,13 @@ def test_notes_name_sources_and_a_different_number_of_epochs():
   assert tables.notes(rows, {"epochs": 160})[-1] == "gr, published: a paper, table 1; 160 epochs a task; a remark"
 
 
+def test_notes_say_where_precisions_differ():
+  rows = [tables.Row(name, 2, [{"precision": one} for one in used]) for name, used in (
+      ("gr", ("float32", "mixed")), ("wa", ("mixed", "mixed")))]
+  assert tables.notes(rows, {"epochs": 10})[-1].startswith("Precisions differ: gr float32 and mixed, wa mixed; set")
+  assert "recisions" not in " ".join(tables.notes(rows[1:], {"epochs": 10}))
+
+
 def cifar(**changes):
   return configuration.flatten(configuration.check(runs.get_config("cifar100_lt", **changes)))
 

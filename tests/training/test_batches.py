@@ -1,4 +1,8 @@
-"""One, two and four devices make the same batches: rows, the random key of each image, views and mixed views."""
+"""One, two and four devices make the same batches: rows, the random key of each image, views and mixed views.
+
+Of an epoch's order as one device draws it; that a program draws the same on several, the runs on several devices show
+(test_step.py, tests/methods/test_runs.py).
+"""
 
 import functools
 import inspect

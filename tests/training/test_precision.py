@@ -11,6 +11,8 @@ import runs
 from gr_jax import evaluate, models, train
 from gr_jax.devices import convolution_library
 from gr_jax.errors import UserError
+from gr_jax.models import convolution
+from gr_jax.runs import restored
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -65,11 +67,35 @@ def test_bfloat16_keeps_parameters_statistics_and_features_in_float32():
   assert 1e-4 < error < 5e-2
 
 
-def test_a_bfloat16_run_is_saved_and_learns(tmp_path):
-  results = train.train(runs.short(precision="bfloat16", stop_after_task=1), tmp_path / "run")
-  assert results["precision"] == "bfloat16" and results["task_accuracies"][0] > 0.4
-  digests = runs.newest(tmp_path / "run")[1]["digests"]
-  assert digests["model"]
+def test_a_mixed_run_learns_and_goes_on_bit_equal(tmp_path):
+  results = train.train(runs.short(precision="mixed", stop_after_task=2), tmp_path / "whole")
+  assert results["precision"] == "mixed" and results["task_accuracies"][0] > 0.4
+  for tasks in (1, 2):
+    train.train(runs.short(precision="mixed", stop_after_task=tasks), tmp_path / "cut")
+  digests = [runs.newest(tmp_path / name)[1]["digests"] for name in ("whole", "cut")]
+  assert digests[0] == digests[1] and digests[0]["model"]
+
+
+def test_mixed_alone_has_wide_gradients():
+  """On a CPU; a GPU adds in float32 anyway."""
+  of = lambda precision, platform: models.make_backbone("resnet8", platform=platform, precision=precision).convolution
+  assert of("mixed", "cpu").func is convolution.canonical_convolution
+  assert of("mixed", "cpu").keywords == {"wide_gradients": True}
+  assert of("bfloat16", "cpu") is of("float32", "cpu") is convolution.canonical_convolution
+  assert of("mixed", "gpu") is jax.lax.conv_general_dilated
+
+
+@pytest.mark.parametrize("config, start, expected", [
+    ("auto", "mixed", "mixed"), ("auto", "float32", "float32"), ("auto", None, "float32"), ("auto", "tf32", "float32"),
+    ("bfloat16", "bfloat16", "bfloat16")])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_run_is_read_in_the_precision_of_its_training(tmp_path, monkeypatch, config, start, expected, fast):
+  """Whatever "auto" means where it is read; TF32 is float32 without a GPU."""
+  monkeypatch.setattr(convolution_library, "fast_in_bfloat16", lambda: fast)
+  (tmp_path / "config.json").write_text(runs.short(precision=config).to_json())
+  if start is not None:
+    (tmp_path / "start.json").write_text(json.dumps({"precision": start}))
+  assert restored.read_config(tmp_path).precision == expected
 
 
 def test_what_auto_stood_for_is_saved_and_kept(tmp_path, monkeypatch):
@@ -80,7 +106,9 @@ def test_what_auto_stood_for_is_saved_and_kept(tmp_path, monkeypatch):
   assert (start["precision"], start["platform"]) == ("float32", "cpu") == (begun["precision"], "cpu")
   assert start["versions"] == begun["versions"] and start["versions"]["convolutions"] in ("oneDNN", "XLA")
   monkeypatch.setattr(convolution_library, "fast_in_bfloat16", lambda: True)
-  with pytest.raises(UserError, match="another config:\n  precision: 'float32' -> 'mixed'\n"):
+  # A finished run is left as it is.
+  assert train.train(runs.short(stop_after_task=1, precision="auto"), tmp_path / "run")["precision"] == "float32"
+  with pytest.raises(UserError, match="another config:\n  precision: 'float32' -> 'mixed'\n.*precision=float32$"):
     train.train(runs.short(stop_after_task=2, precision="auto"), tmp_path / "run")
   # And it is evaluated in the precision in which it was trained.
   assert evaluate.evaluate(tmp_path / "run")["precision"] == "float32"
