@@ -24,11 +24,11 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
   loading, recorded, deploying = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
   names = {"views": np.stack([test.image(row) for row in (0, 1)])}
   exec(loading, names)
-  assert names["found"].probabilities.shape == (2, 10)
+  assert names["predictions"].probabilities.shape == (2, 10)
   exec(recorded, names)
   assert names["run"].results["accuracy_matrix"].shape == (3, 3)
   exported.export(gr_jax.load("runs/digits_lt-s0"), tmp_path / "model.bin")
   exec(deploying, names)
-  np.testing.assert_allclose(names["probabilities"], names["found"].probabilities, atol=1e-5)
+  np.testing.assert_allclose(names["probabilities"], names["predictions"].probabilities, atol=1e-5)
   assert names["about"]["classes"] == list(names["model"].classes)
   assert "task_accuracies" in capsys.readouterr().out
