@@ -13,6 +13,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import os
 import pathlib
 import sys
 from typing import Any
@@ -49,7 +50,6 @@ def timings(rows: dict[str, dict[str, Any]], *, config: str, calls: int, steps: 
   from gr_jax.training import experiment as experiments
   from gr_jax.training import pictures as loading
   convolution_library.enable()
-  jax.config.update("jax_enable_compilation_cache", False)
   source, images = None, None
 
   def prepared(row: dict[str, Any]) -> tuple[Any, list[tuple[Bench, Any, Any]]]:
@@ -104,6 +104,8 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=3)
   parser.add_argument("--json", type=pathlib.Path, default=None)
   given = parser.parse_args()
+  # Programs with oneDNN cannot be cached, and the attempt takes time.
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   rows = rows_of_the_sweep()
   names = list(rows) if given.methods is None else given.methods.split(",")
   unknown = [name for name in names if name not in rows]
