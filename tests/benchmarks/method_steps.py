@@ -13,7 +13,6 @@ import argparse
 import datetime
 import importlib.util
 import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -104,13 +103,14 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=3)
   parser.add_argument("--json", type=pathlib.Path, default=None)
   given = parser.parse_args()
-  # Programs with oneDNN cannot be cached, and the attempt takes time.
-  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   rows = rows_of_the_sweep()
   names = list(rows) if given.methods is None else given.methods.split(",")
   unknown = [name for name in names if name not in rows]
   if unknown:
     parser.error(f"--methods has {', '.join(unknown)}; the sweep has {', '.join(rows)}")
+  import jax
+  # Programs with oneDNN cannot be cached, and the attempt takes time.
+  jax.config.update("jax_enable_compilation_cache", False)
   report = timings({name: rows[name] for name in names}, config=given.config, calls=given.calls, steps=given.steps,
                    precision=given.precision, data_dir=given.data_dir)
   if given.json:
