@@ -6,6 +6,8 @@ import json
 import pytest
 import tables
 
+from gr_jax.comparing import sweeps
+
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
 def test_tables_agree_with_the_runs(page):
@@ -69,6 +71,28 @@ def test_numbers_of_the_equal_budget(tmp_path, monkeypatch):
   assert tables.equal_budget_by_task()[2:] == [
       f"| 10 epochs: gr_jax, mean of 2 seeds | {cells} |",
       "| 40 epochs: the release, seed 0 | 30.0 | 20.0 | 20.0 | 20.0 | 20.0 | 10.0 | 20.0 | 10.0 |"]
+
+
+def test_numbers_of_the_full_protocol_and_of_the_parts(tmp_path, monkeypatch):
+  """What was run stands beside what was published; a mean needs two seeds."""
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  run = {"average_incremental_accuracy": 0.4, "last_accuracy": 0.35, "task_accuracies": [0.45, 0.35],
+         "forgetting": [None, 0.1], "seconds": 9000.0}
+  for folder in ("published/gr-s0", "parts/full-s0", "parts/full-s1", "parts/no_prior-s0"):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "results.json").write_text(json.dumps(run))
+  lines = tables.published()
+  assert lines[-1] == "| gr from scratch 20 | 34.35 / - | not run | | |"
+  assert lines[2:4] == [
+      "| gr | 40.18 / 34.54 | 40.00 / 35.00 | 45.00 35.00 | 2.5 |", "| none of the three | - | not run | | |"]
+  parts = tables.cifar100_parts()[2:5]
+  assert parts == ["| full | 2 | 40.00 ± 0.00 | 35.00 ± 0.00 | 10.00 ± 0.00 |",
+                   "| no reweighting | 0 | not run | | |", "| no prior | 1 | not run | | |"]
+
+
+@pytest.mark.parametrize("sweep, names", [("published", tables.PUBLISHED), ("parts", tables.PARTS)])
+def test_tables_have_the_rows_of_their_sweeps(sweep, names):
+  assert list(sweeps.load(str(tables.ROOT / "configs" / "sweeps" / f"cifar100_{sweep}.py")).rows) == list(names)
 
 
 def test_a_recipe_says_what_the_runs_gave():
