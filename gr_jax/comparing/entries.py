@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -150,8 +151,10 @@ def resolve(key: str, method: str, addons: Sequence[str]) -> str:
     raise UserError(f"{key} cannot be set for one method; a comparison sets it by {_RESERVED[key]}")
   if key in configuration.KEYS:
     return key
-  # Unknown to both: an option of the method, misspelt, is the likelier meaning.
-  methods.parse(method, {option: ""}, chosen)
+  # Unknown to both. Unless a key of the config is nearest, it is taken for an option of the method, misspelt.
+  near = difflib.get_close_matches(key, [*configuration.KEYS, *methods.options_of(method, chosen)], n=1)
+  if not near or near[0] not in configuration.KEYS:
+    methods.parse(method, {option: ""}, chosen)
   raise configuration.unknown_key(key)
 
 

@@ -31,6 +31,7 @@ def test_an_entry_is_a_method_with_settings_of_its_own():
     ("gr:learning_rate", "'learning_rate' is not KEY=VALUE"), ("gr:=3", "'=3' is not KEY=VALUE"),
     ("wa:temperatur=1", "method_options.temperatur is not an option of method 'wa'.*did you mean method_options.temp"),
     ("wa:margin=1", "margin is not an option of method 'wa' .it belongs to 'lucir'"),
+    ("wa:learningrate=1", "unknown config key 'learningrate'; did you mean 'learning_rate'"),
     ("wa:temperature=0", "entry 'wa:temperature=0': method_options.temperature is 0"),
     ("gr:epochs=many", "'epochs' is 'many' .str.; it takes an integer"),
     ("gr:epochs=3:epochs=4", "sets epochs twice"),
