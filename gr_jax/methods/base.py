@@ -108,7 +108,7 @@ class Boundary(NamedTuple):
   Attributes:
     measure: (outputs, labels [block], valid [block] bool, context) -> arrays of fixed shapes, summed over the valid
       images of a block.
-    keep: (carry, sums over all images, context) -> carry.
+    keep: (carry, sums over all images, context) -> carry, with all arrays that it had.
   """
   measure: Callable[[Outputs, jax.Array, jax.Array, Context], Any]
   keep: Callable[[Any, Any, Context], Any]
@@ -120,7 +120,7 @@ class Networks(NamedTuple):
   Attributes:
     params, batch_stats: of the trained network, as in TrainState.
     carry: what outlives a task, see Method.init_carry; with frozen backbones also "frozen" (models/frozen.py) and
-      "heads".
+      "heads". No array of it may be left out: start from {**carry, ...}.
     rule: the new state of the stage's rule; () without one.
   """
   params: dict[str, Any]

@@ -61,7 +61,7 @@ def make(*, boosting_beta: float, compression_beta: float, distillation_weight: 
     if old_features == "zero":
       head["kernel"] = jnp.where(_on_old_features(head, context), 0.0, head["kernel"])
     return networks._replace(params={**params, "classifier": head}, carry={
-        "frozen": stack, "heads": {**carry["heads"], "old": params["classifier"]}})
+        **carry, "frozen": stack, "heads": {**carry["heads"], "old": params["classifier"]}})
 
   def begin_compression(networks: Networks, context: Context, key: jax.Array) -> Networks:
     boosted, carry = networks.params["classifier"], networks.carry
@@ -71,7 +71,8 @@ def make(*, boosting_beta: float, compression_beta: float, distillation_weight: 
     if align in ("teacher", "both"):
       boosted = aligned(boosted, context)
     return Networks({"backbone": previous["params"], "classifier": head}, previous["batch_stats"], {
-        "frozen": frozen.put(carry["frozen"], _backbone(networks), 1), "heads": {"old": old, "boosted": boosted}})
+        **carry, "frozen": frozen.put(carry["frozen"], _backbone(networks), 1),
+        "heads": {"old": old, "boosted": boosted}})
 
   def aligned(head: HeadParams, context: Context) -> HeadParams:
     ratio = jnp.sum(context.old) / jnp.maximum(jnp.sum(context.new), 1)

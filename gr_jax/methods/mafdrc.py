@@ -90,7 +90,7 @@ def _keep(networks: Networks, place: int, name: str) -> Networks:
   """Keeps a copy of the network: its backbone in the stack, its head by name."""
   params, carry = networks.params, networks.carry
   one = {"params": params["backbone"], "batch_stats": networks.batch_stats}
-  return networks._replace(carry={"frozen": frozen.put(carry["frozen"], one, place),
+  return networks._replace(carry={**carry, "frozen": frozen.put(carry["frozen"], one, place),
                                   "heads": {**carry["heads"], name: params["classifier"]}})
 
 

@@ -141,8 +141,9 @@ def _beginning(experiment: Experiment, index: int, measure: Callable[[TrainState
     if stage.begin is None:
       return state, carry
     key = seeding.derive(seeding.of_stage(root, index), context.task, 0, seeding.CLASSIFIER)
-    params, batch_stats, carry, rule = stage.begin(
+    params, batch_stats, changed, rule = stage.begin(
         Networks(state.params, state.batch_stats, carry, state.rule), context, key)
+    carry = whole_carry(carry, changed, f"begin of stage {stage.name!r}")
     # Copies, since the state's own arrays are donated to the next step.
     rule, carry = jax.tree.map(jnp.copy, (rule, carry))
     return state.replace(params=params, batch_stats=batch_stats, rule=rule), carry
@@ -161,7 +162,7 @@ def _ending(experiment: Experiment, stage: Stage) -> Callable[[TrainState, Any, 
   @functools.partial(jax.jit, out_shardings=experiment.root.sharding)
   def finish(state: TrainState, carry: Any, context: Context) -> tuple[TrainState, Any]:
     if stage.remember is not None:
-      carry = stage.remember(state.rule, carry)
+      carry = whole_carry(carry, stage.remember(state.rule, carry), f"remember of stage {stage.name!r}")
     if stage.end is not None:
       state = state.replace(params={**state.params, "classifier": stage.end(state.params["classifier"], context)})
     return state.between_stages(), carry
@@ -172,6 +173,22 @@ def _ending(experiment: Experiment, stage: Stage) -> Callable[[TrainState, Any, 
     return finish(state, carry, parallel.replicate(context, experiment.devices))
 
   return end
+
+
+def whole_carry(carry: Any, changed: Any, changed_by: str) -> Any:
+  """`changed`, if it has the arrays of `carry`. Else one of another part would be lost, and a killed run not resumed.
+
+  Raises:
+    ValueError: arrays are missing or new, or have another shape or dtype; while the function is traced.
+  """
+  before, after = ({jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for path, leaf in
+                    jax.tree_util.tree_leaves_with_path(tree)} for tree in (carry, changed))
+  wrong = [f"{path} is {after.get(path, 'missing')} and was {before.get(path, 'not there')}"
+           for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+  if wrong:
+    raise ValueError(f"{changed_by} changed the arrays of the carry: {'; '.join(wrong)}; start from {{**carry, ...}}, "
+                     f"and declare new arrays in Method.carry")
+  return changed
 
 
 # rows -> (pictures, their pool, number of rows) of each call of a read-only program.
@@ -248,7 +265,10 @@ def _measuring(experiment: Experiment, pictures: Data | stream.Originals, data: 
   run = passes.make_measure(
       model=experiment.model, method=method, measure=boundary.measure,
       block=experiment.config.evaluation_block, devices=devices, prepare=_prepare(experiment, pictures))
-  keep = jax.jit(boundary.keep, out_shardings=experiment.root.sharding)
+
+  @functools.partial(jax.jit, out_shardings=experiment.root.sharding)
+  def keep(carry: Any, sums: Any, context: Context) -> Any:
+    return whole_carry(carry, boundary.keep(carry, sums, context), "keep of a boundary")
 
   def measuring(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
     replicated = parallel.replicate(context, devices)

@@ -21,6 +21,7 @@ from gr_jax import methods, models, train
 from gr_jax.data.sources import digits
 from gr_jax.errors import UserError
 from gr_jax.methods import addons
+from gr_jax.methods.base import Networks
 from gr_jax.models import folding, frozen
 from gr_jax.runs import console, loop, restored, signals
 from gr_jax.runs import stage as running
@@ -161,6 +162,33 @@ def test_nearest_mean_of_every_method_with_a_memory():
     assert ("exemplar_means" in method.init_carry(6, 7)) == method.exemplar_means
     assert "nearest_mean" in method.scores or name == "joint"
   assert list(methods.make("finetune", {}, memory=0).scores) == ["logits"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_stage_loses_what_another_part_carries(name, monkeypatch):
+  """Else a run killed inside the stage could not be resumed: its checkpoint would lack arrays."""
+  monkeypatch.setattr(models, "make_backbone", lambda name, **options: tiny.PixelBackbone())
+  experiment = experiments.load(config_of(name))
+  carry, key = jax.eval_shape(experiment.init_carry), jax.eval_shape(jax.random.key, 0)
+  assert ("exemplar_means" in carry) == (experiment.method.replays)
+  for plan in experiment.plans:
+    for planned in plan.stages:
+      stage, state = experiment.method.stages[planned.index], experiment.abstract_state(planned.index)
+      networks = Networks(state.params, state.batch_stats, carry, state.rule)
+      if stage.begin is not None:
+        assert jax.eval_shape(stage.begin, networks, planned.context, key).carry == carry
+      if stage.remember is not None:
+        assert jax.eval_shape(stage.remember, networks.rule, carry) == carry
+
+
+def test_a_carry_that_loses_an_array_is_refused():
+  carry = {"exemplar_means": np.zeros((3, 2), np.float32), "steps": np.int32(0)}
+  assert programs.whole_carry(carry, {**carry, "steps": np.int32(4)}, "begin")["steps"] == 4
+  with pytest.raises(ValueError, match=r"begin of stage 'b' .*\['exemplar_means'\] is missing and was float32\[3, 2\].*"
+                                       r"\['more'\] is int32\[\] and was not there.*start from"):
+    programs.whole_carry(carry, {"steps": np.int32(0), "more": np.int32(1)}, "begin of stage 'b'")
+  with pytest.raises(ValueError, match=r"\['steps'\] is float32\[\] and was int32\[\]"):
+    programs.whole_carry(carry, {**carry, "steps": np.float32(0)}, "remember of stage 'b'")
 
 
 @pytest.mark.slow
