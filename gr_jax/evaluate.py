@@ -27,8 +27,9 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
 
   Returns:
     For "test": the content of results.json up to that task, with calibration and neural collapse of that task computed
-    anew. For "holdout": {task, accuracy, by_task, by_task_aware} of that task only, since the run records no held-out
-    history.
+    anew. For "holdout", of that task only, since the run records no held-out history: {task, accuracy, by_task,
+    by_task_aware} and {class_mean, class_error, classes}, by which `gr_jax.compare` chooses (comparing.choice); the
+    mean and its standard error are None where fewer than two classes have held-out images.
 
   Raises:
     UserError: no run, no such task, other data, an unreadable checkpoint.
@@ -75,6 +76,7 @@ def evaluate(workdir: str | pathlib.Path, task: int | None = None, *, split: Lit
 
 def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str, Any]:
   from gr_jax import metrics
+  from gr_jax.comparing import choice
   from gr_jax.runs import console
   # Only the last row is used; the others are placeholders for tasks that were not evaluated.
   correct, aware = (np.tile(row, (task, 1)) for row in counts[:2])
@@ -82,21 +84,28 @@ def _holdout_numbers(experiment: Any, counts: np.ndarray, task: int) -> dict[str
   def by_task(rows: np.ndarray) -> list[float | None]:
     return metrics.accuracy_matrix(rows, counts[2], task_of_class)[task - 1][:task]
   numbers = {"task": task, "accuracy": metrics.task_accuracies(correct, counts[2], task_of_class)[task - 1],
-             "by_task": by_task(correct), "by_task_aware": by_task(aware)}
+             "by_task": by_task(correct), "by_task_aware": by_task(aware),
+             "class_mean": None, "class_error": None, "classes": int(np.sum(counts[2] > 0))}
+  over_classes = ""
+  if numbers["classes"] > 1:
+    score = choice.score([{str(place): (int(counts[0, place]), int(images)) for place, images in enumerate(counts[2])}])
+    numbers |= {"class_mean": score.mean, "class_error": score.error}
+    over_classes = (f"; mean over {score.classes} classes {console.percent(score.mean)} ± "
+                    f"{console.percent(score.error)} %")
   console.say(f"task {task}, held-out images: accuracy {console.percent(numbers['accuracy'])} % of "
               f"{counts[2].sum()}; by task [{' '.join(map(console.percent, numbers['by_task']))}], task-aware "
-              f"[{' '.join(map(console.percent, numbers['by_task_aware']))}]")
+              f"[{' '.join(map(console.percent, numbers['by_task_aware']))}]{over_classes}")
   return numbers
 
 
-def holdout_accuracies(workdir: str | pathlib.Path, *, data_dir: str | None = None) -> list[float]:
-  """Accuracy on the held-out images of the seen classes, after each finished task; raises as `evaluate`.
+def holdout_numbers(workdir: str | pathlib.Path, *, data_dir: str | None = None) -> list[dict[str, Any]]:
+  """What `evaluate` returns for the held-out images after each finished task; raises as `evaluate`.
 
   Use it, not the test set, to choose settings.
   """
   done = evaluate(workdir, split="holdout", data_dir=data_dir)
   before = [evaluate(workdir, task, split="holdout", data_dir=data_dir) for task in range(1, done["task"])]
-  return [numbers["accuracy"] for numbers in (*before, done)]
+  return [*before, done]
 
 
 def _define_flags() -> None:
@@ -107,7 +116,8 @@ def _define_flags() -> None:
   flags.DEFINE_enum(
       "split", "test", ["test", "holdout"], "The test set, or the held-out training images.")
   flags.DEFINE_string("data_dir", None, "Folder of the data, if it has moved since the run.")
-  flags.DEFINE_string("holdout_json", None, "Write the held-out accuracies after each task to this file.")
+  flags.DEFINE_string("holdout_json", None, "Write the held-out accuracies after each task to this file, over images "
+                      "and as the mean over classes with its standard error.")
 
 
 def main(argv: list[str]) -> None:
@@ -117,8 +127,12 @@ def main(argv: list[str]) -> None:
     if given.task is not None or given["split"].present:
       raise UserError("--holdout_json evaluates the held-out images after every task; remove --task and --split")
     from gr_jax.runs import journal
-    accuracies = holdout_accuracies(given.workdir, data_dir=given.data_dir)
-    journal.write_json(pathlib.Path(given.holdout_json), {"holdout_accuracies": accuracies})
+    numbers = holdout_numbers(given.workdir, data_dir=given.data_dir)
+    journal.write_json(pathlib.Path(given.holdout_json), {
+        "holdout_accuracies": [after["accuracy"] for after in numbers],
+        "class_means": [after["class_mean"] for after in numbers],
+        "class_errors": [after["class_error"] for after in numbers],
+        "classes": [after["classes"] for after in numbers]})
     return
   evaluate(given.workdir, given.task, split=given.split, data_dir=given.data_dir)
 

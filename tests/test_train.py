@@ -12,8 +12,10 @@ import pytest
 import runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import gr_jax
 from gr_jax import config as configuration
 from gr_jax import evaluate, train
+from gr_jax.data.sources import digits
 from gr_jax.devices import convolution_library, parallel
 from gr_jax.errors import UserError
 from gr_jax.runs import console, events, loop
@@ -161,6 +163,14 @@ def test_evaluation_of_the_held_out_images(finished):
   assert numbers["task"] == 3 and (numbers["accuracy"] * sum(held)) == pytest.approx(
       round(numbers["accuracy"] * sum(held)))
   assert len(numbers["by_task"]) == len(numbers["by_task_aware"]) == 3
+  # The mean over classes, from the predictions for each picture.
+  source, model = digits.load(), gr_jax.load(workdir)
+  accuracies = [np.mean([name == str(source.train.labels[rows[0]]) for name in model(
+      [source.train.image(row) for row in rows]).names]) for rows in experiments.load(runs.short()).scenario.holdout
+      if rows]
+  assert numbers["classes"] == len(accuracies) == np.count_nonzero(held)
+  assert numbers["class_mean"] == pytest.approx(np.mean(accuracies))
+  assert numbers["class_error"] == pytest.approx(np.std(accuracies, ddof=1) / np.sqrt(len(accuracies)))
 
 
 @pytest.mark.parametrize("task", [0, 4])

@@ -4,7 +4,7 @@
 def get_sweep() -> dict:
   """python -m gr_jax.sweep --sweep=configs/sweeps/cifar100_more.py --holdout --set=data_dir=FOLDER
 
-  Choose a row by its hold-out columns. Then run it with --set=validation_fraction=0.0 and a separate --root, to train
+  Choose a row by its last column. Then run it with --set=validation_fraction=0.0 and a separate --root, to train
   on the hold-out too.
   """
   cosine = {"schedule": "cosine", "milestones": ()}

@@ -112,11 +112,12 @@ def evaluate_holdout(runs: Sequence[Run]) -> None:
 def table(runs: Sequence[Run]) -> str:
   """A Markdown table: mean and standard deviation over the finished seeds, in per cent.
 
-  The last columns are for held-out images, if they have been evaluated.
+  The last columns are for held-out images, if they have been evaluated; the very last one is the mean over classes
+  with its standard error, by which gr_jax.compare chooses (comparing.choice), each averaged over the seeds.
   """
   held = any((run.workdir / _HOLDOUT_FILE).exists() for run in runs)
   names = ["", "seeds", "average incremental", "last", "forgetting", "minutes a run",
-           *(["held out: average", "held out: last"] if held else [])]
+           *(["held out: average", "held out: last", "held out: last, classes alike"] if held else [])]
   lines = [f"| {' | '.join(names)} |".replace("|  |", "| |"), "|---" * len(names) + "|"]
   for row in dict.fromkeys(run.row for run in runs):
     paths = [run.workdir / "results.json" for run in runs if run.row == row]
@@ -130,8 +131,20 @@ def table(runs: Sequence[Run]) -> str:
              f"{np.mean([r['seconds'] for r in finished]) / 60:.1f}"]
     if held:
       files = [path.with_name(_HOLDOUT_FILE) for path in paths]
-      numbers = [journal.read_json(path)["holdout_accuracies"] for path in files if path.exists()]
-      cells += [spread([100 * np.mean(one) for one in numbers]), spread([100 * one[-1] for one in numbers])]
+      numbers = [journal.read_json(path) for path in files if path.exists()]
+      accuracies = [one["holdout_accuracies"] for one in numbers]
+      cells += [spread([100 * np.mean(one) for one in accuracies]), spread([100 * one[-1] for one in accuracies]),
+                _over_classes(numbers)]
     seeds = str(len(finished)) if len(finished) == len(paths) else f"{len(finished)} of {len(paths)}"
     lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
   return "\n".join(lines)
+
+
+def _over_classes(numbers: Sequence[dict[str, Any]]) -> str:
+  # Files of an earlier version have none, nor has a hold-out with fewer than two classes.
+  pairs = [(one["class_means"][-1], one["class_errors"][-1]) for one in numbers
+           if one.get("class_means") and one["class_means"][-1] is not None]
+  if not pairs:
+    return "-"
+  mean, error = (100 * float(np.mean(of_runs)) for of_runs in zip(*pairs))
+  return f"{mean:.2f} ± {error:.2f}"

@@ -54,12 +54,14 @@ def test_held_out_images_have_columns_of_their_own(tmp_path):
     (run.workdir / "results.json").write_text(json.dumps({
         "average_incremental_accuracy": 0.5, "last_accuracy": 0.5, "forgetting": [None, 0.25], "seconds": 90.0}))
     if accuracies:
-      (run.workdir / "holdout.json").write_text(json.dumps({"holdout_accuracies": accuracies}))
+      (run.workdir / "holdout.json").write_text(json.dumps({
+          "holdout_accuracies": accuracies, "class_means": [0.1, accuracies[1] / 2], "class_errors": [0.1, 0.02]}))
   lines = sweeps.table(made).splitlines()
-  assert lines[0].endswith("| held out: average | held out: last |") and lines[1].count("---") == 8
-  assert lines[2].endswith("| 50.00 ± 14.14 | 40.00 ± 14.14 |")
+  assert lines[0].endswith("| held out: average | held out: last | held out: last, classes alike |")
+  assert lines[1].count("---") == 9
+  assert lines[2].endswith("| 50.00 ± 14.14 | 40.00 ± 14.14 | 20.00 ± 2.00 |")
   assert lines[3].endswith("| - | - |")
-  assert {line.count("|") for line in lines} == {9}
+  assert {line.count("|") for line in lines} == {10}
 
 
 def test_the_command_completes_skips_and_reports(tmp_path):
@@ -77,7 +79,8 @@ def test_the_command_completes_skips_and_reports(tmp_path):
   assert held.returncode == 0 and "held out: last" in held.stdout, held.stderr
   assert stamp == (tmp_path / "full-s0" / "metrics.jsonl").stat().st_mtime
   accuracies = json.loads((tmp_path / "full-s0" / "holdout.json").read_text())["holdout_accuracies"]
-  assert len(accuracies) == 3 and accuracies[-1] == evaluate.evaluate(tmp_path / "full-s0", split="holdout")["accuracy"]
+  last = evaluate.evaluate(tmp_path / "full-s0", split="holdout")
+  assert len(accuracies) == 3 and accuracies[-1] == last["accuracy"]
   # The folder holds a run of another config by now.
   failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr
