@@ -147,6 +147,8 @@ def test_ten_tasks_trace_what_two_do(name, tmp_path, monkeypatch):
     assert results["tasks_done"] == tasks
     counts[tasks] = dict(made.traced)
     assert len(made.called) == programs_of(name)
+    # All methods' programs together need more mappings than a process has (tests/conftest.py).
+    jax.clear_caches()
   assert counts[2] == counts[10]
 
 
