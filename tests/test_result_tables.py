@@ -35,9 +35,23 @@ def test_finished_runs_are_collected_without_their_folders(tmp_path):
     if finished:
       (folder / "results.json").write_text('{"last_accuracy": 0.5}\n')
   assert tables.collect(tmp_path / "runs", tmp_path / "kept") == ["a-s0"]
+  assert not (tmp_path / "kept" / "a-s0" / "holdout.json").exists()
   assert [path.name for path in (tmp_path / "kept").iterdir()] == ["a-s0"]
   assert json.loads((tmp_path / "kept" / "a-s0" / "config.json").read_text()) == {
       "data_dir": None, "cache_dir": "off", "seed": 0}
+
+
+def test_held_out_accuracies_are_collected_and_ordered(tmp_path, monkeypatch):
+  for name, mean in (("lucir", 0.1), ("gr", 0.3)):
+    folder = tmp_path / "runs" / f"{name}-s0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "results.json").write_text('{"average_incremental_accuracy": 0.4, "last_accuracy": 0.25}\n')
+    (folder / "holdout.json").write_text(json.dumps({"class_means": [0.9, mean], "class_errors": [0.1, 0.02]}))
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  tables.collect(tmp_path / "runs", tmp_path / "methods")
+  assert tables.methods_held_out()[2:] == ["| gr | 30.00 ± 2.00 | 25.00 |", "| lucir | 10.00 ± 2.00 | 25.00 |"]
 
 
 def test_numbers_of_the_tables(tmp_path, monkeypatch):
