@@ -4,7 +4,8 @@
   python tests/tables.py --write                # writes them anew
   python tests/tables.py --collect=FOLDER=NAME  # first copies the finished runs under FOLDER to results/NAME/
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A run that has not been done is "not run".
+It needs gr_jax installed. A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A run that has not been
+done is "not run".
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import json
 import math
 import pathlib
 import re
+import runpy
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from gr_jax.comparing import choice, tuning
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "gr_jax" / "docs" / "results"
@@ -42,6 +46,8 @@ NOT_RUN = "not run"
 def collect(runs: pathlib.Path, target: pathlib.Path) -> list[str]:
   """Copies config, results, metrics and held-out accuracies of every finished run, without folders of this machine.
 
+  Of the scenario of a run on held-out images: only their number in each class.
+
   Returns:
     The names of the runs that were copied.
   """
@@ -56,6 +62,10 @@ def collect(runs: pathlib.Path, target: pathlib.Path) -> list[str]:
       # Held-out images are evaluated by a command of its own.
       if name != "holdout.json" or (source / name).exists():
         (folder / name).write_text((source / name).read_text())
+    if config.get("evaluate_on") == "holdout":
+      drawn = json.loads((source / "scenario.json").read_text())
+      kept = {key: drawn[key] for key in ("digest", "class_order", "holdout_counts")}
+      (folder / "scenario.json").write_text(json.dumps(kept) + "\n")
     copied.append(source.name)
   return copied
 
@@ -211,6 +221,28 @@ def cifar100_parts() -> list[str]:
   return lines
 
 
+def cifar100_choice() -> list[str]:
+  """Settings at 40 epochs a task by their held-out images, the best first; the rule is that of gr_jax.compare."""
+  lines = ["| setting | other keys than gr's | draws | held out, mean over classes ± standard error | |",
+           "|---|---|---|---|---|"]
+  sweep = runpy.run_path(str(ROOT / "configs" / "sweeps" / "cifar100_choice.py"))
+  rows = []
+  for name, changes in sweep["SETTINGS"].items():
+    folders = [RESULTS / "choice" / f"{name}_draw_{draw}-s0" for draw in sweep["DRAWS"]]
+    counts = [tuning.held_out_counts(folder) for folder in folders if (folder / "results.json").exists()]
+    rows.append((name, changes, len(counts), choice.score(counts) if counts else None))
+  # Only settings with all draws can be chosen, and only when every setting was tried.
+  complete = [row for row in rows if row[2] == len(sweep["DRAWS"])]
+  places = choice.choose([row[3] for row in complete], [len(row[1]) for row in complete]) if all(
+      row[2] for row in rows) and complete else ()
+  marks = dict(zip((complete[place][0] for place in reversed(places)), ("best", "chosen")))
+  for name, changes, draws, score in sorted(rows, key=lambda row: -1.0 if row[3] is None else -row[3].mean):
+    shown = NOT_RUN if score is None else f"{percent(score.mean)} ± {percent(score.error)}"
+    keys = ", ".join(f"`{key}={value}`" for key, value in changes.items())
+    lines.append(f"| {name.replace('_', ' ')} | {keys} | {draws} | {shown} | {marks.get(name, '')} |")
+  return lines
+
+
 def methods_held_out() -> list[str]:
   """The same runs by their held-out images, the best first."""
   lines = ["| method | held out, mean over classes ± standard error | test images: last |", "|---|---|---|"]
@@ -264,7 +296,8 @@ def _spread(values: Sequence[float], over: float = 1.0) -> str:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "precision": precision, "digits_precision": digits_precision, "methods": methods,
     "methods_held_out": methods_held_out, "method_steps": method_steps, "digits": digits, "published": published,
-    "cifar100_parts": cifar100_parts, "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task}
+    "cifar100_parts": cifar100_parts, "cifar100_choice": cifar100_choice, "equal_budget": equal_budget,
+    "equal_budget_by_task": equal_budget_by_task}
 
 
 def rebuilt(page: str) -> str:

@@ -104,6 +104,39 @@ def test_numbers_of_the_full_protocol_and_of_the_parts(tmp_path, monkeypatch):
                    "| no reweighting | 0 | not run | | |", "| no prior | 1 | not run | | |"]
 
 
+def held_out_run(folder, rates):
+  """A finished run on held-out images: 10 classes of 20 such images, and one of none."""
+  folder.mkdir(parents=True)
+  (folder / "config.json").write_text('{"evaluate_on": "holdout"}')
+  (folder / "results.json").write_text("{}")
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
+      {"kind": "task", "correct": [1] * 5}, {"kind": "epoch"},
+      {"kind": "task", "correct": [20 * rate for rate in rates] + [0]})))
+  (folder / "scenario.json").write_text(json.dumps(
+      {"class_order": [*range(10, -1, -1)], "holdout_counts": [20] * 10 + [0], "digest": "d", "train": [[1]]}))
+
+
+def test_the_choice_is_the_simplest_within_one_standard_error(tmp_path, monkeypatch):
+  """Rates of the classes are mean +- 0.3 in turn: 0.316 over the root of 10 classes, a standard error of 10 %."""
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  rates = lambda mean: [mean + 0.3 * (-1) ** number for number in range(10)]
+  assert [line.split(" | ")[2:] for line in tables.cifar100_choice()[2:]] == [["0", "not run", " |"]] * 8
+  means = {"gr": 0.35, "gr_cosine_schedule": 0.44, "gr_more_weight_decay": 0.45, "gr_lws": 0.5, "gr_gpa_robust": 0.41,
+           "dynamic_distillation": 0.3, "lucir_lws": 0.31, "lucir_gvalign": 0.32}
+  for name, mean in means.items():
+    for draw in (1, 2)[:1 if name == "lucir_gvalign" else 2]:
+      held_out_run(tmp_path / "runs" / f"{name}_draw_{draw}-s0", rates(mean))
+  tables.collect(tmp_path / "runs", tmp_path / "choice")
+  kept = json.loads((tmp_path / "choice" / "gr_draw_1-s0" / "scenario.json").read_text())
+  assert "train" not in kept and kept["digest"] == "d"
+  lines = tables.cifar100_choice()[2:]
+  assert lines[:2] == ["| gr lws | `addons=lws` | 2 | 50.00 ± 10.00 | best |",
+                       "| gr more weight decay | `weight_decay=0.001` | 2 | 45.00 ± 10.00 | chosen |"]
+  assert lines[2].startswith("| gr cosine schedule | `schedule=cosine`, `milestones=()` | 2 | 44.00")
+  assert [line for line in lines if line.startswith("| lucir gvalign | `method=lucir`, `addons=gvalign` | 1 | 32.00")]
+  assert sum(line.endswith(" |  |") for line in lines) == 6
+
+
 @pytest.mark.parametrize("sweep, names", [("published", tables.PUBLISHED), ("parts", tables.PARTS)])
 def test_tables_have_the_rows_of_their_sweeps(sweep, names):
   assert list(sweeps.load(str(tables.ROOT / "configs" / "sweeps" / f"cifar100_{sweep}.py")).rows) == list(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def choose_setting(name: str, config: Config, groups: Sequence[tuple[Setting, Se
   if not done:
     return Choice(None)
   try:
-    scores = [score([held_out_counts(run) for run in runs]) for _, runs in done]
+    scores = [score([held_out_counts(run.folder) for run in runs]) for _, runs in done]
   except ValueError as error:
     raise UserError(f"{name}: {error}; raise validation_fraction") from error
   chosen, best = choose(scores, [setting.changes for setting, _ in done])
@@ -67,11 +68,15 @@ def choose_setting(name: str, config: Config, groups: Sequence[tuple[Setting, Se
           for (setting, _), one in zip(done, scores)]})
 
 
-def held_out_counts(run: Run) -> Counts:
-  """Label of each seen class -> (correct, held-out images) after the last task of a finished run."""
-  rows = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+def held_out_counts(folder: pathlib.Path) -> Counts:
+  """Label of each seen class -> (correct, held-out images) after the last task of a finished run.
+
+  Args:
+    folder: of a run with evaluate_on=holdout.
+  """
+  rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
   correct = [row["correct"] for row in rows if row["kind"] == "task"][-1]
-  drawn = journal.read_json(run.folder / "scenario.json", "class_order", "holdout_counts")
+  drawn = journal.read_json(folder / "scenario.json", "class_order", "holdout_counts")
   return {str(label): (right, images) for label, right, images in zip(
       drawn["class_order"], correct, drawn["holdout_counts"])}
 

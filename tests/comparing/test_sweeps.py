@@ -11,6 +11,7 @@ from gr_jax import config as configuration
 from gr_jax import evaluate, methods
 from gr_jax.comparing import sweeps
 from gr_jax.errors import UserError
+from gr_jax.methods import addons
 from gr_jax.runs import workdir
 
 SWEEP = sweeps.Sweep("configs/digits_lt.py", (0, 1), {"full": {}, "no_prior": {"method_options.prior": False}})
@@ -105,7 +106,7 @@ def test_sweep_files_set_known_keys(path):
   for changes in sweep.rows.values():
     prefix = f"{configuration.OPTIONS}."
     assert {key for key in changes if not key.startswith(prefix)} <= set(configuration.KEYS)
-    # As on the command line: options of the row's method, with values that it takes.
+    # As on the command line: options of the row's method and add-ons, with values that they take.
     method = changes.get("method", runs.get_config(pathlib.Path(sweep.config).stem).method)
     methods.parse(method, {key.removeprefix(prefix): str(value) for key, value in changes.items()
-                           if key.startswith(prefix)})
+                           if key.startswith(prefix)}, addons.names(changes.get("addons", "")))

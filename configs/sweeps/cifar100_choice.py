@@ -1,0 +1,26 @@
+"""Settings of CIFAR-100-LT for the full protocol, to choose by held-out images: gr_jax/docs/method.md section 8."""
+
+# Of scenario.seed: other draws of images and other hold-outs than in the runs that are published.
+DRAWS = (1, 2)
+# The simplest first. Config keys that differ from configs/cifar100_lt.py.
+SETTINGS = {
+    "gr": {},
+    "gr_cosine_schedule": {"schedule": "cosine", "milestones": ()},
+    "gr_more_weight_decay": {"weight_decay": 1e-3},
+    "gr_lws": {"addons": "lws"},
+    "gr_gpa_robust": {"addons": "gpa", "method_options.gpa_variant": "robust"},
+    "dynamic_distillation": {"method": "dynamic_distillation"},
+    "lucir_lws": {"method": "lucir", "addons": "lws"},
+    "lucir_gvalign": {"method": "lucir", "addons": "gvalign"},
+}
+
+
+def get_sweep() -> dict:
+  """python -m gr_jax.sweep --sweep=configs/sweeps/cifar100_choice.py --set=data_dir=FOLDER"""
+  budget = {"epochs": 40, "milestones": (20, 30), "precision": "bfloat16", "evaluate_on": "holdout",
+            "checkpoint_every_epochs": 2}
+  return {
+      "config": "configs/cifar100_lt.py",
+      "seeds": (0,),
+      "rows": {f"{name}_draw_{draw}": {**budget, **changes, "scenario.seed": draw}
+               for draw in DRAWS for name, changes in SETTINGS.items()}}
