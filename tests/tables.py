@@ -40,6 +40,8 @@ PUBLISHED = {"gr": ("lt", "6", "gr"), "none_of_the_three": "-", "lucir": ("lt", 
              "gr_ordered": ("ltio", "6", "gr"), "gr_10_increments": ("lt", "11", "gr"),
              "gr_from_scratch_20": "34.35 / -"}
 PARTS = ("full", "no_reweighting", "no_prior", "plain_distillation", "none_of_the_three", "symmetric_task_ratio")
+# Those of configs/sweeps/digits_parts.py.
+DIGITS_PARTS = PARTS[:-1]
 NOT_RUN = "not run"
 
 
@@ -210,11 +212,11 @@ def published() -> list[str]:
   return lines
 
 
-def cifar100_parts() -> list[str]:
-  """What each part brings on CIFAR-100-LT at 10 epochs a task; mean and standard deviation over the seeds."""
+def parts(folder: str, rows: Sequence[str]) -> list[str]:
+  """What each part brings: mean and standard deviation over the seeds."""
   lines = ["| | seeds | average incremental | last | forgetting |", "|---|---|---|---|---|"]
-  for name in PARTS:
-    runs = [run for seed in range(3) if (run := read(f"parts/{name}-s{seed}")) is not None]
+  for name in rows:
+    runs = [run for seed in range(3) if (run := read(f"{folder}/{name}-s{seed}")) is not None]
     numbers = [(*_averages(run), run["forgetting"][-1]) for run in runs]
     cells = " | ".join(map(_spread, zip(*numbers))) if len(runs) > 1 else f"{NOT_RUN} | |"
     lines.append(f"| {name.replace('_', ' ')} | {len(runs)} | {cells} |")
@@ -296,8 +298,8 @@ def _spread(values: Sequence[float], over: float = 1.0) -> str:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "precision": precision, "digits_precision": digits_precision, "methods": methods,
     "methods_held_out": methods_held_out, "method_steps": method_steps, "digits": digits, "published": published,
-    "cifar100_parts": cifar100_parts, "cifar100_choice": cifar100_choice, "equal_budget": equal_budget,
-    "equal_budget_by_task": equal_budget_by_task}
+    "cifar100_parts": lambda: parts("parts", PARTS), "digits_parts": lambda: parts("digits_parts", DIGITS_PARTS),
+    "cifar100_choice": cifar100_choice, "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task}
 
 
 def rebuilt(page: str) -> str:

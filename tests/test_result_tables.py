@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import speed_tables
 import tables
 
 from gr_jax.comparing import sweeps
@@ -99,9 +100,9 @@ def test_numbers_of_the_full_protocol_and_of_the_parts(tmp_path, monkeypatch):
   assert lines[-1] == "| gr from scratch 20 | 34.35 / - | not run | | |"
   assert lines[2:4] == [
       "| gr | 40.18 / 34.54 | 40.00 / 35.00 | 45.00 35.00 | 2.5 |", "| none of the three | - | not run | | |"]
-  parts = tables.cifar100_parts()[2:5]
-  assert parts == ["| full | 2 | 40.00 ± 0.00 | 35.00 ± 0.00 | 10.00 ± 0.00 |",
-                   "| no reweighting | 0 | not run | | |", "| no prior | 1 | not run | | |"]
+  assert tables.parts("parts", tables.PARTS)[2:5] == [
+      "| full | 2 | 40.00 ± 0.00 | 35.00 ± 0.00 | 10.00 ± 0.00 |",
+      "| no reweighting | 0 | not run | | |", "| no prior | 1 | not run | | |"]
 
 
 def held_out_run(folder, rates):
@@ -137,9 +138,10 @@ def test_the_choice_is_the_simplest_within_one_standard_error(tmp_path, monkeypa
   assert sum(line.endswith(" |  |") for line in lines) == 6
 
 
-@pytest.mark.parametrize("sweep, names", [("published", tables.PUBLISHED), ("parts", tables.PARTS)])
+@pytest.mark.parametrize("sweep, names", [
+    ("cifar100_published", tables.PUBLISHED), ("cifar100_parts", tables.PARTS), ("digits_parts", tables.DIGITS_PARTS)])
 def test_tables_have_the_rows_of_their_sweeps(sweep, names):
-  assert list(sweeps.load(str(tables.ROOT / "configs" / "sweeps" / f"cifar100_{sweep}.py")).rows) == list(names)
+  assert list(sweeps.load(str(tables.ROOT / "configs" / "sweeps" / f"{sweep}.py")).rows) == list(names)
 
 
 def test_a_recipe_says_what_the_runs_gave():
@@ -184,6 +186,34 @@ def test_numbers_of_the_table_of_methods(tmp_path, monkeypatch):
       "| lucir+lws | 0.12 ± 0.12 | 1.12 ± 1.12 | 2.12 ± 2.12 | 3.12 ± 3.12 | 4.12 ± 4.12 | 5.12 ± 5.12 | 13 | 0.00 |"]
 
 
+def test_numbers_of_the_tables_beside_pytorch(tmp_path):
+  """Files as the benchmarks write them; a ratio is the median of those within a round."""
+  sides = {"gr_jax": [0.2, 0.4, 0.3], "released step": [0.5, 0.6, 0.6], "best step, eager": [0.2, 0.2, 0.6],
+           "best step, compiled": [0.1, 0.2, 0.3]}
+  seconds = sides | {f"{name}, bfloat16": [0.1 * time for time in times] for name, times in sides.items()}
+  (tmp_path / "against_torch.json").write_text(json.dumps({"seconds_per_step": {"plain": seconds, "augmented": {
+      name: [2 * time for time in times] for name, times in seconds.items()}}}))
+  run = {"seconds": 60.4, "parts": {"training": 40.0, "rest": 20.4}}
+  (tmp_path / "whole_run.json").write_text(json.dumps({
+      "options": {"precision": "float32", "epochs": 3}, "sides": {
+          "gr_jax, empty compilation cache": run, "gr_jax, filled compilation cache": run | {"seconds": 50.0},
+          "PyTorch, as released": run | {"seconds": 100.0}}}))
+  assert speed_tables.beside_torch(tmp_path) == [
+      "| | step, float32 | step, bfloat16 | whole run, float32, 3 epochs a task |", "|---|---|---|---|",
+      "| gr_jax | 300 ms | 30 ms | 50 s |",
+      "| PyTorch, structured as the release | 600 ms | 60 ms | 100 s |",
+      "| PyTorch, the best plain step that we could write | 200 ms | 20 ms |  |"]
+  table = speed_tables.steps(tmp_path, "float32")
+  assert table[2:4] == [
+      "| gr_jax | 300 (200 to 400) | 1 | 600 (400 to 800) | 1 |",
+      "| structured as the release | 600 (500 to 600) | 2.00 (1.50 to 2.50) "
+      "| 1200 (1000 to 1200) | 2.00 (1.50 to 2.50) |"]
+  half = speed_tables.steps(tmp_path, "bfloat16")
+  assert half[4].startswith("| best plain PyTorch, eager | 20 (20 to 60) | 1.00 (0.50 to 2.00) | 40 ")
+  assert speed_tables.whole_run(tmp_path)[0] == "| seconds | in all | training | rest |"
+  assert speed_tables.whole_run(tmp_path)[3] == "| gr_jax, filled compilation cache | 50 | 40 | 20 |"
+
+
 def test_the_digits_agree_wherever_they_stand():
   """Gradient Reweighting with three seeds in three tables; seed 0 on the README's first screen and in the recipe."""
   pages = {path.name: path.read_text() for path in tables.PAGES}
@@ -193,7 +223,7 @@ def test_the_digits_agree_wherever_they_stand():
       f"{float(row[f'{name}_mean']):.2f} ± {float(row[f'{name}_standard_deviation']):.2f}"
       for name in ("average_incremental", "last", "forgetting"))
   assert f"\n| float32 | {average} | {last} |\n" in pages["speed.md"]
-  assert f"\n| full method | {average} | {last} | {forgetting} |\n" in pages["method.md"]
+  assert f"\n| full | 3 | {average} | {last} | {forgetting} |\n" in pages["method.md"]
   run = tables.read("digits_precision/float32-s0")
   average, last = (f"{100 * run[name]:.2f}" for name in ("average_incremental_accuracy", "last_accuracy"))
   assert f"\naverage incremental accuracy {average} %, last {last} %; " in pages["README.md"]

@@ -37,6 +37,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help=f"interpreter of the {name} side; default: the running one")
 
 
+def recorded(options: argparse.Namespace) -> dict[str, Any]:
+  """The options for a JSON file: without the paths of this machine, so that the file can be committed."""
+  places = ("json", "data_dir", *(f"{framework}_python" for framework in (JAX, TORCH)))
+  return {name: value for name, value in vars(options).items() if name not in places}
+
+
 def flag(framework: str) -> str:
   return f"--{framework}-python"
 

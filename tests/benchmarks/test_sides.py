@@ -23,6 +23,7 @@ def test_steps_of_both_sides(monkeypatch, tmp_path, capsys):
                                     f"--json={tmp_path / 'found.json'}"])
   against_torch.main()
   measured = json.loads((tmp_path / "found.json").read_text())
+  assert str(tmp_path) not in (tmp_path / "found.json").read_text() and sys.executable not in str(measured)
   for name in few:
     assert measured["sides"][name]["failed"] == {}
     assert measured["seconds_per_step"]["plain"][name][0] > 0 and measured["seconds_per_step"]["augmented"][name][0] > 0
@@ -46,6 +47,7 @@ def get_config():
       f"--json={tmp_path / 'found.json'}"])
   whole_run.main()
   measured = json.loads((tmp_path / "found.json").read_text())
+  assert str(tmp_path / "data") not in str(measured) and sys.executable not in str(measured)
   assert list(measured["sides"]) == [whole_run.FIRST, whole_run.SECOND, whole_run.RELEASED]
   for side in measured["sides"].values():
     assert len(side["task_accuracies"]) == 6 and min(side["parts"].values()) > 0
