@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in order: correctness, speed tables, speed against PyTorch, large pictures, the paper's
-# settings.
+# Everything that needs a GPU, in order: correctness, speed tables, speed against PyTorch, large pictures, the main
+# setting at the full protocol, three precisions at 10 epochs, the paper's settings.
 #
-#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all five; rerun the command to resume
+#   launch/gpu_report.sh FOLDER [DATA_DIR]        # all seven; rerun the command to resume
 #   STAGES="correctness speed" launch/gpu_report.sh FOLDER
 #   STAGES=paper SWEEP_FLAGS="--only=shuffled_lfh5 --set=epochs=2" launch/gpu_report.sh FOLDER
 #
-# FOLDER gets correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and paper/ with every
-# run and the table. `pictures` creates photographs/, 260 MB, with pip install -e '.[test]'.
+# FOLDER gets correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and full/,
+# precision/NAME/ and paper/ with every run and their tables. `pictures` creates photographs/, 260 MB, with
+# pip install -e '.[test]'.
 # DATA_DIR is TFDS's folder with the prepared cifar100 (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
 # `torch` needs pip install -e '.[benchmark]' with a CUDA build. Finished stages are skipped; to repeat one, remove its
 # file.
@@ -24,7 +25,7 @@ if [[ $# -ge 2 ]]; then
   TFDS_DATA_DIR=$(cd "$2" && pwd)
   export TFDS_DATA_DIR
 fi
-stages=${STAGES:-correctness speed torch pictures paper}
+stages=${STAGES:-correctness speed torch pictures full precision paper}
 python=${PYTHON:-python}
 read -ra sweep_flags <<<"${SWEEP_FLAGS:-}"
 
@@ -52,10 +53,18 @@ for stage in $stages; do
       once pictures "$python" -m gr_jax.benchmark --config=configs/folder_lt.py --config.data_dir="$out/photographs" \
         --long --calls=5 --steps=10 --json="$out/pictures.json"
       ;;
+    full) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_published.py --root="$out/full" --only=gr \
+      --seeds=0,1,2 --set=precision=auto ;;
+    precision)
+      for precision in float32 tf32 bfloat16; do
+        "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_precision.py --root="$out/precision/$precision" \
+          --only=float32 --seeds=0,1,2 --set=precision="$precision"
+      done
+      ;;
     paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" \
       "${sweep_flags[@]}" ;;
     *)
-      echo "error: STAGES contains $stage; it can be correctness, speed, torch, pictures, paper" >&2
+      echo "error: STAGES contains $stage; it can be correctness, speed, torch, pictures, full, precision, paper" >&2
       exit 2
       ;;
   esac
