@@ -6,9 +6,10 @@
 #   STAGES="correctness speed" launch/gpu_report.sh FOLDER
 #   STAGES=paper SWEEP_FLAGS="--only=shuffled_lfh5 --set=epochs=2" launch/gpu_report.sh FOLDER
 #
-# FOLDER gets correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and full/,
-# precision/NAME/ and paper/ with every run and their tables. `pictures` creates photographs/, 260 MB, with
-# pip install -e '.[test]'.
+# FOLDER gets correctness.txt, speed.txt and .json, torch.txt and .json, pictures.txt and .json, and precision/ and
+# paper/ with every run and their tables; `full` is the first row of paper/. `auto` on a GPU is TF32. `pictures` creates
+# photographs/, 260 MB, with pip install -e '.[test]'. A prepared subset of CIFAR-100 gives other draws than the complete
+# set: compare runs only if their scenario digests agree.
 # DATA_DIR is TFDS's folder with the prepared cifar100 (default: TFDS_DATA_DIR, else ~/tensorflow_datasets).
 # `torch` needs pip install -e '.[benchmark]' with a CUDA build. Finished stages are skipped; to repeat one, remove its
 # file.
@@ -53,13 +54,9 @@ for stage in $stages; do
       once pictures "$python" -m gr_jax.benchmark --config=configs/folder_lt.py --config.data_dir="$out/photographs" \
         --long --calls=5 --steps=10 --json="$out/pictures.json"
       ;;
-    full) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_published.py --root="$out/full" --only=gr \
-      --seeds=0,1,2 --set=precision=auto ;;
+    full) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" --only=shuffled_lfh5 ;;
     precision)
-      for precision in float32 tf32 bfloat16; do
-        "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_precision.py --root="$out/precision/$precision" \
-          --only=float32 --seeds=0,1,2 --set=precision="$precision"
-      done
+      "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_precision_gpu.py --root="$out/precision"
       ;;
     paper) "$python" -m gr_jax.sweep --sweep=configs/sweeps/cifar100_paper.py --root="$out/paper" \
       "${sweep_flags[@]}" ;;

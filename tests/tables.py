@@ -79,16 +79,22 @@ def read(name: str) -> dict[str, Any] | None:
 
 
 def stage_seconds(name: str) -> dict[str, float]:
-  """Seconds of each stage of a run, by its name, summed over the tasks; the last entry is what lies between them."""
+  """Seconds of each stage of a run, by its name, summed over the tasks; the last entry is what lies between them.
+
+  A task's are its median epoch times its epochs: in some epochs a run compiled, or waited for other work.
+  """
   rows = [json.loads(line) for line in (RESULTS / name / "metrics.jsonl").read_text().splitlines()]
-  spent: dict[str, float] = {}
+  epochs: dict[tuple[str, int], list[float]] = {}
   before, further = 0.0, 0.0
   for row in rows:
     if row["kind"] == "epoch":
-      spent[row["stage"]] = spent.get(row["stage"], 0.0) + row["seconds"] - before
+      epochs.setdefault((row["stage"], row["task"]), []).append(row["seconds"] - before)
     else:
       further += row["seconds"] - before
     before = row["seconds"]
+  spent: dict[str, float] = {}
+  for (stage, _), times in epochs.items():
+    spent[stage] = spent.get(stage, 0.0) + statistics.median(times) * len(times)
   return {**spent, "evaluation, exemplars": further}
 
 
@@ -116,7 +122,7 @@ def precision() -> list[str]:
         _spread([run[place] - exact[place] for run, exact in paired], math.sqrt(len(paired))) for place in range(2))
         + f", {len(paired)} seeds" if enough else NOT_RUN)
   return [*lines, f"| mean ± standard deviation | {' | '.join(columns)} |",
-          f"| less float32, mean ± standard error | {' | '.join(gaps)} |"]
+          f"| minus float32, mean ± standard error | {' | '.join(gaps)} |"]
 
 
 def digits_precision() -> list[str]:

@@ -1,8 +1,11 @@
-"""Settings of CIFAR-100-LT for the full protocol, to choose by held-out images: gr_jax/docs/method.md section 8."""
+"""Settings of CIFAR-100-LT for the full protocol, to choose by held-out images: gr_jax/docs/method.md section 8.
+
+Needs the complete CIFAR-100: from a subset with just the images of rho = 100, both draws would be the same.
+"""
 
 # Of scenario.seed: other draws of images and other hold-outs than in the runs that are published.
 DRAWS = (1, 2)
-# The simplest first. Config keys that differ from configs/cifar100_lt.py.
+# Config keys that differ from configs/cifar100_lt.py. Fewer are simpler; of equally many, the one listed first.
 SETTINGS = {
     "gr": {},
     "gr_cosine_schedule": {"schedule": "cosine", "milestones": ()},

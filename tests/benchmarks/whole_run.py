@@ -26,7 +26,8 @@ from typing import Any
 import interpreters
 from interpreters import JAX, TORCH
 
-FIRST, SECOND, RELEASED = "gr_jax, empty compilation cache", "gr_jax, filled compilation cache", "PyTorch, as released"
+FIRST, SECOND = "gr_jax, empty compilation cache", "gr_jax, filled compilation cache"
+RELEASED = "PyTorch, structured as the release"
 TRAINING, LOOKING, REST = "training", "evaluation, selection", "start, loading, end"
 
 _DATA = ("numpy", "ml_collections", "tensorflow_datasets", "array_record")
