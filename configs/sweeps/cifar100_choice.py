@@ -10,7 +10,7 @@ SETTINGS = {
     "gr": {},
     "gr_cosine_schedule": {"schedule": "cosine", "milestones": ()},
     "gr_more_weight_decay": {"weight_decay": 1e-3},
-    "gr_lws": {"addons": "lws"},
+    "gr_cutout": {"augmentation": "pad_resized_crop_flip_cutout"},
     "gr_gpa_robust": {"addons": "gpa", "method_options.gpa_variant": "robust"},
     "dynamic_distillation": {"method": "dynamic_distillation"},
     "lucir_lws": {"method": "lucir", "addons": "lws"},
