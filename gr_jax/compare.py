@@ -2,8 +2,8 @@
 
   python -m gr_jax.compare --config=configs/cifar100_lt.py --methods=gr,lucir,wa:temperature=1 --seeds=3
 
-Each run is a separate process, one at a time on each GPU. Rerun the command to complete it: finished runs are skipped,
-interrupted ones resume. See docs/comparing.md.
+Each run is a separate process, --jobs_per_device at a time on each GPU (or on the CPU). Rerun the command to complete
+it: finished runs are skipped, interrupted ones resume. See docs/comparing.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _TUNE = flags.DEFINE_multi_string("tune", [], "KEY=VALUE,VALUE,...: for each met
                                   "held-out images. Several flags are combined.")
 _TUNE_SEEDS = flags.DEFINE_list("tune_scenario_seeds", [], "Values of scenario.seed for choosing settings. Default: "
                                 "the two after the config's.")
-_JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU, or on the CPU, where they "
+                            "share out the cores.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

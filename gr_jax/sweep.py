@@ -2,8 +2,8 @@
 
   python -m gr_jax.sweep --sweep=configs/sweeps/digits_parts.py [--root=runs/digits_parts]
 
-Each run is a separate process, one at a time on each GPU (or on the CPU). Rerun the command to complete the list:
-finished runs are skipped, interrupted ones resume. gr_jax.compare compares methods.
+Each run is a separate process, --jobs_per_device at a time on each GPU (or on the CPU). Rerun the command to complete
+the list: finished runs are skipped, interrupted ones resume. gr_jax.compare compares methods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _SEEDS = flags.DEFINE_list("seeds", [], "Seeds, instead of those in the sweep fi
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --set=epochs=2.")
 _HOLDOUT = flags.DEFINE_bool("holdout", False, "Also evaluate finished runs on their held-out images. Use these, not "
                              "the test set, to choose settings.")
-_JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU.", lower_bound=1)
+_JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU, or on the CPU, where they "
+                            "share out the cores.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -36,9 +37,9 @@ def main(argv: list[str]) -> None:
   runs = sweeps.make_runs(sweep, root, _ONLY.value, _SET.value)
   root.mkdir(parents=True, exist_ok=True)
   with workdir.locked(root):
-    devices = runner.devices(_JOBS.value, runner.count_gpus())
+    places = runner.places(_JOBS.value, runner.count_gpus())
     runner.leave_on_signals()
-    failed = runner.run_all([run.job for run in runs], devices)
+    failed = runner.run_all([run.job for run in runs], places)
     if _HOLDOUT.value:
       sweeps.evaluate_holdout([run for run in runs if run.job.label not in failed])
     # The folder of a failed run may contain results of another config.

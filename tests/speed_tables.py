@@ -3,7 +3,8 @@
   python tests/benchmarks/against_torch.py --bfloat16 --json=gr_jax/docs/results/against_torch.json
   python tests/benchmarks/whole_run.py --json=gr_jax/docs/results/whole_run.json
 
-Not yet in tests/tables.py: the figures that stand in the pages were measured before these files were kept.
+In tests/tables.py is only the table of a processor with AVX2: the others in the pages were measured before these files
+were kept.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def beside_torch(results: pathlib.Path) -> list[str]:
             f"{whole.get(side, '')} |" for side, shown in rows.items()]]
 
 
-def steps(results: pathlib.Path, precision: str) -> list[str]:
+def steps(file: pathlib.Path, precision: str) -> list[str]:
   """Median and range of a step and of its ratio to gr_jax's in the same rounds, without and with augmentation."""
-  seconds, suffix = _read(results / _STEPS)["seconds_per_step"], "" if precision == "float32" else f", {precision}"
+  seconds, suffix = _read(file)["seconds_per_step"], "" if precision == "float32" else f", {precision}"
   lines = [f"| {precision} | ms | ratio | with augmentation, ms | ratio |", "|---|---|---|---|---|"]
   for side, shown in _SIDES.items():
     cells = []

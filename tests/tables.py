@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import speed_tables
+
 from gr_jax.comparing import choice, tuning
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -306,7 +308,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "methods_held_out": methods_held_out, "method_steps": method_steps, "digits": digits, "published": published,
     "full_protocol": lambda: published(("gr", "none_of_the_three")),
     "cifar100_parts": lambda: parts("parts", PARTS), "digits_parts": lambda: parts("digits_parts", DIGITS_PARTS),
-    "cifar100_choice": cifar100_choice, "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task}
+    "cifar100_choice": cifar100_choice, "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task,
+    "steps_avx2": lambda: speed_tables.steps(RESULTS / "against_torch_avx2.json", "float32")}
 
 
 def rebuilt(page: str) -> str:

@@ -210,12 +210,12 @@ def test_numbers_of_the_tables_beside_pytorch(tmp_path):
       "| PyTorch, structured as the release | 600 ms | 60 ms | 100 s |",
       "| PyTorch, the best plain step that we could write, eager | 200 ms | 20 ms |  |",
       "| the same, compiled | 200 ms | 20 ms |  |"]
-  table = speed_tables.steps(tmp_path, "float32")
+  table = speed_tables.steps(tmp_path / "against_torch.json", "float32")
   assert table[2:4] == [
       "| gr_jax | 300 (200 to 400) | 1 | 600 (400 to 800) | 1 |",
       "| structured as the release | 600 (500 to 600) | 2.00 (1.50 to 2.50) "
       "| 1200 (1000 to 1200) | 2.00 (1.50 to 2.50) |"]
-  half = speed_tables.steps(tmp_path, "bfloat16")
+  half = speed_tables.steps(tmp_path / "against_torch.json", "bfloat16")
   assert half[4].startswith("| best plain PyTorch, eager | 20 (20 to 60) | 1.00 (0.50 to 2.00) | 40 ")
   assert speed_tables.whole_run(tmp_path)[0] == "| seconds | in all | training | rest |"
   assert speed_tables.whole_run(tmp_path)[3] == "| gr_jax, filled compilation cache | 50 | 40 | 20 |"

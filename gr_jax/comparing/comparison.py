@@ -32,7 +32,7 @@ class Comparison:
     tune: KEY=VALUE,... each; see entries.settings.
     scenario_seeds: of the runs that choose settings.
     root: folder of all runs and the table.
-    jobs_per_device: processes at a time on each GPU.
+    jobs_per_device: processes at a time on each GPU, or on the CPU.
   """
   config_file: pathlib.Path
   entries: Sequence[Entry]
@@ -124,12 +124,11 @@ def _final(comparison: Comparison, configs: Mapping[str, Config]) -> list[Run]:
 def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Report) -> bool:
   """Whether an entry's seeds are replicas of one process: they share pictures and compiled programs.
 
-  On a CPU this saves time. On GPUs it would leave some without work if there are fewer entries than GPUs. Replicas need
-  pictures that stay on the device.
+  This saves time, unless it leaves GPUs, or shares of the CPU, without work because there are fewer entries. Replicas
+  need pictures that stay on the device.
   """
   entries = {run.entry for run in runs if run.results is None}
-  workers = len(runner.devices(comparison.jobs_per_device, machine.gpus))
-  return machine.resident and (not machine.gpus or len(entries) >= workers)
+  return machine.resident and len(entries) >= len(runner.places(comparison.jobs_per_device, machine.gpus))
 
 
 def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Report, line: Line,
@@ -142,6 +141,6 @@ def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Repo
   """
   if not jobs:
     return []
-  failed = runner.run_all(jobs, runner.devices(comparison.jobs_per_device, machine.gpus), line.look)
+  failed = runner.run_all(jobs, runner.places(comparison.jobs_per_device, machine.gpus), line.look)
   return [f"{job.label}: failed with exit code {failed[job.label]}, see {job.log}" for job in jobs
           if failed.get(job.label, 0) not in (0, *answers)]

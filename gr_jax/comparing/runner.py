@@ -1,7 +1,8 @@
-"""Runs a list of commands, one process at a time on each device."""
+"""Runs a list of commands, one process at a time on each device or share of the CPU's cores."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import queue
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from gr_jax.comparing import leash
+from gr_jax.errors import UserError
 from gr_jax.runs import signals
 from gr_jax.watching import lock
 
@@ -42,7 +45,18 @@ class Job(NamedTuple):
     return self.folder.with_name(f"{self.folder.name}.log")
 
 
-def run_all(jobs: Sequence[Job], devices: Sequence[str | None], look: Callable[[], None] = lambda: None
+class Place(NamedTuple):
+  """Where one process at a time runs.
+
+  Attributes:
+    gpu: CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
+    cores: of the CPU; empty: all that this process may use.
+  """
+  gpu: str | None = None
+  cores: tuple[int, ...] = ()
+
+
+def run_all(jobs: Sequence[Job], places: Sequence[Place], look: Callable[[], None] = lambda: None
             ) -> dict[str, int]:
   """Runs a list; returns the exit code of each job that failed, by label.
 
@@ -50,21 +64,20 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], look: Callable[[
 
   Args:
     jobs: in starting order; labels are unique.
-    devices: CUDA_VISIBLE_DEVICES of each worker; None leaves the environment as it is.
+    places: one for each process at a time.
     look: called several times a second while jobs are running.
   """
   waiting, failed, stopping = queue.SimpleQueue(), {}, threading.Event()
   for job in jobs:
     waiting.put(job)
 
-  def work(device: str | None) -> None:
-    environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+  def work(place: Place) -> None:
     while not stopping.is_set():
       try:
         job = waiting.get_nowait()
       except queue.Empty:
         return
-      code = _finish(job, environment, stopping)
+      code = _finish(job, place, stopping)
       if code is None:
         return
       failure = "stopped" if stopping.is_set() else f"FAILED with code {code}, see {job.log}"
@@ -72,7 +85,7 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], look: Callable[[
       if code:
         failed[job.label] = code
 
-  workers = [threading.Thread(target=work, args=(device,)) for device in devices]
+  workers = [threading.Thread(target=work, args=(place,)) for place in places]
   try:
     for worker in workers:
       worker.start()
@@ -87,7 +100,7 @@ def run_all(jobs: Sequence[Job], devices: Sequence[str | None], look: Callable[[
   return failed
 
 
-def _finish(job: Job, environment: Mapping[str, str], stopping: threading.Event) -> int | None:
+def _finish(job: Job, place: Place, stopping: threading.Event) -> int | None:
   """Runs a job to its end; returns its exit code, or None if it was not started any more."""
   job.folder.parent.mkdir(parents=True, exist_ok=True)
   announced = False
@@ -97,13 +110,16 @@ def _finish(job: Job, environment: Mapping[str, str], stopping: threading.Event)
       announced = True
     if stopping.wait(_INTERVAL):
       return None
+  environment = os.environ if place.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": place.gpu}
+  cores = ",".join(map(str, place.cores)) or leash.ALL_CORES
   reader, writer = os.pipe()
   try:
     with (open(job.log, "a") as log,
           # A new session, so that Ctrl-C reaches the run only through this process and not also from the terminal.
           subprocess.Popen(
-              [sys.executable, "-m", "gr_jax.comparing.leash", str(reader), job.module, *job.flags], env=environment,
-              stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[reader]) as process):
+              [sys.executable, "-m", "gr_jax.comparing.leash", str(reader), cores, job.module, *job.flags],
+              env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+              pass_fds=[reader]) as process):
       while process.poll() is None:
         # When the list ends, so do its runs: the next start needs their folders unlocked.
         if stopping.wait(_INTERVAL):
@@ -115,16 +131,29 @@ def _finish(job: Job, environment: Mapping[str, str], stopping: threading.Event)
     os.close(writer)
 
 
-def devices(jobs_per_device: int, gpus: int) -> list[str | None]:
-  """CUDA_VISIBLE_DEVICES of each worker: one for each job on each GPU; [None] without a GPU.
+def places(jobs_per_device: int, gpus: int) -> list[Place]:
+  """Where jobs run: so many at a time on each GPU; without a GPU, each on its share of the CPU's cores.
 
   Args:
-    jobs_per_device: processes at a time on each GPU.
+    jobs_per_device: processes at a time on each GPU, or on the CPU.
     gpus: that a process of this environment sees.
+
+  Raises:
+    UserError: more processes than cores.
   """
-  given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-  names = given.split(",") if given else [str(i) for i in range(gpus)]
-  return [name for name in names[:gpus] for _ in range(jobs_per_device)] or [None]
+  if gpus:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = given.split(",") if given else [str(i) for i in range(gpus)]
+    return [Place(gpu=name) for name in names[:gpus] for _ in range(jobs_per_device)]
+  if jobs_per_device == 1:
+    return [Place()]
+  cores = sorted(os.sched_getaffinity(0))
+  if jobs_per_device > len(cores):
+    raise UserError(f"--jobs_per_device is {jobs_per_device}, but there is no GPU, and this process may use "
+                    f"{len(cores)} CPU cores; use at most {len(cores)}")
+  # Neighbours stay together: they share caches and memory.
+  bounds = [len(cores) * number // jobs_per_device for number in range(jobs_per_device + 1)]
+  return [Place(cores=tuple(cores[low:high])) for low, high in itertools.pairwise(bounds)]
 
 
 def count_gpus() -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -33,9 +34,9 @@ def stand_ins(monkeypatch):
   return asked
 
 
-def request(root, methods, *, seeds=2, tune=(), **changes):
+def request(root, methods, *, seeds=2, tune=(), jobs=1, **changes):
   base = configuration.check(runs.get_config("digits_lt", **{"learning_rate": 0.2, **changes}))
-  requested = comparison.Comparison(FILE, entries.parse(methods, base), seeds, list(tune), [1, 2], root)
+  requested = comparison.Comparison(FILE, entries.parse(methods, base), seeds, list(tune), [1, 2], root, jobs)
   comparison.check(requested)
   return requested
 
@@ -177,14 +178,17 @@ def test_flags_give_the_config_back(tmp_path):
   assert json.loads(done.stdout) == json.loads(json.dumps(configuration.flatten(entry.config)))
 
 
-def test_replicas_where_they_pay(tmp_path):
-  asked = request(tmp_path, "gr,wa", seeds=4)
-  made = [run for entry in asked.entries for run in plan.final_runs(entry, entry.config, 4, tmp_path)]
-  def together(gpus, resident=True):
+def test_replicas_where_they_pay(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+  def together(gpus, resident=True, jobs=1):
+    asked = request(tmp_path, "gr,wa", seeds=4, jobs=jobs)
+    made = [run for entry in asked.entries for run in plan.final_runs(entry, entry.config, 4, tmp_path)]
     return comparison._together(asked, made, probe.Report(gpus, {}, resident))
   assert together(0) and together(1) and together(2)
   # Two processes would leave two of four GPUs without work; and replicas need pictures on the device.
   assert not together(4) and not together(0, resident=False)
+  # The same on a CPU whose cores are shared out.
+  assert together(0, jobs=2) and not together(0, jobs=3)
 
 
 def test_time_left():

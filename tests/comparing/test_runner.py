@@ -1,0 +1,46 @@
+"""Where the processes of a list run: on GPUs, or on shares of the CPU's cores."""
+
+import json
+import os
+
+import pytest
+
+from gr_jax.comparing import runner
+from gr_jax.errors import UserError
+
+# Writes down its cores, and ends once its partner has too: they can only end together.
+_SCRIPT = """
+import json, os, pathlib, sys, time
+mine, partner = map(pathlib.Path, sys.argv[1:])
+mine.with_suffix(".part").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
+mine.with_suffix(".part").rename(mine)
+while not partner.exists():
+  time.sleep(0.01)
+"""
+
+
+def test_places_on_gpus(monkeypatch):
+  monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+  assert runner.places(2, 2) == [runner.Place(gpu=name) for name in ("0", "0", "1", "1")]
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+  assert runner.places(1, 2) == [runner.Place(gpu="3"), runner.Place(gpu="5")]
+
+
+def test_places_on_a_cpu(monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: {9, 2, 3, 5, 7})
+  assert runner.places(1, 0) == [runner.Place()]
+  assert runner.places(2, 0) == [runner.Place(cores=(2, 3)), runner.Place(cores=(5, 7, 9))]
+  assert [place.cores for place in runner.places(5, 0)] == [(2,), (3,), (5,), (7,), (9,)]
+  with pytest.raises(UserError, match="--jobs_per_device is 6, .* 5 CPU cores; use at most 5"):
+    runner.places(6, 0)
+
+
+def test_jobs_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):
+  (tmp_path / "at_its_place.py").write_text(_SCRIPT)
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  files, mine = (tmp_path / "a", tmp_path / "b"), sorted(os.sched_getaffinity(0))
+  jobs = [runner.Job(file.name, tmp_path / f"run-{file.name}", "at_its_place", (str(file), str(partner)))
+          for file, partner in zip(files, reversed(files))]
+  places = [runner.Place(cores=(mine[-1],)), runner.Place()]
+  assert not runner.run_all(jobs, places)
+  assert sorted(json.loads(file.read_text()) for file in files) == sorted([[mine[-1]], mine])
