@@ -349,8 +349,10 @@ def test_replicas_equal_the_same_seeds_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     alone, replica = runs.rows(tmp_path / str(seed), "epoch"), runs.rows(tmp_path / f"both/seed-{seed}", "epoch")
     for ours, theirs in zip(alone, replica, strict=True):
+      # Rounding differs, and later a ReLU may change sides (with AVX2, beta differed by 5e-4). Seeds differ by 4 %.
+      rel = 1e-4 if ours["task"] == 1 else 1e-2
       for name in ("loss", "alpha", "r_old", "r_new", "beta"):
-        assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+        assert ours[name] == pytest.approx(theirs[name], rel=rel), name
     assert both["replicas"][number]["task_accuracies"] == pytest.approx(
         runs.results(tmp_path / str(seed))["task_accuracies"], abs=0.01)
   values = [one["last_accuracy"] for one in both["replicas"]]
