@@ -62,9 +62,9 @@ def collect(runs: pathlib.Path, target: pathlib.Path) -> list[str]:
     config = json.loads((source / "config.json").read_text())
     config |= {key: None for key in _PLACES if config.get(key) not in (None, "off")}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    for name in ("results.json", "metrics.jsonl", "holdout.json"):
-      # Held-out images are evaluated by a command of its own.
-      if name != "holdout.json" or (source / name).exists():
+    for name in ("start.json", "results.json", "metrics.jsonl", "holdout.json"):
+      # Earlier runs have no start.json; held-out images are evaluated by a command of its own.
+      if name in ("results.json", "metrics.jsonl") or (source / name).exists():
         (folder / name).write_text((source / name).read_text())
     if config.get("evaluate_on") == "holdout":
       drawn = json.loads((source / "scenario.json").read_text())

@@ -14,7 +14,7 @@ LAYERS = (
     ("calibration", "losses", "memory", "metrics", "mixing", "neural_collapse", "optimizer", "reweighting", "sampling",
      "seeding"),
     ("alignment", "class_statistics", "class_weights", "nearest_mean", "pooled_outputs", "rectification", "separated"),
-    ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags"),
+    ("watching",), ("devices",), ("models",), ("methods",), ("scenario",), ("data",), ("config", "flags", "origin"),
     ("training",), ("runs",), ("serving",), ("train", "cli"), ("benchmarking", "comparing", "report"),
     ("main", "evaluate", "export", "predict", "prepare", "status", "sweep", "compare", "benchmark"))
 # Files of a folder at most; methods, commands and front rooms are lists of equals.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax import memory, methods, optimizer
+from gr_jax import memory, methods, optimizer, origin
 from gr_jax.benchmarking import pictures as throughput
 from gr_jax.config import Config
 from gr_jax.data import augment
@@ -291,7 +291,8 @@ def _measure(experiment: Experiment, config: Config, *, started: float, calls: i
   report: dict[str, Any] = {
       "config": configuration.to_dict(config), "devices": f"{len(experiment.devices)} x {device.device_kind}",
       "precision": experiment.precision, "jax": jax.__version__,
-      "convolutions": convolution_library.describe() if on_cpu else None, "date": time.strftime("%Y-%m-%d"),
+      "convolutions": convolution_library.describe() if on_cpu else None, "processor": origin.processor(),
+      "commit": origin.commit(), "date": origin.today(),
       "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}
   last = len(experiment.plans) - 1
   measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gr_jax import metrics
-from gr_jax.devices import convolution_library
+from gr_jax import metrics, origin
 from gr_jax.runs.footprint import footprint
 from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training.evaluation import Evaluation
@@ -101,8 +99,9 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
   seen = slice(0, drawn.tasks[progress.task - 1].stop)
   summary = {
       "method": config.method, "addons": config.addons, "seed": config.seed, "scenario_digest": drawn.digest,
-      "tasks_done": progress.task, "seconds": progress.seconds, "versions": versions(experiment.devices[0].platform),
-      "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
+      "tasks_done": progress.task, "seconds": progress.seconds,
+      "versions": origin.versions(experiment.devices[0].platform),
+      "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}", "processor": origin.processor(),
       "precision": experiment.precision, **top,
       "last_accuracy": top["task_accuracies"][progress.task - 1],
       "many_medium_few": metrics.many_medium_few(np.asarray(progress.correct)[-1][seen], total[seen],
@@ -164,13 +163,6 @@ def task_row(plan: TaskPlan, state: TrainState, reports: Mapping[str, Sequence[f
 def arrays_file(folder: pathlib.Path, task: int) -> pathlib.Path:
   """The file of Evaluation.arrays after a task (from 1)."""
   return folder / "evaluation" / f"task_{task}.npz"
-
-
-def versions(platform: str) -> dict[str, str]:
-  """Package versions and, on a CPU, the library that computed convolutions."""
-  names = ("gr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
-  packages = {name: importlib.metadata.version(name) for name in names}
-  return {**packages, "convolutions": convolution_library.in_use()} if platform == "cpu" else packages
 
 
 # Keys of results.json that are averaged over replicas.

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from gr_jax import config as configuration
-from gr_jax import files, models
+from gr_jax import files, models, origin
 from gr_jax.config import Config
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
-from gr_jax.runs import journal, results
+from gr_jax.runs import journal
 from gr_jax.training.experiment import Experiment
 
-# File with the precision, platform and versions at the start of a run.
+# File with the date, precision, platform, versions and processor at the start of a run.
 START = "start.json"
 
 # Keys that name folders on this machine.
@@ -196,7 +196,8 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
   if not _has_begun(folder):
     platform = experiment.devices[0].platform
     journal.write_json(folder / START, {
-        "precision": experiment.precision, "platform": platform, "versions": results.versions(platform)})
+        "date": origin.today(), "precision": experiment.precision, "platform": platform,
+        "versions": origin.versions(platform), "processor": origin.processor()})
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
       "digest": drawn.digest, "pictures_digest": pictures_digest(experiment), "dataset": source.name,

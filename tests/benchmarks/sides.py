@@ -55,7 +55,7 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
   import jax
   import jax.numpy as jnp
 
-  from gr_jax import methods, models, optimizer, scenario
+  from gr_jax import methods, models, optimizer, origin, scenario
   from gr_jax.data import augment
   from gr_jax.data.arrays import Data, Pool
   from gr_jax.devices import parallel
@@ -111,7 +111,8 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
     return advance
 
   return {name: functools.partial(program, name) for name in (PLAIN, AUGMENTED, CHEAP)}, \
-      {"device": devices[0].device_kind, "jax": jax.__version__,
+      {"device": devices[0].device_kind, "processor": origin.processor(), "commit": origin.commit(),
+       "jax": jax.__version__,
        "convolutions": convolution_library.describe() if devices[0].platform == "cpu" else None}
 
 

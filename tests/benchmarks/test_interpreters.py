@@ -169,10 +169,12 @@ def test_parts_of_a_run_add_up(tmp_path):
           {"kind": "epoch", "seconds": 20.0}, {"kind": "task", "seconds": 24.0}]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   (tmp_path / "results.json").write_text(json.dumps({
-      "task_accuracies": [0.5, 0.4], "scenario_digest": "x", "devices": "1 x cpu", "precision": "float32"}))
+      "task_accuracies": [0.5, 0.4], "scenario_digest": "x", "devices": "1 x cpu", "precision": "float32",
+      "processor": "a name, 2 cores", "versions": {"commit": "f00"}}))
   parts, entry = whole_run.jax_results(tmp_path, ["words", "precision: float32; convolutions: oneDNN"])
   assert parts == {whole_run.TRAINING: 18.0, whole_run.LOOKING: 6.0}
   assert entry["computation"] == "precision: float32; convolutions: oneDNN"
+  assert (entry["processor"], entry["commit"]) == ("a name, 2 cores", "f00")
 
 
 def test_both_sides_are_given_the_same_settings(tmp_path):

@@ -116,7 +116,8 @@ def jax_results(workdir: pathlib.Path, output: Sequence[str]) -> tuple[dict[str,
     before = row["seconds"]
   return parts, {
       "task_accuracies": results["task_accuracies"], "scenario_digest": results["scenario_digest"],
-      "device": results["devices"], "precision": results["precision"],
+      "device": results["devices"], "precision": results["precision"], "processor": results["processor"],
+      "commit": results["versions"].get("commit"),
       # "precision: float32; convolutions: oneDNN"
       "computation": next((line for line in output if line.startswith("precision: ")), None)}
 

@@ -1,5 +1,6 @@
 """Precisions: what they are on each platform, and that only the backbone computes in bfloat16."""
 
+import datetime
 import json
 
 import jax
@@ -105,6 +106,8 @@ def test_what_auto_stood_for_is_saved_and_kept(tmp_path, monkeypatch):
   start = json.loads((tmp_path / "run" / "start.json").read_text())
   assert (start["precision"], start["platform"]) == ("float32", "cpu") == (begun["precision"], "cpu")
   assert start["versions"] == begun["versions"] and start["versions"]["convolutions"] in ("oneDNN", "XLA")
+  assert start["processor"] == begun["processor"]
+  assert abs(datetime.date.fromisoformat(start["date"]) - datetime.datetime.now(datetime.UTC).date()).days < 2
   monkeypatch.setattr(convolution_library, "fast_in_bfloat16", lambda: True)
   # A finished run is left as it is.
   assert train.train(runs.short(stop_after_task=1, precision="auto"), tmp_path / "run")["precision"] == "float32"
