@@ -21,8 +21,8 @@ _PATIENCE = 10
 def versions(kind: str) -> dict[str, str]:
   """Of the packages; the commit, if it is known; on a CPU (`kind` "cpu") the library that computes convolutions."""
   known = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  if (found := commit()) is not None:
-    known["commit"] = found
+  if (head := commit()) is not None:
+    known["commit"] = head
   return {**known, "convolutions": convolution_library.in_use()} if kind == "cpu" else known
 
 
@@ -47,10 +47,9 @@ def commit(file: pathlib.Path = pathlib.Path(__file__)) -> str | None:
 
 def processor() -> str:
   """The CPU's name, as far as the system tells it, and the number of cores that this process may use."""
-  found = None
-  if convolution_library.CPUINFO.exists():
-    found = re.search(r"^model name\s*:\s*(.+)$", convolution_library.CPUINFO.read_text(), re.MULTILINE)
-  name = found[1].strip() if found else platform.processor() or platform.machine()
+  path = convolution_library.CPUINFO
+  model = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.exists() else None
+  name = model[1].strip() if model else platform.processor() or platform.machine()
   return f"{name}, {workers.count()} cores"
 
 

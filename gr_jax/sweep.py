@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
   runs = sweeps.make_runs(sweep, root, _ONLY.value, _SET.value)
   root.mkdir(parents=True, exist_ok=True)
   with workdir.locked(root):
-    places = runner.places(_JOBS.value, runner.count_gpus())
+    places = runner.places(_JOBS.value, runner.platforms())
     runner.leave_on_signals()
     failed = runner.run_all([run.job for run in runs], places)
     if _HOLDOUT.value:

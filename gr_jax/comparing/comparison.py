@@ -82,7 +82,7 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   # Settings are not chosen yet: the entries as they are stand for the final runs.
   expected = _final(comparison, {entry.name: entry.config for entry in comparison.entries})
   missing = {run.label: run.config for run in (*first, *expected) if run.results is None}
-  machine = probe.probe(missing) if missing else probe.Report(0, {}, True)
+  machine = probe.probe(missing) if missing else probe.Report((), {}, True)
   line = Line([*first, *expected], machine.steps)
   failures = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine, line,
                   answers=(_DIVERGED,))
@@ -128,7 +128,7 @@ def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Report
   need pictures that stay on the device.
   """
   entries = {run.entry for run in runs if run.results is None}
-  return machine.resident and len(entries) >= len(runner.places(comparison.jobs_per_device, machine.gpus))
+  return machine.resident and len(entries) >= len(runner.places(comparison.jobs_per_device, machine.platforms))
 
 
 def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Report, line: Line,
@@ -141,6 +141,6 @@ def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Repo
   """
   if not jobs:
     return []
-  failed = runner.run_all(jobs, runner.places(comparison.jobs_per_device, machine.gpus), line.look)
+  failed = runner.run_all(jobs, runner.places(comparison.jobs_per_device, machine.platforms), line.look)
   return [f"{job.label}: failed with exit code {failed[job.label]}, see {job.log}" for job in jobs
           if failed.get(job.label, 0) not in (0, *answers)]

@@ -1,7 +1,7 @@
 """Checks configs against their data set and this machine: python -m gr_jax.comparing.probe < configs.json
 
 A process of its own, because the comparison itself must not occupy a GPU. Reads {name: flat config} of one data set;
-prints {"gpus": ..., "steps": {name: ...}, "resident": ...}, or {"name": ..., "error": ...}.
+prints {"platforms": ..., "steps": {name: ...}, "resident": ...}, or {"name": ..., "error": ...}.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Report(NamedTuple):
   """What the process reports.
 
   Attributes:
-    gpus: that it sees.
+    platforms: of the devices that it sees.
     steps: label of a run -> its number of steps.
     resident: whether all pictures stay on the device.
   """
-  gpus: int
+  platforms: Sequence[str]
   steps: Mapping[str, int]
   resident: bool
 
@@ -48,7 +48,7 @@ def probe(configs: Mapping[str, Config]) -> Report:
   reply = json.loads(done.stdout.splitlines()[-1])
   if "error" in reply:
     raise UserError(f"{reply['name']}: {reply['error']}")
-  return Report(reply["gpus"], reply["steps"], reply["resident"])
+  return Report(reply["platforms"], reply["steps"], reply["resident"])
 
 
 def _look(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -62,8 +62,7 @@ def _look(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
       return {"name": name, "error": str(error)}
     source = loaded.source
     steps[name] = loaded.plans[loaded.stop_after_task - 1].stop_step
-  platforms: Sequence[str] = [device.platform for device in jax.local_devices()]
-  return {"gpus": platforms.count("gpu"), "steps": steps, "resident": resident}
+  return {"platforms": [device.platform for device in jax.local_devices()], "steps": steps, "resident": resident}
 
 
 def _with_tuples(flat: Mapping[str, Any]) -> dict[str, Any]:

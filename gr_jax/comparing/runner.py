@@ -131,22 +131,25 @@ def _finish(job: Job, place: Place, stopping: threading.Event) -> int | None:
     os.close(writer)
 
 
-def places(jobs_per_device: int, gpus: int) -> list[Place]:
+def places(jobs_per_device: int, platforms: Sequence[str]) -> list[Place]:
   """Where jobs run: so many at a time on each GPU; without a GPU, each on its share of the CPU's cores.
 
   Args:
     jobs_per_device: processes at a time on each GPU, or on the CPU.
-    gpus: that a process of this environment sees.
+    platforms: of the devices that a process of this environment sees, such as ("gpu", "gpu").
 
   Raises:
-    UserError: more processes than cores.
+    UserError: more processes than cores, or more than one on TPUs.
   """
-  if gpus:
+  if gpus := platforms.count("gpu"):
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = given.split(",") if given else [str(i) for i in range(gpus)]
     return [Place(gpu=name) for name in names[:gpus] for _ in range(jobs_per_device)]
   if jobs_per_device == 1:
     return [Place()]
+  if "tpu" in platforms:
+    # A process holds all TPUs that it sees.
+    raise UserError(f"--jobs_per_device is {jobs_per_device}, but on TPUs one process runs at a time; leave it out")
   cores = sorted(os.sched_getaffinity(0))
   if jobs_per_device > len(cores):
     raise UserError(f"--jobs_per_device is {jobs_per_device}, but there is no GPU, and this process may use "
@@ -156,11 +159,11 @@ def places(jobs_per_device: int, gpus: int) -> list[Place]:
   return [Place(cores=tuple(cores[low:high])) for low, high in itertools.pairwise(bounds)]
 
 
-def count_gpus() -> int:
-  """GPUs that JAX sees. Counted in a separate process: this one must not occupy a GPU."""
-  code = "import jax; print([d.platform for d in jax.local_devices()].count('gpu'))"
-  return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                            check=True).stdout.split()[-1])
+def platforms() -> list[str]:
+  """Of the devices that JAX sees. Asked in a separate process: this one must not occupy a GPU."""
+  code = "import jax; print(*[device.platform for device in jax.local_devices()])"
+  return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                        check=True).stdout.splitlines()[-1].split()
 
 
 def leave_on_signals() -> None:

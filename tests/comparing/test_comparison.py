@@ -26,7 +26,7 @@ def stand_ins(monkeypatch):
 
   def look(configs):
     asked.append(set(configs))
-    return probe.Report(0, dict.fromkeys(configs, stand_in.STEPS), True)
+    return probe.Report(["cpu"], dict.fromkeys(configs, stand_in.STEPS), True)
 
   monkeypatch.setattr(plan, "_MAIN", "stand_in")
   monkeypatch.setattr(probe, "probe", look)
@@ -183,7 +183,7 @@ def test_replicas_where_they_pay(tmp_path, monkeypatch):
   def together(gpus, resident=True, jobs=1):
     asked = request(tmp_path, "gr,wa", seeds=4, jobs=jobs)
     made = [run for entry in asked.entries for run in plan.final_runs(entry, entry.config, 4, tmp_path)]
-    return comparison._together(asked, made, probe.Report(gpus, {}, resident))
+    return comparison._together(asked, made, probe.Report(["gpu"] * gpus or ["cpu"], {}, resident))
   assert together(0) and together(1) and together(2)
   # Two processes would leave two of four GPUs without work; and replicas need pictures on the device.
   assert not together(4) and not together(0, resident=False)

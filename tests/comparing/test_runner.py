@@ -21,18 +21,30 @@ while not partner.exists():
 
 def test_places_on_gpus(monkeypatch):
   monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-  assert runner.places(2, 2) == [runner.Place(gpu=name) for name in ("0", "0", "1", "1")]
+  assert runner.places(2, ["gpu", "gpu"]) == [runner.Place(gpu=name) for name in ("0", "0", "1", "1")]
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-  assert runner.places(1, 2) == [runner.Place(gpu="3"), runner.Place(gpu="5")]
+  assert runner.places(1, ["gpu", "gpu"]) == [runner.Place(gpu="3"), runner.Place(gpu="5")]
 
 
 def test_places_on_a_cpu(monkeypatch):
   monkeypatch.setattr(os, "sched_getaffinity", lambda process: {9, 2, 3, 5, 7})
-  assert runner.places(1, 0) == [runner.Place()]
-  assert runner.places(2, 0) == [runner.Place(cores=(2, 3)), runner.Place(cores=(5, 7, 9))]
-  assert [place.cores for place in runner.places(5, 0)] == [(2,), (3,), (5,), (7,), (9,)]
+  assert runner.places(1, ["cpu"]) == [runner.Place()]
+  assert runner.places(2, ["cpu"]) == [runner.Place(cores=(2, 3)), runner.Place(cores=(5, 7, 9))]
+  assert [place.cores for place in runner.places(5, ["cpu"])] == [(2,), (3,), (5,), (7,), (9,)]
   with pytest.raises(UserError, match="--jobs_per_device is 6, .* 5 CPU cores; use at most 5"):
-    runner.places(6, 0)
+    runner.places(6, ["cpu"])
+
+
+def test_places_on_tpus():
+  assert runner.places(1, ["tpu"] * 4) == [runner.Place()]
+  with pytest.raises(UserError, match="--jobs_per_device is 2, but on TPUs one process"):
+    runner.places(2, ["tpu"] * 4)
+
+
+def test_platforms_are_those_of_a_new_process(monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+  assert runner.platforms() == ["cpu"] * 3
 
 
 def test_jobs_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):
