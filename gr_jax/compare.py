@@ -25,7 +25,7 @@ _TUNE = flags.DEFINE_multi_string("tune", [], "KEY=VALUE,VALUE,...: for each met
 _TUNE_SEEDS = flags.DEFINE_list("tune_scenario_seeds", [], "Values of scenario.seed for choosing settings. Default: "
                                 "the two after the config's.")
 _JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU, or on the CPU, where they "
-                            "share out the cores.", lower_bound=1)
+                            "share out the cores; not on TPUs.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

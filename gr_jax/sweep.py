@@ -25,7 +25,7 @@ _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --
 _HOLDOUT = flags.DEFINE_bool("holdout", False, "Also evaluate finished runs on their held-out images. Use these, not "
                              "the test set, to choose settings.")
 _JOBS = flags.DEFINE_integer("jobs_per_device", 1, "Runs at a time on each GPU, or on the CPU, where they "
-                            "share out the cores.", lower_bound=1)
+                            "share out the cores; not on TPUs.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ import gr_jax
 from gr_jax import config as configuration
 from gr_jax import evaluate, origin, train
 from gr_jax.data.sources import digits
-from gr_jax.devices import convolution_library, parallel
+from gr_jax.devices import convolution_library, parallel, processor
 from gr_jax.errors import UserError
 from gr_jax.runs import console, events, loop
 from gr_jax.runs import workdir as workdirs
@@ -40,7 +40,7 @@ def test_results_have_every_part(finished):
   assert results["scenario_digest"] == json.loads((workdir / "scenario.json").read_text())["digest"]
   assert {"jax", "flax", "optax", "gr_jax"} <= set(results["versions"])
   assert results["versions"]["convolutions"] == convolution_library.in_use()
-  assert results["processor"] == origin.processor() and results["versions"].get("commit") == origin.commit()
+  assert results["processor"] == processor.describe() and results["versions"].get("commit") == origin.commit()
   for name in ("accuracy_matrix", "accuracy_matrix_task_aware"):
     matrix = results[name]
     assert [len(row) for row in matrix] == [3, 3, 3]

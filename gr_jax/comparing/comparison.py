@@ -128,6 +128,9 @@ def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Report
   need pictures that stay on the device.
   """
   entries = {run.entry for run in runs if run.results is None}
+  # A finished comparison was not probed, so its machine is not known.
+  if not entries:
+    return True
   return machine.resident and len(entries) >= len(runner.places(comparison.jobs_per_device, machine.platforms))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gr_jax.comparing import leash
+from gr_jax.devices import processor
 from gr_jax.errors import UserError
 from gr_jax.runs import signals
 from gr_jax.watching import lock
@@ -150,20 +151,27 @@ def places(jobs_per_device: int, platforms: Sequence[str]) -> list[Place]:
   if "tpu" in platforms:
     # A process holds all TPUs that it sees.
     raise UserError(f"--jobs_per_device is {jobs_per_device}, but on TPUs one process runs at a time; leave it out")
-  cores = sorted(os.sched_getaffinity(0))
+  cores = processor.cores()
   if jobs_per_device > len(cores):
     raise UserError(f"--jobs_per_device is {jobs_per_device}, but there is no GPU, and this process may use "
                     f"{len(cores)} CPU cores; use at most {len(cores)}")
-  # Neighbours stay together: they share caches and memory.
+  # Neighbours stay together: they are threads of one physical core, or share its caches.
   bounds = [len(cores) * number // jobs_per_device for number in range(jobs_per_device + 1)]
   return [Place(cores=tuple(cores[low:high])) for low, high in itertools.pairwise(bounds)]
 
 
 def platforms() -> list[str]:
-  """Of the devices that JAX sees. Asked in a separate process: this one must not occupy a GPU."""
+  """Of the devices that JAX sees. Asked in a separate process: this one must not occupy a GPU.
+
+  Raises:
+    UserError: JAX cannot start there; the message has its last line.
+  """
   code = "import jax; print(*[device.platform for device in jax.local_devices()])"
-  return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                        check=True).stdout.splitlines()[-1].split()
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise UserError(f"JAX cannot use its devices: {done.stderr.strip().splitlines()[-1]}; set JAX_PLATFORMS=cpu to run "
+                    f"on the CPU, or free the device")
+  return done.stdout.splitlines()[-1].split()
 
 
 def leave_on_signals() -> None:

@@ -10,20 +10,19 @@ import functools
 import mmap
 import os
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 from jax._src import xla_bridge
 
+from gr_jax.devices import processor
+
 ONEDNN, XLA = "oneDNN", "XLA"
 
 _FLAG = "xla_cpu_experimental_onednn_custom_call"
 # YNNPACK would take the convolutions before oneDNN; it keeps the sums, where it is faster than XLA.
 _FLAGS = {_FLAG: "true", "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution"}
-# What the processor can do, on Linux.
-CPUINFO = pathlib.Path("/proc/cpuinfo")
 # First jaxlib version to use; in earlier ones the flags have no effect or another one.
 _SINCE = (0, 12)
 
@@ -56,8 +55,7 @@ def fast_in_bfloat16() -> bool:
   """Whether convolutions in bfloat16 are faster than in float32: oneDNN is in use, on a processor with instructions for
   products of bfloat16. Initialises JAX."""
   # Elsewhere than on Linux it is not known, and oneDNN has not been measured.
-  flags = set(re.findall(r"\w+", CPUINFO.read_text())) if CPUINFO.exists() else set()
-  return bool(flags & {"amx_bf16", "avx512_bf16"}) and in_use() == ONEDNN
+  return bool(processor.instructions() & {"amx_bf16", "avx512_bf16"}) and in_use() == ONEDNN
 
 
 def describe() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gr_jax import metrics, origin
+from gr_jax.devices import processor
 from gr_jax.runs.footprint import footprint
 from gr_jax.scenario.plan import TaskPlan
 from gr_jax.training.evaluation import Evaluation
@@ -101,7 +102,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
       "method": config.method, "addons": config.addons, "seed": config.seed, "scenario_digest": drawn.digest,
       "tasks_done": progress.task, "seconds": progress.seconds,
       "versions": origin.versions(experiment.devices[0].platform),
-      "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}", "processor": origin.processor(),
+      "devices": devices(experiment), "processor": processor.describe(),
       "precision": experiment.precision, **top,
       "last_accuracy": top["task_accuracies"][progress.task - 1],
       "many_medium_few": metrics.many_medium_few(np.asarray(progress.correct)[-1][seen], total[seen],
@@ -113,6 +114,11 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
     summary["scores"] = {name: _accuracies(experiment, correct, aware, total)
                          for name, (correct, aware) in zip(names, rows)}
   return summary
+
+
+def devices(experiment: Experiment) -> str:
+  """Such as "4 x cpu"."""
+  return f"{len(experiment.devices)} x {experiment.devices[0].device_kind}"
 
 
 def _figures(progress: Progress, num_tasks: int) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from gr_jax import files, models, origin
 from gr_jax.config import Config
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
-from gr_jax.runs import journal
+from gr_jax.runs import journal, results
 from gr_jax.training.experiment import Experiment
 
-# File with the date, precision, platform, versions and processor at the start of a run.
+# File with the precision, platform, dates, versions and processors of a run's starts.
 START = "start.json"
 
 # Keys that name folders on this machine.
@@ -193,11 +193,7 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
     if content[key] not in (None, "off"):
       content[key] = str(pathlib.Path(content[key]).expanduser().absolute())
   journal.write_json(folder / "config.json", content)
-  if not _has_begun(folder):
-    platform = experiment.devices[0].platform
-    journal.write_json(folder / START, {
-        "date": origin.today(), "precision": experiment.precision, "platform": platform,
-        "versions": origin.versions(platform), "processor": origin.processor()})
+  _write_origin(folder, experiment)
   drawn, source = experiment.scenario, experiment.source
   journal.write_json(folder / "scenario.json", {
       "digest": drawn.digest, "pictures_digest": pictures_digest(experiment), "dataset": source.name,
@@ -215,6 +211,20 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
                 for plan in experiment.plans],
       "train_ids": [[source.train.ids[row] for row in rows] for rows in drawn.train],
       "holdout_ids": [[source.train.ids[row] for row in rows] for rows in drawn.holdout]})
+
+
+def _write_origin(folder: pathlib.Path, experiment: Experiment) -> None:
+  """Creates start.json, or adds this start if it differs from the one before, as after an upgrade."""
+  path, platform = folder / START, experiment.devices[0].platform
+  now = {**origin.describe(platform), "devices": results.devices(experiment)}
+  if not _has_begun(folder):
+    journal.write_json(path, {"precision": experiment.precision, "platform": platform, "starts": [now]})
+  elif path.exists():
+    saved = journal.read_json(path, "precision")
+    # Earlier versions recorded only the versions at the first one.
+    starts = saved.get("starts", [])
+    if starts[-1:] != [now]:
+      journal.write_json(path, {**saved, "starts": [*starts, now]})
 
 
 def finished(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any] | None:

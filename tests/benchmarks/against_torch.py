@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict:
     seconds, idle = take_turns(workers, answers, options)
   return {
       "options": interpreters.recorded(options), "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
-      "date": time.strftime("%Y-%m-%d"), "load_before": load, "sides": answers, "idle_cpu_seconds": idle,
+      "date": time.strftime("%Y-%m-%d", time.gmtime()), "load_before": load, "sides": answers, "idle_cpu_seconds": idle,
       "seconds_per_step": {program: {name: times for (name, p), times in seconds.items() if p == program}
                            for program in (PLAIN, AUGMENTED, CHEAP)}}
 

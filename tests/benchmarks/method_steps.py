@@ -10,7 +10,6 @@ timings before and after.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import pathlib
@@ -37,12 +36,13 @@ def timings(rows: dict[str, dict[str, Any]], *, config: str, calls: int, steps: 
     changes: config keys for all rows.
 
   Returns:
-    {"devices", "precision", "jax", "date", "methods": {name: {"stages": {stage: median seconds of a step}, "finetune":
-    the same of finetuning around it}}}.
+    {"devices", "precision", "date", "versions", "processor", "methods": {name: {"stages": {stage: median seconds of a
+    step}, "finetune": the same of finetuning around it}}}.
   """
   # After the flags are checked: importing JAX takes a second.
   import jax
 
+  from gr_jax import origin
   from gr_jax.benchmarking.steps import Bench
   from gr_jax.data.arrays import Data
   from gr_jax.devices import convolution_library
@@ -82,7 +82,7 @@ def timings(rows: dict[str, dict[str, Any]], *, config: str, calls: int, steps: 
     print(f"{name}: {shown}; finetune {1000 * measured[name]['finetune']:.0f} ms", flush=True)
     before = after
   return {"devices": f"{len(first.devices)} x {first.devices[0].device_kind}", "precision": first.precision,
-          "jax": jax.__version__, "date": datetime.date.today().isoformat(), "methods": measured}
+          **origin.describe(first.devices[0].platform), "methods": measured}
 
 
 def _module(path: pathlib.Path) -> Any:

@@ -49,7 +49,7 @@ def normalised(images: np.ndarray) -> np.ndarray:
 
 
 def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
-  from gr_jax.devices import convolution_library
+  from gr_jax.devices import convolution_library, processor
   # As every command does, before JAX starts.
   convolution_library.enable()
   import jax
@@ -111,7 +111,7 @@ def jax_side(options: argparse.Namespace, *, bfloat16: bool = False):
     return advance
 
   return {name: functools.partial(program, name) for name in (PLAIN, AUGMENTED, CHEAP)}, \
-      {"device": devices[0].device_kind, "processor": origin.processor(), "commit": origin.commit(),
+      {"device": devices[0].device_kind, "processor": processor.describe(), "commit": origin.commit(),
        "jax": jax.__version__,
        "convolutions": convolution_library.describe() if devices[0].platform == "cpu" else None}
 

@@ -61,8 +61,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
   digests = {side["scenario_digest"] for side in sides.values()}
   if len(digests) > 1:
     raise SystemExit(f"error: the sides learnt different images (digests {', '.join(sorted(digests))}); this is a bug")
-  return {"options": interpreters.recorded(options), "date": time.strftime("%Y-%m-%d"), "machine": platform.machine(),
-          "cores": len(os.sched_getaffinity(0)), "sides": sides,
+  return {"options": interpreters.recorded(options), "date": time.strftime("%Y-%m-%d", time.gmtime()),
+          "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "sides": sides,
           "ratios": {side: sides[RELEASED]["seconds"] / sides[side]["seconds"] for side in (FIRST, SECOND)}}
 
 

@@ -1,0 +1,51 @@
+"""What the CPU is, from files as Linux writes them."""
+
+import os
+
+import pytest
+
+from gr_jax.devices import processor
+
+_X86 = """processor\t: {number}
+vendor_id\t: GenuineIntel
+model name\t: A Processor @ 2 GHz
+flags\t\t: fpu sse4_2 avx2 avx512f avx512_bf16x amx_bf16
+power management:
+
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+  """A machine with these files; the process may use cores 0, 1, 2, 3, 6 and 7."""
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: {7, 0, 1, 3, 2, 6})
+  monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+  monkeypatch.setattr(processor, "TOPOLOGY", tmp_path / "cpu")
+  return tmp_path
+
+
+def test_name_instructions_and_cores(machine):
+  (machine / "cpuinfo").write_text("".join(_X86.format(number=number) for number in range(8)))
+  assert processor.instructions() == {"fpu", "sse4_2", "avx2", "avx512f", "avx512_bf16x", "amx_bf16"}
+  assert processor.describe() == "A Processor @ 2 GHz (avx2 avx512f amx_bf16), 6 cores"
+
+
+@pytest.mark.parametrize("content", [None, "processor\t: 0\nmodel name\t:\nFeatures\t: fp asimd\n"])
+def test_where_the_system_names_no_model(machine, monkeypatch, content):
+  """On ARM, and elsewhere than on Linux."""
+  if content is not None:
+    (machine / "cpuinfo").write_text(content)
+  monkeypatch.setattr("platform.processor", lambda: "")
+  monkeypatch.setattr("platform.machine", lambda: "aarch64")
+  assert processor.describe() == "aarch64, 6 cores" and processor.instructions() == set()
+
+
+def test_threads_of_a_physical_core_are_neighbours(machine):
+  """Eight numbers are two packages of two cores of two threads, numbered as Linux does: first threads first."""
+  assert processor.cores() == [0, 1, 2, 3, 6, 7]
+  for number in range(8):
+    folder = machine / "cpu" / f"cpu{number}" / "topology"
+    folder.mkdir(parents=True)
+    (folder / "physical_package_id").write_text(f"{number % 4 // 2}\n")
+    (folder / "core_id").write_text(f"{number % 2}\n")
+  assert processor.cores() == [0, 1, 2, 6, 3, 7]
