@@ -26,6 +26,29 @@ def test_the_readme_says_how_far_from_published_the_full_protocol_is():
           f"{last - 34.54:.1f} above it") in text
 
 
+# Table -> its runs under results/.
+_RUNS = {
+    "equal_budget": "precision/float32-*", "equal_budget_by_task": "precision/float32-*",
+    "full_protocol": "published/*", "published": "published/*", "cifar100_parts": "parts/*",
+    "cifar100_choice": "choice/*", "methods": "methods/*",
+    "precision": "precision/*", "digits_parts": "digits_parts/*", "digits_precision": "digits_precision/*"}
+
+
+@pytest.mark.parametrize("name", _RUNS)
+def test_the_page_says_what_the_runs_recorded(name):
+  """In or beside a table: precision and jaxlib's version of its runs; commits and dates of those that recorded them."""
+  page = next(text for path in tables.PAGES if f"<!-- table: {name} -->" in (text := path.read_text()))
+  before, after = page.split(f"<!-- table: {name} -->")
+  table, after = after.split("<!-- end -->", 1)
+  paragraphs = [*before.split("\n\n")[-4:], table, *after.split("\n\n")[:3]]
+  beside = " ".join(" ".join(paragraphs).lower().split())
+  for path in tables.RESULTS.glob(f"{_RUNS[name]}/results.json"):
+    run, start = json.loads(path.read_text()), path.parent / "start.json"
+    assert f"jaxlib {run['versions']['jaxlib']}" in beside and run["precision"] in beside, path
+    for one in json.loads(start.read_text()).get("starts", ()) if start.exists() else ():
+      assert one["versions"]["commit"][:7] in beside and one["date"] in beside, path
+
+
 def test_every_table_stands_in_a_page():
   text = "\n".join(page.read_text() for page in tables.PAGES)
   for name in tables.TABLES:
