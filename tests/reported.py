@@ -26,6 +26,9 @@ def run(folder, *, method="gr", seed=0, done=3, digest="a" * 64, recorded=True, 
       "digest": digest, "dataset": "digits", "class_order": list(range(7)), "class_names": list(NAMES),
       "counts": list(COUNTS), "holdout_counts": [count // 10 for count in COUNTS],
       "tasks": [{"classes": list(classes)} for classes in TASKS]})
+  versions = {"python": "3.13.0", "jaxlib": "0.12.0", "commit": "f00d with changes"}
+  write(folder / "start.json", {"precision": "mixed", "platform": "cpu", "starts": [
+      {"date": "2026-11-22", "versions": versions, "devices": "1 x cpu", "processor": "A Processor, 2 cores"}]})
   rows, step, matrix = [], 0, [[None] * 3 for _ in range(3)]
   for task in range(1, done + 2 if done < 3 else 4):
     for epoch in (1, 2):

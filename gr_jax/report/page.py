@@ -110,7 +110,7 @@ def _setting(setting: tables.Setting, prefix: str, drawn: list[Drawn]) -> dict[s
       "label": setting.label, "run": run, "others": setting.runs[1:],
       "pictures": _shown([picture for picture in available if picture not in asked], drawn),
       "asked": _shown(asked, drawn), "missing": missing, "calibration": tables.calibration(run),
-      "collapse": tables.collapse(run), "config": tables.config(run),
+      "collapse": tables.collapse(run), "config": tables.config(run), "origins": tables.origins(setting),
       "notes": [(one.folder.name, note) for one in setting.runs for note in one.notes]}
 
 

@@ -30,6 +30,7 @@ class Run:
     folder: of the run.
     config: flat, with the keys of this version.
     scenario: content of scenario.json; {} if it is not there yet.
+    start: content of start.json; {} for runs of earlier versions.
     epochs, tasks: the rows of metrics.jsonl, by kind, in order; the row of a task may come from results.json.
     arrays: task (from 1) -> evaluation.Evaluation.arrays.
     notes: what is missing or damaged, and why.
@@ -37,6 +38,7 @@ class Run:
   folder: pathlib.Path
   config: Mapping[str, Any]
   scenario: Mapping[str, Any]
+  start: Mapping[str, Any]
   epochs: tuple[Mapping[str, Any], ...]
   tasks: tuple[Mapping[str, Any], ...]
   arrays: Mapping[int, Mapping[str, np.ndarray]]
@@ -140,7 +142,8 @@ def read(folder: pathlib.Path) -> Run:
   if tasks and not tasks[-1].get("calibration"):
     notes.append("calibration, confusion and neural collapse were not recorded, as in runs of earlier versions; "
                  "--recompute computes them from checkpoints and data")
-  return Run(folder, config, _object(folder / "scenario.json", notes), epochs, tuple(tasks), arrays, tuple(notes))
+  scenario, start = (_object(folder / name, notes) for name in ("scenario.json", workdir.START))
+  return Run(folder, config, scenario, start, epochs, tuple(tasks), arrays, tuple(notes))
 
 
 def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
@@ -170,8 +173,8 @@ def _object(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
       raise ValueError("not a JSON object")
     return content
   except FileNotFoundError:
-    # results.json is the last file of a run.
-    if path.name != "results.json":
+    # results.json is the last file of a run; runs of earlier versions have no start.json.
+    if path.name not in ("results.json", workdir.START):
       notes.append(f"{path.name} is missing")
   except (OSError, ValueError) as error:
     notes.append(f"{path.name} cannot be read ({error})")

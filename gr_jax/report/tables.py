@@ -216,3 +216,17 @@ def differences(group: Group) -> Table:
 
 def config(run: Run) -> Table:
   return Table(("key", "value"), tuple((key, str(value)) for key, value in sorted(run.config.items())))
+
+
+def origins(setting: Setting) -> Table | None:
+  """Date, versions and machine of the starts of each run, as far as recorded; None if nothing is."""
+  rows = []
+  for run in setting.runs:
+    # Earlier versions recorded the versions at the first start alone.
+    for start in run.start.get("starts") or ([run.start] if "versions" in run.start else []):
+      versions = start.get("versions", {})
+      rows.append((run.folder.name, *[str(value or MISSING) for value in (
+          start.get("date"), versions.get("commit"), versions.get("python"), versions.get("jaxlib"),
+          start.get("devices"), start.get("processor"), run.start.get("precision"))]))
+  head = ("run", "date", "commit", "Python", "jaxlib", "devices", "CPU", "precision")
+  return Table(head, tuple(rows)) if rows else None

@@ -239,6 +239,29 @@ def test_numbers_of_a_table(tmp_path):
   assert all(len(row) == len(shown.head) for shown in (table, tables.collapse(run)) for row in shown.rows)
 
 
+def test_where_each_seed_ran(tmp_path):
+  """Of every start, also of runs of earlier versions, which recorded less."""
+  folders = [reported.run(tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
+  start = json.loads((folders[1] / "start.json").read_text())
+  later = {**start["starts"][0], "date": "2026-11-23", "versions": {"python": "3.13.1", "jaxlib": "0.12.0"}}
+  reported.write(folders[1] / "start.json", {**start, "starts": [*start["starts"], later]})
+  earlier = {"precision": "float32", "platform": "cpu", "versions": {"jaxlib": "0.10.2"}}
+  reported.write(folders[2] / "start.json", earlier)
+  group, = tables.groups_of([records.read(folder) for folder in folders])
+  first = ("2026-11-22", "f00d with changes", "3.13.0", "0.12.0", "1 x cpu", "A Processor, 2 cores", "mixed")
+  assert tables.origins(group.settings[0]).rows == (
+      ("0", *first), ("1", *first),
+      ("1", "2026-11-23", tables.MISSING, "3.13.1", "0.12.0", "1 x cpu", "A Processor, 2 cores", "mixed"),
+      ("2", tables.MISSING, tables.MISSING, tables.MISSING, "0.10.2", tables.MISSING, tables.MISSING, "float32"))
+  out = tmp_path / "report.html"
+  report(folders, out)
+  assert "Where it ran" in Page(out).text and "f00d with changes" in Page(out).text
+  for folder in folders:
+    (folder / "start.json").unlink()
+  report(folders, out)
+  assert "Where it ran" not in Page(out).text and "start.json" not in Page(out).text
+
+
 def test_an_old_config_is_read(tmp_path):
   """Keys of the method that stood at the top level."""
   folder = reported.run(tmp_path / "run")
