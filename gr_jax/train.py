@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from gr_jax import config as configuration
+from gr_jax import origin
 from gr_jax.devices import convolution_library, processes
 from gr_jax.runs import console, events, replicas, signals
 from gr_jax.runs import workdir as workdirs
@@ -38,7 +39,7 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
   if config.tensorboard:
     events.check()
   convolution_library.enable()
-  processes.agree({**configuration.shared(config), "code": processes.code_version(), "jax": jax.__version__})
+  processes.agree({**configuration.shared(config), "code": origin.code()["gr_jax"], "jax": jax.__version__})
   experiment = processes.together(lambda: experiments.load(
       config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding,
       say=console.say))
@@ -57,7 +58,7 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
         pictures.load(experiment, "holdout" if config.evaluate_on == "holdout" else "test", console.decoding,
                       console.say),
         pictures.load(experiment, "calibration", console.decoding, console.say)))
-    workdirs.write_start(folder, experiment)
+    processes.together(lambda: workdirs.write_start(folder, experiment))
     # Before this point a signal exits immediately: there is no progress to lose.
     with signals.listening() as asked_here:
       asked = functools.partial(_asked_anywhere, asked_here)

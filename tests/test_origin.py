@@ -6,19 +6,13 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import time
 
+import jax
 import pytest
-import runs
 
 from gr_jax import origin
-
-
-@pytest.fixture(autouse=True)
-def plain_git(monkeypatch):
-  """Inside a hook, git's variables name the repository of the hook; a user's settings may demand signatures."""
-  for name in [name for name in os.environ if name.startswith("GIT_")]:
-    monkeypatch.delenv(name)
-  monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+from gr_jax.devices import processes
 
 
 def git(folder, *arguments):
@@ -27,30 +21,36 @@ def git(folder, *arguments):
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path, monkeypatch):
   """A checkout of one commit with a package of one file: (that file, the commit)."""
+  # Inside a hook, git's variables name the repository of the hook; a user's settings may demand signatures.
+  for name in [name for name in os.environ if name.startswith("GIT_")]:
+    monkeypatch.delenv(name)
+  monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
   git(tmp_path, "init")
   (tmp_path / "package").mkdir()
   file = tmp_path / "package" / "code.py"
   file.write_text("1\n")
   git(tmp_path, "add", ".")
   git(tmp_path, "commit", "--message=first")
-  origin.commit.cache_clear()
-  yield file, git(tmp_path, "rev-parse", "HEAD")
-  origin.commit.cache_clear()
+  return file, git(tmp_path, "rev-parse", "HEAD")
 
 
 def test_the_commit_of_a_clean_checkout(checkout):
   file, first = checkout
-  # Outside the package.
+  # Outside the package, and its pages.
   (file.parent.parent / "README.md").write_text("n")
+  (file.parent / "docs").mkdir()
+  (file.parent / "docs" / "page.md").write_text("n")
   assert origin.commit(file) == first
 
 
-@pytest.mark.parametrize("name", ["code.py", "new.py"])
+@pytest.mark.parametrize("name", ["code.py", "new.py", "n\udcfcw.py"])
 @pytest.mark.parametrize("staged", [False, True])
 def test_changes_of_the_package_are_named(checkout, name, staged):
   file, first = checkout
+  git(file.parent, "config", "status.showUntrackedFiles", "no")
+  git(file.parent, "config", "core.quotePath", "false")
   (file.parent / name).write_text("2\n")
   if staged:
     git(file.parent, "add", name)
@@ -95,13 +95,26 @@ def test_git_that_does_not_answer_is_given_up(checkout, monkeypatch):
 
 
 def test_versions_of_this_checkout():
+  known = origin.versions("cpu")
+  assert known["gr_jax"] == processes.code_version() and known["python"] == platform.python_version()
+  # The suite may also be run on an installed package, from an archive, or where git refuses.
+  path = pathlib.Path(origin.__file__)
+  tracked = subprocess.run(["git", "-C", path.parent, "ls-files", "--error-unmatch", path], check=False,
+                           capture_output=True).returncode == 0
+  assert known.get("commit", "none").split(" ")[0] == (git(path.parent, "rev-parse", "HEAD") if tracked else "none")
+
+
+def test_versions_on_other_devices_name_their_driver():
   known = origin.versions("gpu")
-  assert known["gr_jax"] and known["python"] == platform.python_version() and "convolutions" not in known
-  # The suite may also be run on an installed package, or from an archive.
-  here = pathlib.Path(origin.__file__).is_relative_to(runs.ROOT) and (runs.ROOT / ".git").exists()
-  assert known.get("commit", "none").split(" ")[0] == (git(runs.ROOT, "rev-parse", "HEAD") if here else "none")
+  assert known["driver"] == jax.devices()[0].client.platform_version and "convolutions" not in known
 
 
-def test_the_date_is_of_utc():
-  before = datetime.datetime.now(datetime.UTC).date()
-  assert before <= datetime.date.fromisoformat(origin.today()) <= datetime.datetime.now(datetime.UTC).date()
+@pytest.mark.parametrize("zone", ["<+14>-14", "<-12>12"])
+def test_the_date_is_of_utc(monkeypatch, zone):
+  """At any time it is another date in one of these zones."""
+  with monkeypatch.context() as patched:
+    patched.setenv("TZ", zone)
+    time.tzset()
+    before = datetime.datetime.now(datetime.UTC).date()
+    assert before <= datetime.date.fromisoformat(origin.today()) <= datetime.datetime.now(datetime.UTC).date()
+  time.tzset()

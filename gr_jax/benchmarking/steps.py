@@ -22,7 +22,7 @@ from gr_jax.benchmarking import pictures as throughput
 from gr_jax.config import Config
 from gr_jax.data import augment
 from gr_jax.data.arrays import Data
-from gr_jax.devices import convolution_library, parallel, processor
+from gr_jax.devices import convolution_library, parallel
 from gr_jax.methods import addons
 from gr_jax.methods.base import Stage
 from gr_jax.models import folding, frozen
@@ -291,8 +291,7 @@ def _measure(experiment: Experiment, config: Config, *, started: float, calls: i
   report: dict[str, Any] = {
       "config": configuration.to_dict(config), "devices": f"{len(experiment.devices)} x {device.device_kind}",
       "precision": experiment.precision, "jax": jax.__version__,
-      "convolutions": convolution_library.describe() if on_cpu else None, "processor": processor.describe(),
-      "commit": origin.commit(), "date": origin.today(),
+      "convolutions": convolution_library.describe() if on_cpu else None, **origin.describe(device.platform),
       "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}
   last = len(experiment.plans) - 1
   measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})

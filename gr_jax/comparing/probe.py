@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from gr_jax import config as configuration
+from gr_jax.comparing import runner
 from gr_jax.config import Config
 from gr_jax.errors import UserError
 from gr_jax.training import experiment
@@ -38,12 +39,14 @@ def probe(configs: Mapping[str, Config]) -> Report:
   """Loads every config in a separate process.
 
   Raises:
-    UserError: a config that cannot be run; the message names it.
+    UserError: a config that cannot be run, which the message names, or devices that JAX cannot use.
   """
   done = subprocess.run(
       [sys.executable, "-m", "gr_jax.comparing.probe"], text=True, capture_output=True, check=False,
       input=json.dumps({name: configuration.flatten(config) for name, config in configs.items()}))
   if done.returncode:
+    # Tells devices that cannot be used from a bug.
+    runner.platforms()
     raise RuntimeError(f"the check of the configs failed:\n{done.stderr}")
   reply = json.loads(done.stdout.splitlines()[-1])
   if "error" in reply:

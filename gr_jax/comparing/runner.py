@@ -151,26 +151,31 @@ def places(jobs_per_device: int, platforms: Sequence[str]) -> list[Place]:
   if "tpu" in platforms:
     # A process holds all TPUs that it sees.
     raise UserError(f"--jobs_per_device is {jobs_per_device}, but on TPUs one process runs at a time; leave it out")
-  cores = processor.cores()
+  physical = processor.physical_cores()
+  cores = list(itertools.chain(*physical))
   if jobs_per_device > len(cores):
     raise UserError(f"--jobs_per_device is {jobs_per_device}, but there is no GPU, and this process may use "
                     f"{len(cores)} CPU cores; use at most {len(cores)}")
-  # Neighbours stay together: they are threads of one physical core, or share its caches.
-  bounds = [len(cores) * number // jobs_per_device for number in range(jobs_per_device + 1)]
-  return [Place(cores=tuple(cores[low:high])) for low, high in itertools.pairwise(bounds)]
+  # Threads of one physical core stay together, as long as there is one for each job.
+  shares = physical if jobs_per_device <= len(physical) else [(core,) for core in cores]
+  bounds = [len(shares) * number // jobs_per_device for number in range(jobs_per_device + 1)]
+  return [Place(cores=tuple(itertools.chain(*shares[low:high]))) for low, high in itertools.pairwise(bounds)]
 
 
 def platforms() -> list[str]:
   """Of the devices that JAX sees. Asked in a separate process: this one must not occupy a GPU.
 
   Raises:
-    UserError: JAX cannot start there; the message has its last line.
+    UserError: JAX cannot start there.
   """
   code = "import jax; print(*[device.platform for device in jax.local_devices()])"
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   if done.returncode:
-    raise UserError(f"JAX cannot use its devices: {done.stderr.strip().splitlines()[-1]}; set JAX_PLATFORMS=cpu to run "
-                    f"on the CPU, or free the device")
+    # Exceptions are not indented; some have no message.
+    words = [line for line in done.stderr.splitlines() if line.strip() and not line[0].isspace()]
+    given = ", ".join(f"{name} is {os.environ.get(name, '')!r}" for name in ("JAX_PLATFORMS", "XLA_FLAGS"))
+    raise UserError(f"JAX cannot use its devices (exit code {done.returncode}{f': {words[-1]}' if words else ''}); "
+                    f"{given}: correct them, or free the device")
   return done.stdout.splitlines()[-1].split()
 
 

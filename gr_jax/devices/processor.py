@@ -1,4 +1,4 @@
-"""The CPU: its name, instructions and cores, as Linux tells them."""
+"""The CPU: its name, instructions and cores, as far as the system tells them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,29 @@ _NAMED = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 def instructions() -> set[str]:
   """Flags of the processor; empty elsewhere than on Linux."""
-  line = _line("flags")
-  return set(line.split()) if line else set()
+  return set((_line("flags") or "").split())
 
 
-def cores() -> list[int]:
-  """Numbers of the cores that this process may use; threads of one physical core are neighbours."""
-  return sorted(os.sched_getaffinity(0), key=_place)
+def physical_cores() -> list[tuple[int, ...]]:
+  """Numbers of the cores that this process may use, those of one physical core together.
+
+  Where the system does not tell which share one, each is a physical core.
+  """
+  # macOS and Windows cannot restrict a process.
+  usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+  groups: dict[str, list[int]] = {}
+  for core in sorted(usable):
+    path = TOPOLOGY / f"cpu{core}" / "topology" / "thread_siblings_list"
+    groups.setdefault(path.read_text().strip() if path.exists() else str(core), []).append(core)
+  return [tuple(group) for group in groups.values()]
 
 
 def describe() -> str:
-  """Name, instructions that matter here, and the number of cores that this process may use."""
+  """Name, instructions that matter here, and the number of cores that this process may use, hyperthreads included."""
   name = _line("model name") or platform.processor() or platform.machine()
-  known = [flag for flag in _NAMED if flag in instructions()]
-  return f"{name}{f' ({chr(32).join(known)})' if known else ''}, {len(cores())} cores"
+  known, usable = instructions(), sum(map(len, physical_cores()))
+  named = " ".join(flag for flag in _NAMED if flag in known)
+  return f"{name} ({named}), {usable} cores" if named else f"{name}, {usable} cores"
 
 
 def _line(key: str) -> str | None:
@@ -38,13 +47,3 @@ def _line(key: str) -> str | None:
     return None
   match = re.search(rf"^{key}[ \t]*:[ \t]*(\S.*)$", CPUINFO.read_text(), re.MULTILINE)
   return match[1].strip() if match else None
-
-
-def _place(core: int) -> tuple[int, int, int]:
-  """(package, physical core in it, number); virtual machines do not always tell the first two."""
-  folder = TOPOLOGY / f"cpu{core}" / "topology"
-  try:
-    package, physical = (int((folder / name).read_text()) for name in ("physical_package_id", "core_id"))
-  except (OSError, ValueError):
-    package, physical = 0, core
-  return package, physical, core

@@ -30,7 +30,7 @@ class Run:
     folder: of the run.
     config: flat, with the keys of this version.
     scenario: content of scenario.json; {} if it is not there yet.
-    start: content of start.json; {} for runs of earlier versions.
+    starts: date, versions, devices, processor and precision of each start, as far as recorded.
     epochs, tasks: the rows of metrics.jsonl, by kind, in order; the row of a task may come from results.json.
     arrays: task (from 1) -> evaluation.Evaluation.arrays.
     notes: what is missing or damaged, and why.
@@ -38,7 +38,7 @@ class Run:
   folder: pathlib.Path
   config: Mapping[str, Any]
   scenario: Mapping[str, Any]
-  start: Mapping[str, Any]
+  starts: tuple[Mapping[str, Any], ...]
   epochs: tuple[Mapping[str, Any], ...]
   tasks: tuple[Mapping[str, Any], ...]
   arrays: Mapping[int, Mapping[str, np.ndarray]]
@@ -143,7 +143,20 @@ def read(folder: pathlib.Path) -> Run:
     notes.append("calibration, confusion and neural collapse were not recorded, as in runs of earlier versions; "
                  "--recompute computes them from checkpoints and data")
   scenario, start = (_object(folder / name, notes) for name in ("scenario.json", workdir.START))
-  return Run(folder, config, scenario, start, epochs, tuple(tasks), arrays, tuple(notes))
+  return Run(folder, config, scenario, _starts(start or summary, notes), epochs, tuple(tasks), arrays, tuple(notes))
+
+
+def _starts(content: Mapping[str, Any], notes: list[str]) -> tuple[Mapping[str, Any], ...]:
+  """Of start.json, or of results.json where that is missing.
+
+  Earlier versions recorded only the versions at the first start, beside the precision.
+  """
+  first, later = content.get("versions"), content.get("starts", [])
+  starts = [*([content] if first is not None else []), *(later if isinstance(later, list) else [later])]
+  if not all(isinstance(one, Mapping) and isinstance(one.get("versions"), Mapping) for one in starts):
+    notes.append(f"{workdir.START} is damaged, so it is not known where the run ran")
+    return ()
+  return tuple({**one, "precision": content.get("precision")} for one in starts)
 
 
 def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:

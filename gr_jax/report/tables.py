@@ -14,6 +14,9 @@ MISSING = "–"
 SHOTS = ("many", "medium", "few")
 # (run, task from 1) -> a fraction, None if unknown.
 Measure = Callable[[Run, int], float | None]
+# What is recorded of a start -> its head in the table.
+_ORIGIN = {"date": "date", "commit": "commit", "python": "Python", "jaxlib": "jaxlib", "convolutions": "convolutions",
+           "driver": "driver", "devices": "devices", "processor": "CPU", "precision": "precision"}
 VARIANTS = {"uncalibrated": "T = 1", "one_temperature": "one T", "two_temperatures": "two T"}
 
 
@@ -221,12 +224,8 @@ def config(run: Run) -> Table:
 def origins(setting: Setting) -> Table | None:
   """Date, versions and machine of the starts of each run, as far as recorded; None if nothing is."""
   rows = []
-  for run in setting.runs:
-    # Earlier versions recorded the versions at the first start alone.
-    for start in run.start.get("starts") or ([run.start] if "versions" in run.start else []):
-      versions = start.get("versions", {})
-      rows.append((run.folder.name, *[str(value or MISSING) for value in (
-          start.get("date"), versions.get("commit"), versions.get("python"), versions.get("jaxlib"),
-          start.get("devices"), start.get("processor"), run.start.get("precision"))]))
-  head = ("run", "date", "commit", "Python", "jaxlib", "devices", "CPU", "precision")
-  return Table(head, tuple(rows)) if rows else None
+  for name, run in zip(_names(setting.runs), setting.runs):
+    for start in run.starts:
+      recorded = {**start, **start["versions"]}
+      rows.append((name, *[str(recorded.get(key) or MISSING) for key in _ORIGIN]))
+  return Table(("run", *_ORIGIN.values()), tuple(rows)) if rows else None

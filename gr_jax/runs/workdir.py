@@ -184,7 +184,11 @@ def pictures_digest(experiment: Experiment) -> str:
 
 
 def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
-  """Process 0 writes config.json, start.json and scenario.json: from now on the folder belongs to this run."""
+  """Process 0 writes config.json, start.json and scenario.json: from now on the folder belongs to this run.
+
+  Raises:
+    UserError: start.json is damaged.
+  """
   if not processes.primary():
     return
   content = configuration.to_dict(experiment.config)
@@ -217,12 +221,15 @@ def _write_origin(folder: pathlib.Path, experiment: Experiment) -> None:
   """Creates start.json, or adds this start if it differs from the one before, as after an upgrade."""
   path, platform = folder / START, experiment.devices[0].platform
   now = {**origin.describe(platform), "devices": results.devices(experiment)}
-  if not _has_begun(folder):
+  # Replicas have begun where one of them has.
+  if not any(map(_has_begun, (folder, *folder.glob("seed-*")))):
     journal.write_json(path, {"precision": experiment.precision, "platform": platform, "starts": [now]})
   elif path.exists():
     saved = journal.read_json(path, "precision")
     # Earlier versions recorded only the versions at the first one.
     starts = saved.get("starts", [])
+    if not isinstance(starts, list):
+      raise UserError(f"{path} has starts that are no list, so it is damaged; restore the file")
     if starts[-1:] != [now]:
       journal.write_json(path, {**saved, "starts": [*starts, now]})
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from gr_jax.comparing import runner
+from gr_jax.devices import processor
 from gr_jax.errors import UserError
 
 # Writes down its cores, and ends once its partner has too: they can only end together.
@@ -26,13 +27,20 @@ def test_places_on_gpus(monkeypatch):
   assert runner.places(1, ["gpu", "gpu"]) == [runner.Place(gpu="3"), runner.Place(gpu="5")]
 
 
-def test_places_on_a_cpu(monkeypatch):
+def test_places_on_a_cpu(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "sched_getaffinity", lambda process: {9, 2, 3, 5, 7})
+  monkeypatch.setattr(processor, "TOPOLOGY", tmp_path)
   assert runner.places(1, ["cpu"]) == [runner.Place()]
   assert runner.places(2, ["cpu"]) == [runner.Place(cores=(2, 3)), runner.Place(cores=(5, 7, 9))]
   assert [place.cores for place in runner.places(5, ["cpu"])] == [(2,), (3,), (5,), (7,), (9,)]
   with pytest.raises(UserError, match="--jobs_per_device is 6, .* 5 CPU cores; use at most 5"):
     runner.places(6, ["cpu"])
+
+
+def test_physical_cores_are_not_split_while_there_are_enough(monkeypatch):
+  monkeypatch.setattr(processor, "physical_cores", lambda: [(0, 8), (1, 9), (2, 10)])
+  assert [place.cores for place in runner.places(2, ["cpu"])] == [(0, 8), (1, 9, 2, 10)]
+  assert [place.cores for place in runner.places(4, ["cpu"])] == [(0,), (8, 1), (9,), (2, 10)]
 
 
 def test_places_on_tpus():
@@ -45,6 +53,18 @@ def test_platforms_are_those_of_a_new_process(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
   assert runner.platforms() == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("script, named", [
+    ("import sys; sys.exit('RuntimeError: no device\\n  a hint')", "exit code 1: RuntimeError: no device"),
+    ("raise AssertionError", "exit code 1: AssertionError"), ("import os; os.abort()", r"exit code -6\)")])
+def test_devices_that_cannot_be_used(tmp_path, monkeypatch, script, named):
+  (tmp_path / "jax.py").write_text(script)
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.delenv("PYTHONFAULTHANDLER", raising=False)
+  with pytest.raises(UserError, match=f"{named}.*JAX_PLATFORMS is 'cuda', XLA_FLAGS is .*: correct them"):
+    runner.platforms()
 
 
 def test_jobs_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):

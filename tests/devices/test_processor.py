@@ -18,7 +18,7 @@ power management:
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
   """A machine with these files; the process may use cores 0, 1, 2, 3, 6 and 7."""
-  monkeypatch.setattr(os, "sched_getaffinity", lambda process: {7, 0, 1, 3, 2, 6})
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: {7, 0, 1, 3, 2, 6}, raising=False)
   monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
   monkeypatch.setattr(processor, "TOPOLOGY", tmp_path / "cpu")
   return tmp_path
@@ -40,12 +40,18 @@ def test_where_the_system_names_no_model(machine, monkeypatch, content):
   assert processor.describe() == "aarch64, 6 cores" and processor.instructions() == set()
 
 
-def test_threads_of_a_physical_core_are_neighbours(machine):
-  """Eight numbers are two packages of two cores of two threads, numbered as Linux does: first threads first."""
-  assert processor.cores() == [0, 1, 2, 3, 6, 7]
+def test_where_a_process_cannot_be_restricted(machine, monkeypatch):
+  """As on macOS."""
+  monkeypatch.delattr(os, "sched_getaffinity")
+  monkeypatch.setattr(os, "cpu_count", lambda: 3)
+  assert processor.physical_cores() == [(0,), (1,), (2,)] and processor.describe().endswith(", 3 cores")
+
+
+def test_threads_of_a_physical_core_are_together(machine):
+  """Eight numbers are four physical cores of two threads, numbered as Linux does: first threads first."""
+  assert processor.physical_cores() == [(0,), (1,), (2,), (3,), (6,), (7,)]
   for number in range(8):
     folder = machine / "cpu" / f"cpu{number}" / "topology"
     folder.mkdir(parents=True)
-    (folder / "physical_package_id").write_text(f"{number % 4 // 2}\n")
-    (folder / "core_id").write_text(f"{number % 2}\n")
-  assert processor.cores() == [0, 1, 2, 6, 3, 7]
+    (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
+  assert processor.physical_cores() == [(0,), (1,), (2, 6), (3, 7)]

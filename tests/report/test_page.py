@@ -240,26 +240,48 @@ def test_numbers_of_a_table(tmp_path):
 
 
 def test_where_each_seed_ran(tmp_path):
-  """Of every start, also of runs of earlier versions, which recorded less."""
-  folders = [reported.run(tmp_path / str(seed), seed=seed) for seed in (0, 1, 2)]
-  start = json.loads((folders[1] / "start.json").read_text())
+  """Of every start, also of runs of earlier versions, which recorded less: resumed since, or without start.json."""
+  folders = [reported.run(tmp_path / str(seed), seed=seed) for seed in range(4)]
+  start = json.loads((folders[0] / "start.json").read_text())
   later = {**start["starts"][0], "date": "2026-11-23", "versions": {"python": "3.13.1", "jaxlib": "0.12.0"}}
+  earlier = {"versions": {"jaxlib": "0.10.2", "convolutions": "XLA"}, "precision": "float32"}
   reported.write(folders[1] / "start.json", {**start, "starts": [*start["starts"], later]})
-  earlier = {"precision": "float32", "platform": "cpu", "versions": {"jaxlib": "0.10.2"}}
-  reported.write(folders[2] / "start.json", earlier)
+  reported.write(folders[2] / "start.json", {**earlier, "platform": "cpu", "starts": [later]})
+  (folders[3] / "start.json").unlink()
+  summary = json.loads((folders[3] / "results.json").read_text())
+  reported.write(folders[3] / "results.json", {**summary, **earlier, "devices": "1 x cpu"})
   group, = tables.groups_of([records.read(folder) for folder in folders])
-  first = ("2026-11-22", "f00d with changes", "3.13.0", "0.12.0", "1 x cpu", "A Processor, 2 cores", "mixed")
-  assert tables.origins(group.settings[0]).rows == (
-      ("0", *first), ("1", *first),
-      ("1", "2026-11-23", tables.MISSING, "3.13.1", "0.12.0", "1 x cpu", "A Processor, 2 cores", "mixed"),
-      ("2", tables.MISSING, tables.MISSING, tables.MISSING, "0.10.2", tables.MISSING, tables.MISSING, "float32"))
-  out = tmp_path / "report.html"
-  report(folders, out)
-  assert "Where it ran" in Page(out).text and "f00d with changes" in Page(out).text
-  for folder in folders:
-    (folder / "start.json").unlink()
-  report(folders, out)
-  assert "Where it ran" not in Page(out).text and "start.json" not in Page(out).text
+  shown = tables.origins(group.settings[0])
+  at = dict(zip(("run", "date", "commit", "Python", "jaxlib", "convolutions", "devices", "CPU", "precision"), (
+      shown.head.index(name) for name in ("run", "date", "commit", "Python", "jaxlib", "convolutions", "devices", "CPU",
+                                          "precision"))))
+  cells = [tuple(row[place] for place in at.values()) for row in shown.rows]
+  none, machine = tables.MISSING, ("1 x cpu", "A Processor, 2 cores")
+  first = ("2026-11-22", "f00d with changes", "3.13.0", "0.12.0", none, *machine, "mixed")
+  assert cells == [
+      ("0", *first), ("1", *first), ("1", "2026-11-23", none, "3.13.1", "0.12.0", none, *machine, "mixed"),
+      ("2", none, none, none, "0.10.2", "XLA", none, none, "float32"),
+      ("2", "2026-11-23", none, "3.13.1", "0.12.0", none, *machine, "float32"),
+      ("3", none, none, none, "0.10.2", "XLA", "1 x cpu", none, "float32")]
+  report(folders, tmp_path / "report.html")
+  assert "Where it ran" in (text := Page(tmp_path / "report.html").text) and "f00d with changes" in text
+
+
+@pytest.mark.parametrize("starts", [5, ["x"], {"a": 1}, None, [{"versions": None}]])
+def test_a_damaged_start_is_noted(tmp_path, starts):
+  run = reported.run(tmp_path / "run")
+  reported.write(run / "start.json", {"precision": "mixed", "starts": starts})
+  report([run], tmp_path / "report.html")
+  text = Page(tmp_path / "report.html").text
+  assert "start.json is damaged" in text and "Where it ran" not in text
+
+
+def test_a_run_that_recorded_nothing_of_it(tmp_path):
+  run = reported.run(tmp_path / "run")
+  (run / "start.json").unlink()
+  report([run], tmp_path / "report.html")
+  text = Page(tmp_path / "report.html").text
+  assert "Where it ran" not in text and "start.json" not in text
 
 
 def test_an_old_config_is_read(tmp_path):

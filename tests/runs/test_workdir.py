@@ -6,6 +6,7 @@ import types
 import pytest
 
 from gr_jax import origin
+from gr_jax.errors import UserError
 from gr_jax.runs import workdir
 
 
@@ -39,6 +40,21 @@ def test_a_start_that_trained_nothing_leaves_nothing(start, tmp_path):
   start("a")
   (tmp_path / "metrics.jsonl").unlink()
   assert start("b")["starts"] == [entry("b")]
+
+
+def test_replicas_have_begun_where_one_has(start, tmp_path):
+  start("a")
+  (tmp_path / "metrics.jsonl").unlink()
+  (tmp_path / "seed-1").mkdir()
+  (tmp_path / "seed-1" / "metrics.jsonl").write_text("{}\n")
+  assert start("b")["starts"] == [entry("a"), entry("b")]
+
+
+def test_a_damaged_file_is_refused(start, tmp_path):
+  start("a")
+  (tmp_path / workdir.START).write_text(json.dumps({"precision": "float32", "starts": None}))
+  with pytest.raises(UserError, match="starts that are no list.*restore"):
+    start("b")
 
 
 def test_runs_of_earlier_versions(start, tmp_path):
