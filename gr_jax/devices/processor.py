@@ -38,7 +38,7 @@ def describe() -> str:
   name = _line("model name") or platform.processor() or platform.machine()
   known, usable = instructions(), sum(map(len, physical_cores()))
   named = " ".join(flag for flag in _NAMED if flag in known)
-  return f"{name} ({named}), {usable} cores" if named else f"{name}, {usable} cores"
+  return f"{name}{f' ({named})' if named else ''}, {usable} core{'s' if usable > 1 else ''}"
 
 
 def _line(key: str) -> str | None:
