@@ -1,4 +1,4 @@
-"""Where a number comes from: date, versions, commit and processor."""
+"""Where a number comes from: date, versions, commit, devices and processor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.extend import backend
 
 from gr_jax.devices import convolution_library, processes, processor
@@ -23,9 +25,15 @@ _OF_A_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", 
 _PATIENCE = 10
 
 
-def describe(kind: str) -> dict[str, Any]:
-  """{date (UTC), versions, processor} of this process, on devices of a platform."""
-  return {"date": today(), "versions": versions(kind), "processor": processor.describe()}
+def describe(used: Sequence[jax.Device]) -> dict[str, Any]:
+  """{date (UTC), versions, devices, processor} of this process, which uses these devices."""
+  return {"date": today(), "versions": versions(used[0].platform), "devices": devices(used),
+          "processor": processor.describe()}
+
+
+def devices(used: Sequence[jax.Device]) -> str:
+  """Such as "4 x cpu"."""
+  return f"{len(used)} x {used[0].device_kind}"
 
 
 def versions(kind: str) -> dict[str, str]:

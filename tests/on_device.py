@@ -10,6 +10,8 @@ import sys
 import jax
 from device_runs import TRAJECTORY, assert_same_step, follow_trajectory, resnet_run
 
+from gr_jax import origin
+
 # In float32 the recording is met to 1e-5 on a CPU; a GPU adds in another order.
 _TRAJECTORY, _STEP = 1e-4, 1e-3
 
@@ -17,7 +19,7 @@ _TRAJECTORY, _STEP = 1e-4, 1e-3
 def main(platform):
   devices = jax.devices(platform) if platform else jax.devices()
   cpu = jax.devices("cpu")[:1]
-  print(f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+  print(f"{origin.devices(devices)}, jax {jax.__version__}")
   # The recording's batch of 16 must be shared equally.
   shares = {len(used): used for used in (devices[:1], devices[:2], devices[:4])}.values()
   for used in shares:

@@ -109,6 +109,11 @@ def test_versions_on_other_devices_name_their_driver():
   assert known["driver"] == jax.devices()[0].client.platform_version and "convolutions" not in known
 
 
+def test_devices_are_counted_and_named():
+  assert origin.devices(jax.devices()[:3]) == "3 x cpu"
+  assert {"date", "versions", "devices", "processor"} == set(origin.describe(jax.devices()[:1]))
+
+
 @pytest.mark.parametrize("zone", ["<+14>-14", "<-12>12"])
 def test_the_date_is_of_utc(monkeypatch, zone):
   """At any time it is another date in one of these zones."""

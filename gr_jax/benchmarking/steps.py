@@ -289,9 +289,8 @@ def _measure(experiment: Experiment, config: Config, *, started: float, calls: i
     ready, decoding = ready + way["warm_seconds"], way["cold_seconds"] - way["warm_seconds"]
   device, on_cpu = experiment.devices[0], experiment.devices[0].platform == "cpu"
   report: dict[str, Any] = {
-      "config": configuration.to_dict(config), "devices": f"{len(experiment.devices)} x {device.device_kind}",
-      "precision": experiment.precision, "jax": jax.__version__,
-      "convolutions": convolution_library.describe() if on_cpu else None, **origin.describe(device.platform),
+      "config": configuration.to_dict(config), "precision": experiment.precision,
+      "convolutions": convolution_library.describe() if on_cpu else None, **origin.describe(experiment.devices),
       "import_seconds": import_seconds(), "load_seconds": ready, "programs": {}}
   last = len(experiment.plans) - 1
   measured = {"base task": 0, "task 2": min(1, last)} | ({f"task {last + 1}": last} if long else {})

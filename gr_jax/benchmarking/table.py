@@ -12,7 +12,7 @@ def markdown(report: dict[str, Any]) -> str:
     return f"{1e3 * timing['median']:.2f} ({1e3 * timing['fastest']:.2f} to {1e3 * timing['slowest']:.2f})"
 
   lines = [f"{report['devices']}, {report['precision']}, batch {report['config']['batch_size']}, "
-           f"{report['config']['model']}, jax {report['jax']}, {report['date']}"
+           f"{report['config']['model']}, jax {report['versions']['jax']}, {report['date']}"
            + (f"; {report['convolutions']}" if report["convolutions"] else ""), "",
            "| program | compile, s | step, ms: median (range) | images/s | TFLOP/s (share of the product's) | GB/s "
            "(share of the copy's) | temporary memory, MiB |", "|---|---|---|---|---|---|---|"]

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
+from gr_jax.devices import processor
 from gr_jax.errors import UserError
 
 
 def count() -> int:
   """Number of worker processes: the cores that this process may use."""
-  return len(os.sched_getaffinity(0))
+  return len(processor.usable_cores())
 
 
 def results(function: Callable[[Any], Any], items: Iterable, *, initializer: Callable, initargs: tuple,

@@ -19,24 +19,28 @@ def instructions() -> set[str]:
   return set((_line("flags") or "").split())
 
 
+def usable_cores() -> list[int]:
+  """Numbers of the cores that this process may use, hyperthreads included."""
+  # macOS and Windows cannot restrict a process.
+  return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def physical_cores() -> list[tuple[int, ...]]:
-  """Numbers of the cores that this process may use, those of one physical core together.
+  """The usable cores, those of one physical core together.
 
   Where the system does not tell which share one, each is a physical core.
   """
-  # macOS and Windows cannot restrict a process.
-  usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
   groups: dict[str, list[int]] = {}
-  for core in sorted(usable):
+  for core in usable_cores():
     path = TOPOLOGY / f"cpu{core}" / "topology" / "thread_siblings_list"
     groups.setdefault(path.read_text().strip() if path.exists() else str(core), []).append(core)
   return [tuple(group) for group in groups.values()]
 
 
 def describe() -> str:
-  """Name, instructions that matter here, and the number of cores that this process may use, hyperthreads included."""
+  """Name, instructions that matter here, and the number of usable cores."""
   name = _line("model name") or platform.processor() or platform.machine()
-  known, usable = instructions(), sum(map(len, physical_cores()))
+  known, usable = instructions(), len(usable_cores())
   named = " ".join(flag for flag in _NAMED if flag in known)
   return f"{name}{f' ({named})' if named else ''}, {usable} core{'s' if usable > 1 else ''}"
 

@@ -102,7 +102,7 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
       "method": config.method, "addons": config.addons, "seed": config.seed, "scenario_digest": drawn.digest,
       "tasks_done": progress.task, "seconds": progress.seconds,
       "versions": origin.versions(experiment.devices[0].platform),
-      "devices": devices(experiment), "processor": processor.describe(),
+      "devices": origin.devices(experiment.devices), "processor": processor.describe(),
       "precision": experiment.precision, **top,
       "last_accuracy": top["task_accuracies"][progress.task - 1],
       "many_medium_few": metrics.many_medium_few(np.asarray(progress.correct)[-1][seen], total[seen],
@@ -114,11 +114,6 @@ def summarize(experiment: Experiment, progress: Progress) -> dict[str, Any]:
     summary["scores"] = {name: _accuracies(experiment, correct, aware, total)
                          for name, (correct, aware) in zip(names, rows)}
   return summary
-
-
-def devices(experiment: Experiment) -> str:
-  """Such as "4 x cpu"."""
-  return f"{len(experiment.devices)} x {experiment.devices[0].device_kind}"
 
 
 def _figures(progress: Progress, num_tasks: int) -> dict[str, Any]:

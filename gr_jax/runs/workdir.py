@@ -18,7 +18,7 @@ from gr_jax import files, models, origin
 from gr_jax.config import Config
 from gr_jax.devices import processes
 from gr_jax.errors import UserError
-from gr_jax.runs import journal, results
+from gr_jax.runs import journal
 from gr_jax.training.experiment import Experiment
 
 # File with the precision, platform, dates, versions and processors of a run's starts.
@@ -220,7 +220,7 @@ def write_start(folder: pathlib.Path, experiment: Experiment) -> None:
 def _write_origin(folder: pathlib.Path, experiment: Experiment) -> None:
   """Creates start.json, or adds this start if it differs from the one before, as after an upgrade."""
   path, platform = folder / START, experiment.devices[0].platform
-  now = {**origin.describe(platform), "devices": results.devices(experiment)}
+  now = origin.describe(experiment.devices)
   # Replicas have begun where one of them has.
   if not any(map(_has_begun, (folder, *folder.glob("seed-*")))):
     journal.write_json(path, {"precision": experiment.precision, "platform": platform, "starts": [now]})

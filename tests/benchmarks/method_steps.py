@@ -81,8 +81,7 @@ def timings(rows: dict[str, dict[str, Any]], *, config: str, calls: int, steps: 
     # At once: later rows take minutes.
     print(f"{name}: {shown}; finetune {1000 * measured[name]['finetune']:.0f} ms", flush=True)
     before = after
-  return {"devices": f"{len(first.devices)} x {first.devices[0].device_kind}", "precision": first.precision,
-          **origin.describe(first.devices[0].platform), "methods": measured}
+  return {"precision": first.precision, **origin.describe(first.devices), "methods": measured}
 
 
 def _module(path: pathlib.Path) -> Any:

@@ -44,7 +44,8 @@ def test_where_a_process_cannot_be_restricted(machine, monkeypatch):
   """As on macOS."""
   monkeypatch.delattr(os, "sched_getaffinity")
   monkeypatch.setattr(os, "cpu_count", lambda: 3)
-  assert processor.physical_cores() == [(0,), (1,), (2,)] and processor.describe().endswith(", 3 cores")
+  assert processor.usable_cores() == [0, 1, 2] and processor.physical_cores() == [(0,), (1,), (2,)]
+  assert processor.describe().endswith(", 3 cores")
 
 
 def test_threads_of_a_physical_core_are_together(machine):

@@ -13,11 +13,11 @@ from gr_jax.runs import workdir
 @pytest.fixture
 def start(tmp_path, monkeypatch):
   """A function that starts a run at a commit and returns start.json; from the second time on the run has begun."""
-  device = types.SimpleNamespace(platform="cpu", device_kind="cpu")
+  device = types.SimpleNamespace(platform="cpu")
   experiment = types.SimpleNamespace(devices=[device], precision="float32")
 
   def at(commit):
-    monkeypatch.setattr(origin, "describe", lambda platform: {"date": "2026-11-22", "versions": {"commit": commit}})
+    monkeypatch.setattr(origin, "describe", lambda devices: entry(commit, len(devices)))
     workdir._write_origin(tmp_path, experiment)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     return json.loads((tmp_path / workdir.START).read_text())
@@ -25,8 +25,8 @@ def start(tmp_path, monkeypatch):
   return at
 
 
-def entry(commit):
-  return {"date": "2026-11-22", "versions": {"commit": commit}, "devices": "1 x cpu"}
+def entry(commit, devices=1):
+  return {"date": "2026-11-22", "versions": {"commit": commit}, "devices": f"{devices} x cpu"}
 
 
 def test_every_start_that_differs_is_recorded(start):
