@@ -1,8 +1,8 @@
 """Runs a command and ends it when its parent dies: python -m gr_jax.comparing.leash FD CORES MODULE FLAGS...
 
-FD is the reading end of a pipe whose other end only the parent holds. When the parent is gone, even by SIGKILL, the
-command gets SIGTERM: it saves and exits, and frees its folder for the next start. CORES are those of the CPU that it
-may use, such as 0,1, or "all". A `nice` value counts against other sessions, too.
+FD is the reading end of a pipe whose other end only the parent holds. When the parent closes it, or is gone, even by
+SIGKILL, the command gets SIGTERM: it saves and exits, and frees its folder for the next start. CORES are those of the
+CPU that it may use, such as 0,1, or "all". A `nice` value counts against other sessions, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _PAUSE, _TRIES = 0.15, 20
 def _watch(reader: int) -> None:
   # Nothing is ever written: the read returns when the last writer is gone.
   os.read(reader, 1)
-  os.kill(os.getpid(), signal.SIGTERM)
+  # A service manager, or a shutdown, may have sent SIGTERM to all processes: a second one would end the run unsaved.
+  signals = sys.modules.get("gr_jax.runs.signals")
+  if signals is None or not signals.requested():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _be_nice() -> None:

@@ -23,6 +23,11 @@ from gr_jax.watching import lock
 # Seconds between two looks at a process.
 _INTERVAL = 0.2
 
+# Share of a GPU's memory that its processes reserve together; JAX reserves 0.75 for a single one.
+_GPU_MEMORY = 0.9
+# A user who sets one of these shares out the memory.
+_OF_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
+
 _ENDS = {0: "done", signals.EXIT_CODE: "interrupted, and saved"}
 
 
@@ -52,16 +57,24 @@ class Place(NamedTuple):
   Attributes:
     gpu: CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
     cores: of the CPU; empty: all that this process may use.
+    memory: share of the GPU's memory that the process reserves; None: JAX's default, or the user's.
   """
   gpu: str | None = None
   cores: tuple[int, ...] = ()
+  memory: float | None = None
+
+  def environment(self) -> dict[str, str]:
+    """The environment of a process there."""
+    given = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
+    return {**os.environ, **given, **({} if self.memory is None else {_OF_MEMORY[0]: f"{self.memory:.3f}"})}
 
 
 def run_all(jobs: Sequence[Job], places: Sequence[Place], look: Callable[[], None] = lambda: None
             ) -> dict[str, int]:
   """Runs a list; returns the exit code of each job that failed, by label.
 
-  If this process is interrupted, or killed, its jobs save and exit.
+  If this process is interrupted, or killed, its jobs save and exit. A job that cannot be started has failed, with code
+  1, and the others run.
 
   Args:
     jobs: in starting order; labels are unique.
@@ -71,20 +84,33 @@ def run_all(jobs: Sequence[Job], places: Sequence[Place], look: Callable[[], Non
   waiting, failed, stopping = queue.SimpleQueue(), {}, threading.Event()
   for job in jobs:
     waiting.put(job)
+  errors: list[BaseException] = []
 
   def work(place: Place) -> None:
+    try:
+      work_off(place)
+    except BaseException as error:
+      # Raised below: a thread would only print it.
+      errors.append(error)
+
+  def work_off(place: Place) -> None:
     while not stopping.is_set():
       try:
         job = waiting.get_nowait()
       except queue.Empty:
         return
-      code = _finish(job, place, stopping)
+      try:
+        code = _finish(job, place, stopping)
+      except OSError as error:
+        failed[job.label] = 1
+        print(f"{job.label}: FAILED, it cannot be started ({error})", flush=True)
+        continue
       if code is None:
         return
-      failure = "stopped" if stopping.is_set() else f"FAILED with code {code}, see {job.log}"
-      print(f"{job.label}: {_ENDS.get(code, failure)}", flush=True)
       if code:
         failed[job.label] = code
+      failure = "stopped" if stopping.is_set() else f"FAILED with code {code}, see {job.log}"
+      print(f"{job.label}: {_ENDS.get(code, failure)}", flush=True)
 
   workers = [threading.Thread(target=work, args=(place,)) for place in places]
   try:
@@ -98,6 +124,8 @@ def run_all(jobs: Sequence[Job], places: Sequence[Place], look: Callable[[], Non
     stopping.set()
     for worker in workers:
       worker.join()
+  if errors:
+    raise errors[0]
   return failed
 
 
@@ -111,29 +139,29 @@ def _finish(job: Job, place: Place, stopping: threading.Event) -> int | None:
       announced = True
     if stopping.wait(_INTERVAL):
       return None
-  environment = os.environ if place.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": place.gpu}
   cores = ",".join(map(str, place.cores)) or leash.ALL_CORES
   reader, writer = os.pipe()
   try:
-    with (open(job.log, "a") as log,
+    with (open(writer, "wb") as held, open(job.log, "a") as log,
           # A new session, so that Ctrl-C reaches the run only through this process and not also from the terminal.
           subprocess.Popen(
               [sys.executable, "-m", "gr_jax.comparing.leash", str(reader), cores, job.module, *job.flags],
-              env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+              env=place.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
               pass_fds=[reader]) as process):
       while process.poll() is None:
         # When the list ends, so do its runs: the next start needs their folders unlocked.
         if stopping.wait(_INTERVAL):
-          process.terminate()
+          # The leash asks the run to save, unless it has been asked: a second signal would end it at once.
+          held.close()
           process.wait()
       return process.returncode
   finally:
     os.close(reader)
-    os.close(writer)
 
 
 def places(jobs_per_device: int, platforms: Sequence[str]) -> list[Place]:
-  """Where jobs run: so many at a time on each GPU; without a GPU, each on its share of the CPU's cores.
+  """Where jobs run: so many at a time on each GPU, whose memory they share out; without a GPU, each on its share of the
+  CPU's cores.
 
   Args:
     jobs_per_device: processes at a time on each GPU, or on the CPU.
@@ -145,7 +173,9 @@ def places(jobs_per_device: int, platforms: Sequence[str]) -> list[Place]:
   if gpus := platforms.count("gpu"):
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = given.split(",") if given else [str(i) for i in range(gpus)]
-    return [Place(gpu=name) for name in names[:gpus] for _ in range(jobs_per_device)]
+    share = None if jobs_per_device == 1 or any(name in os.environ for name in _OF_MEMORY) else \
+        _GPU_MEMORY / jobs_per_device
+    return [Place(gpu=name, memory=share) for name in names[:gpus] for _ in range(jobs_per_device)]
   if jobs_per_device == 1:
     return [Place()]
   if "tpu" in platforms:

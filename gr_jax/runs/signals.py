@@ -14,9 +14,17 @@ EXIT_CODE = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+# Set when this process is asked to exit.
+_ASKED = threading.Event()
+
 
 class Interrupted(Exception):
   """The run was asked to exit and has saved its progress."""
+
+
+def requested() -> bool:
+  """Whether this process has been asked to exit since it began to listen; False before."""
+  return _ASKED.is_set()
 
 
 @contextlib.contextmanager
@@ -29,7 +37,7 @@ def listening() -> Iterator[Callable[[], bool]]:
   if threading.current_thread() is not threading.main_thread():
     yield lambda: False
     return
-  asked = threading.Event()
+  _ASKED.clear()
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
 
@@ -39,9 +47,9 @@ def listening() -> Iterator[Callable[[], bool]]:
     while number := os.read(reader, 1):
       if number[0] not in _SIGNALS:
         continue
-      if asked.is_set():
+      if _ASKED.is_set():
         os._exit(128 + number[0])
-      asked.set()
+      _ASKED.set()
       print(f"{signal.Signals(number[0]).name}: will save and exit after this device call; a second signal exits "
             f"immediately", file=sys.stderr, flush=True)
 
@@ -50,7 +58,7 @@ def listening() -> Iterator[Callable[[], bool]]:
   watcher = threading.Thread(target=watch, daemon=True)
   watcher.start()
   try:
-    yield asked.is_set
+    yield _ASKED.is_set
   finally:
     signal.set_wakeup_fd(pipe_before)
     for number, handler in before.items():

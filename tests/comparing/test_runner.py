@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import signal
 
 import pytest
 
 from gr_jax.comparing import runner
 from gr_jax.devices import processor
 from gr_jax.errors import UserError
+from gr_jax.runs import signals
 
 # Writes down its cores, and ends once its partner has too: they can only end together.
 _SCRIPT = """
@@ -20,11 +23,37 @@ while not partner.exists():
 """
 
 
+# Saves for a second once it is asked to exit.
+_SAVING = """
+import os, pathlib, sys, time
+from gr_jax.runs import signals
+with signals.listening() as asked:
+  pathlib.Path(sys.argv[1] + ".part").write_text(str(os.getpid()))
+  pathlib.Path(sys.argv[1] + ".part").rename(sys.argv[1])
+  while not asked():
+    time.sleep(0.01)
+  time.sleep(1)
+sys.exit(signals.EXIT_CODE)
+"""
+
+
 def test_places_on_gpus(monkeypatch):
-  monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-  assert runner.places(2, ["gpu", "gpu"]) == [runner.Place(gpu=name) for name in ("0", "0", "1", "1")]
+  for name in ("CUDA_VISIBLE_DEVICES", *runner._OF_MEMORY):
+    monkeypatch.delenv(name, raising=False)
+  assert runner.places(2, ["gpu", "gpu"]) == [runner.Place(gpu=name, memory=0.45) for name in ("0", "0", "1", "1")]
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
   assert runner.places(1, ["gpu", "gpu"]) == [runner.Place(gpu="3"), runner.Place(gpu="5")]
+
+
+def test_jobs_on_one_gpu_share_out_its_memory(monkeypatch):
+  """JAX would reserve three quarters for the first one."""
+  for name in runner._OF_MEMORY:
+    monkeypatch.delenv(name, raising=False)
+  environment = runner.places(3, ["gpu"])[0].environment()
+  assert environment["CUDA_VISIBLE_DEVICES"] == "0" and environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.300"
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in runner.places(1, ["gpu"])[0].environment()
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in runner.places(3, ["gpu"])[0].environment()
 
 
 def test_places_on_a_cpu(tmp_path, monkeypatch):
@@ -76,3 +105,38 @@ def test_jobs_run_at_the_same_time_each_on_its_cores(tmp_path, monkeypatch):
   places = [runner.Place(cores=(mine[-1],)), runner.Place()]
   assert not runner.run_all(jobs, places)
   assert sorted(json.loads(file.read_text()) for file in files) == sorted([[mine[-1]], mine])
+
+
+@pytest.mark.parametrize("asked_already", [True, False])
+def test_a_list_that_is_stopped_asks_each_run_once(tmp_path, monkeypatch, capsys, asked_already):
+  """A service manager sends SIGTERM to all processes; a second one would end a run before it has saved."""
+  (tmp_path / "saving.py").write_text(_SAVING)
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+  def look():
+    if (tmp_path / "started").exists():
+      if asked_already:
+        os.kill(int((tmp_path / "started").read_text()), signal.SIGTERM)
+      raise signals.Interrupted("stopped")
+
+  with pytest.raises(signals.Interrupted):
+    runner.run_all([runner.Job("a", tmp_path / "run", "saving", (str(tmp_path / "started"),))], [runner.Place()], look)
+  assert capsys.readouterr().out == "a: interrupted, and saved\n"
+
+
+def test_a_job_that_cannot_be_started_has_failed(tmp_path, monkeypatch, capsys):
+  (tmp_path / "nothing.py").write_text("")
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  jobs = [runner.Job(name, tmp_path / name, "nothing", ()) for name in ("a", "b")]
+  jobs[0].log.mkdir()
+  assert runner.run_all(jobs, [runner.Place()]) == {"a": 1}
+  assert re.fullmatch(r"a: FAILED, it cannot be started \(.*a.log.*\)\nb: done\n", capsys.readouterr().out)
+
+
+def test_an_error_of_the_list_itself_is_raised(tmp_path, monkeypatch):
+  def broken(*arguments):
+    raise ZeroDivisionError
+
+  monkeypatch.setattr(runner, "_finish", broken)
+  with pytest.raises(ZeroDivisionError):
+    runner.run_all([runner.Job("a", tmp_path / "a", "nothing", ())], [runner.Place()])
