@@ -41,9 +41,11 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
   convolution_library.enable()
   processes.agree({**configuration.shared(config), "code": origin.code()["gr_jax"], "jax": jax.__version__})
   experiment = processes.together(lambda: experiments.load(
-      config, before_data=lambda: workdirs.check_config(folder, config), progress=console.decoding,
+      config, before_data=lambda: replicas.check_configs(folder, config), progress=console.decoding,
       say=console.say))
   with workdirs.held(folder):
+    # Once more: while this process waited or loaded its data, another one may have begun a run here.
+    processes.together(lambda: replicas.check_configs(folder, config))
     processes.together(lambda: workdirs.check_scenario(folder, experiment))
     finished = processes.together(lambda: workdirs.finished(folder, experiment))
     processes.agree({"digest of the images": experiment.scenario.digest, "precision": experiment.precision,

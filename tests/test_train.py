@@ -384,6 +384,19 @@ def test_a_second_job_is_refused(finished):
     train.train(runs.short(), finished[0])
 
 
+def test_a_run_that_began_while_the_data_were_loaded_is_not_changed(finished, tmp_path, monkeypatch):
+  load = experiments.load
+
+  def slowly(config, **options):
+    experiment = load(config, **options)
+    shutil.copytree(finished[0], tmp_path / "run", dirs_exist_ok=True)
+    return experiment
+
+  monkeypatch.setattr(experiments, "load", slowly)
+  with pytest.raises(UserError, match=r"another config:\n  learning_rate: 0.1 -> 0.5"):
+    train.train(runs.short(learning_rate=0.5), tmp_path / "run")
+
+
 def test_holdout_of_a_run_without_one():
   with pytest.raises(UserError, match="held out no images"):
     pictures.load(experiments.load(runs.short(validation_fraction=0.0)), "holdout", lambda items, **_: items)

@@ -42,6 +42,19 @@ def member_folder(folder: pathlib.Path, config: Config, number: int) -> pathlib.
   return folder / f"seed-{config.seed + number}"
 
 
+def check_configs(folder: pathlib.Path, config: Config) -> None:
+  """`workdir.check_config` for a run, and for each of its replicas that has a folder.
+
+  So no replica is trained where another one has another config.
+  """
+  workdir.check_config(folder, config)
+  if config.replicas == 1:
+    return
+  for number in range(config.replicas):
+    if member_folder(folder, config, number).exists():
+      workdir.check_config(member_folder(folder, config, number), member_config(config, number))
+
+
 def run_side_by_side(
     experiment: Experiment, folder: pathlib.Path, pictures: Data | Originals, evaluated: tuple[Data, Data],
     learn: Callable[..., dict[str, Any]]) -> dict[str, Any]:

@@ -51,8 +51,11 @@ def check_config(folder: pathlib.Path, config: Config) -> None:
   if not processes.primary():
     return
   path = folder / "config.json"
-  if path.exists() and _has_begun(folder):
+  if path.exists() and (_has_begun(folder) or _replicas_have_begun(folder)):
     saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
+    if saved["replicas"] > 1 and config.replicas > 1:
+      # More replicas may join, and each one's folder has its own seed.
+      saved |= {key: wanted[key] for key in ("seed", "replicas")}
     # "auto" may mean one precision where the run started and another one here.
     saved["precision"] = saved_precision(folder, saved["precision"])
     wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
@@ -79,6 +82,11 @@ def _has_begun(folder: pathlib.Path) -> bool:
   """Whether anything has been trained there; files of a refused or interrupted start do not count."""
   checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
   return (checkpoints.is_dir() and any(checkpoints.iterdir())) or (rows.exists() and rows.stat().st_size > 0)
+
+
+def _replicas_have_begun(folder: pathlib.Path) -> bool:
+  """Whether anything has been trained in the folder of a replica."""
+  return any(map(_has_begun, folder.glob("seed-*")))
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -163,7 +171,7 @@ def check_scenario(folder: pathlib.Path, experiment: Experiment) -> None:
     UserError: scenario.json has another digest, of the draw or of the pictures.
   """
   path = folder / "scenario.json"
-  if not path.exists() or not _has_begun(folder):
+  if not path.exists() or not (_has_begun(folder) or _replicas_have_begun(folder)):
     return
   saved = journal.read_json(path, "digest", "pictures_digest")
   for name, now in (("digest", experiment.scenario.digest), ("pictures_digest", pictures_digest(experiment))):
@@ -221,8 +229,7 @@ def _write_origin(folder: pathlib.Path, experiment: Experiment) -> None:
   """Creates start.json, or adds this start if it differs from the one before, as after an upgrade."""
   path, platform = folder / START, experiment.devices[0].platform
   now = origin.describe(experiment.devices)
-  # Replicas have begun where one of them has.
-  if not any(map(_has_begun, (folder, *folder.glob("seed-*")))):
+  if not (_has_begun(folder) or _replicas_have_begun(folder)):
     journal.write_json(path, {"precision": experiment.precision, "platform": platform, "starts": [now]})
   elif path.exists():
     saved = journal.read_json(path, "precision")
@@ -246,8 +253,8 @@ def _done(folder: pathlib.Path, config: Config, tasks: int) -> dict[str, Any] | 
     return None
   content = journal.read_json(path, "tasks_done")
   first, count = config.seed, config.replicas
-  if count > 1 and content.get("seeds") != list(range(first, first + count)):
-    # Of other replicas in this folder.
+  # The mean over replicas is not a single run's result, nor that of other replicas.
+  if content.get("seeds") != (list(range(first, first + count)) if count > 1 else None):
     return None
   return content if content["tasks_done"] >= tasks else None
 

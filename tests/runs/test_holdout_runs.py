@@ -55,3 +55,7 @@ def test_results_of_other_replicas_are_not_those_of_this_run(tmp_path):
   assert finished(0, 2) is not None
   assert finished(0, 3) is None
   assert finished(2, 2) is None
+  # A mean over replicas is no run's result, and the other way round.
+  assert finished(0, 1) is None
+  (tmp_path / "results.json").write_text(json.dumps({"tasks_done": 3}))
+  assert finished(0, 1) is not None and finished(0, 2) is None

@@ -4,10 +4,12 @@ import json
 import types
 
 import pytest
+import runs
 
+from gr_jax import config as configuration
 from gr_jax import origin
 from gr_jax.errors import UserError
-from gr_jax.runs import workdir
+from gr_jax.runs import replicas, workdir
 
 
 @pytest.fixture
@@ -66,3 +68,41 @@ def test_runs_of_earlier_versions(start, tmp_path):
   (tmp_path / workdir.START).unlink()
   with pytest.raises(FileNotFoundError):
     start("c")
+
+
+@pytest.fixture
+def two_replicas(tmp_path):
+  """A function that saves the config of a run of seeds 3 and 4, the second of which has begun with `changes`."""
+  def save(**changes):
+    member = replicas.member_folder(tmp_path, checked(replicas=2, seed=3), 1)
+    member.mkdir()
+    for folder, config in ((tmp_path, checked(replicas=2, seed=3)), (member, checked(seed=4, **changes))):
+      (folder / "config.json").write_text(json.dumps(configuration.to_dict(config)))
+      (folder / workdir.START).write_text(json.dumps({"precision": "float32"}))
+    (member / "metrics.jsonl").write_text("{}\n")
+  return save
+
+
+def checked(**changes):
+  return configuration.check(runs.short(**changes))
+
+
+@pytest.mark.parametrize("changes, line", [
+    ({"learning_rate": 0.5, "replicas": 2}, "learning_rate: 0.1 -> 0.5"),
+    ({"method": "lwf", "replicas": 3}, "method: 'gr' -> 'lwf'"), ({"replicas": 1}, "replicas: 2 -> 1")])
+def test_a_folder_of_replicas_belongs_to_their_config(two_replicas, tmp_path, changes, line):
+  two_replicas()
+  with pytest.raises(UserError, match=f"another config:(.|\n)*{line}"):
+    replicas.check_configs(tmp_path, checked(seed=3, **changes))
+
+
+def test_replicas_may_join_others(two_replicas, tmp_path):
+  two_replicas()
+  for seed, count in ((3, 2), (3, 4), (2, 3)):
+    replicas.check_configs(tmp_path, checked(seed=seed, replicas=count))
+
+
+def test_one_replica_with_another_config_stops_all(two_replicas, tmp_path):
+  two_replicas(weight_decay=0.5)
+  with pytest.raises(UserError, match="seed-4 holds a run with another config:(.|\n)*weight_decay: 0.5 -> "):
+    replicas.check_configs(tmp_path, checked(seed=3, replicas=2))
