@@ -40,13 +40,14 @@ def main(argv: list[str]) -> None:
     places = runner.places(_JOBS.value, runner.platforms())
     runner.leave_on_signals()
     failed = runner.run_all([run.job for run in runs], places)
-    if _HOLDOUT.value:
-      sweeps.evaluate_holdout([run for run in runs if run.job.label not in failed])
+    unread = sweeps.evaluate_holdout([run for run in runs if run.job.label not in failed]) if _HOLDOUT.value else []
     # The folder of a failed run may contain results of another config.
     text = sweeps.table([run._replace(workdir=pathlib.Path("refused")) if run.job.label in failed else run
                          for run in runs])
     (root / "table.md").write_text(text + "\n")
-  print(text)
+  print("\n".join([text, *unread]))
+  if unread:
+    raise UserError(f"the held-out images of {len(unread)} of {len(runs)} runs cannot be evaluated, see above")
   if failed:
     raise UserError(f"{len(failed)} of {len(runs)} runs failed; see their logs in {root}, then rerun the command")
 

@@ -84,15 +84,21 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   missing = {run.label: run.config for run in (*first, *expected) if run.results is None}
   machine = probe.probe(missing) if missing else probe.Report((), {}, True)
   line = Line([*first, *expected], machine.steps)
-  failures = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine, line,
-                  answers=(_DIVERGED,))
-  choices = {entry.name: choose_setting(entry.name, entry.config, tuning[entry.name]) for entry in comparison.entries}
+  failed = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine, line,
+                answers=(_DIVERGED,))
+  failures = list(failed.values())
+  # The rest would be compared without them, and a rerun might choose otherwise than runs that are trained by then.
+  unscored = {run.entry for run in first if run.label in failed}
+  choices = {entry.name: choose_setting(entry.name, entry.config, tuning[entry.name]) for entry in comparison.entries
+             if entry.name not in unscored}
   if comparison.tune:
     journal.write_json(comparison.root / "tuning.json", {name: one.record for name, one in choices.items()})
   final = _final(comparison, {name: one.config for name, one in choices.items() if one.config is not None})
   plan.check_folders(final)
   failures += _run(comparison, plan.make_jobs(
-      comparison.config_file, final, together=_together(comparison, final, machine)), machine, line)
+      comparison.config_file, final, together=_together(comparison, final, machine)), machine, line).values()
+  failures += [f"{name}: no setting is chosen before the runs that failed are done, so it was not run; rerun the "
+               f"command, or leave the setting out" for name in sorted(unscored)]
   failures += [f"{name}: no setting could be scored, so it was not run" for name, one in choices.items()
                if one.config is None]
   rows = [tables.Row(entry.name, comparison.seeds,
@@ -135,15 +141,15 @@ def _together(comparison: Comparison, runs: Sequence[Run], machine: probe.Report
 
 
 def _run(comparison: Comparison, jobs: Sequence[runner.Job], machine: probe.Report, line: Line,
-         answers: Sequence[int] = ()) -> list[str]:
-  """Runs the jobs; returns a line for each that failed.
+         answers: Sequence[int] = ()) -> dict[str, str]:
+  """Runs the jobs; returns a line for each that failed, by its label.
 
   Args:
     comparison, jobs, machine, line: of the comparison.
     answers: exit codes besides 0 that are no failure.
   """
   if not jobs:
-    return []
+    return {}
   failed = runner.run_all(jobs, runner.places(comparison.jobs_per_device, machine.platforms), line.look)
-  return [f"{job.label}: failed with exit code {failed[job.label]}, see {job.log}" for job in jobs
-          if failed.get(job.label, 0) not in (0, *answers)]
+  return {job.label: f"{job.label}: failed with exit code {failed[job.label]}, see {job.log}" for job in jobs
+          if failed.get(job.label, 0) not in (0, *answers)}

@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gr_jax import config as configuration
+from gr_jax import methods
 from gr_jax.comparing.runner import Job
 from gr_jax.comparing.tables import spread
 from gr_jax.errors import UserError
+from gr_jax.methods import addons
+from gr_jax.methods.options import nearest
 from gr_jax.runs import journal
 
 # Written to a run's folder when its held-out images have been evaluated.
@@ -77,7 +81,7 @@ def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: S
   """Every row with every seed; seeds are the outer loop, so that an interrupted sweep has complete seeds.
 
   Raises:
-    UserError: an unknown row, or a setting that is not KEY=VALUE.
+    UserError: an unknown row or key, a value of the wrong type, a seed named twice, or a setting that is not KEY=VALUE.
   """
   unknown = [name for name in only if name not in sweep.rows]
   if unknown:
@@ -85,6 +89,11 @@ def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: S
   wrong = [setting for setting in settings if "=" not in setting]
   if wrong:
     raise UserError(f"--set is {wrong[0]!r}; it takes KEY=VALUE")
+  if len(set(sweep.seeds)) < len(sweep.seeds):
+    raise UserError(f"seeds are {', '.join(map(str, sweep.seeds))}; name each once: a run has one folder")
+  for row, changes in sweep.rows.items():
+    for override in (*(f"{key}={value}" for key, value in changes.items()), *settings):
+      _check_key(row, *override.split("=", 1))
   runs = []
   for seed in sweep.seeds:
     for row, changes in sweep.rows.items():
@@ -98,15 +107,57 @@ def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: S
   return runs
 
 
-def evaluate_holdout(runs: Sequence[Run]) -> None:
-  """Writes holdout.json beside the results of finished runs with a hold-out, unless it exists."""
+def _check_key(row: str, key: str, value: str) -> None:
+  """Refuses a key that no run knows: else the last row would tell it after days. A run checks the rest at its start."""
+  option = key.removeprefix(f"{configuration.OPTIONS}.")
+  try:
+    if option == key:
+      if key not in configuration.KEYS:
+        raise configuration.unknown_key(key)
+      configuration.parsed(key, value)
+    elif option not in (known := _options()):
+      raise UserError(f"no method or add-on has the option {key}{nearest(option, known, f'{configuration.OPTIONS}.')}")
+  except UserError as error:
+    raise UserError(f"row {row!r}: {error}") from error
+
+
+def _options() -> tuple[str, ...]:
+  """The options of all methods and add-ons."""
+  return tuple(dict.fromkeys(name for method in methods.METHODS
+                             for name in methods.options_of(method, tuple(addons.ADDONS))))
+
+
+def evaluate_holdout(runs: Sequence[Run]) -> list[str]:
+  """Writes holdout.json beside the results of finished runs with a hold-out, unless it has all tasks.
+
+  Returns:
+    A line for each run whose held-out images could not be evaluated.
+  """
+  failures = []
   for run in runs:
-    file = run.workdir / _HOLDOUT_FILE
-    if (run.workdir / "results.json").exists() and not file.exists() and \
-        journal.read_json(run.workdir / "config.json")["validation_fraction"] > 0:
-      # In a separate process: this one must not occupy a GPU.
-      subprocess.run([sys.executable, "-m", "gr_jax.evaluate", f"--workdir={run.workdir}", f"--holdout_json={file}"],
-                     stdout=subprocess.DEVNULL, check=True)
+    file, results = run.workdir / _HOLDOUT_FILE, run.workdir / "results.json"
+    if not results.exists() or not journal.read_json(run.workdir / "config.json")["validation_fraction"] > 0:
+      continue
+    if _held_out(run.workdir) is not None:
+      continue
+    # In a separate process: this one must not occupy a GPU.
+    ended = subprocess.run([sys.executable, "-m", "gr_jax.evaluate", f"--workdir={run.workdir}",
+                            f"--holdout_json={file}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                           check=False)
+    if ended.returncode:
+      said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+      failures.append(f"{run.job.label}: its held-out images cannot be evaluated: {said[-1]}")
+  return failures
+
+
+def _held_out(folder: pathlib.Path) -> dict[str, Any] | None:
+  """holdout.json of a finished run; None without one, or if the run has learned more tasks since."""
+  path = folder / _HOLDOUT_FILE
+  if not path.exists():
+    return None
+  content = journal.read_json(path, "holdout_accuracies")
+  done = journal.read_json(folder / "results.json", "tasks_done")["tasks_done"]
+  return content if len(content["holdout_accuracies"]) == done else None
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -127,14 +178,14 @@ def table(runs: Sequence[Run]) -> str:
       continue
     cells = [spread([100 * r["average_incremental_accuracy"] for r in finished]),
              spread([100 * r["last_accuracy"] for r in finished]),
-             spread([100 * lost for r in finished if (lost := r["forgetting"][-1]) is not None]),
+             spread([100 * lost for r in finished if (lost := r["forgetting"][r["tasks_done"] - 1]) is not None]),
              f"{np.mean([r['seconds'] for r in finished]) / 60:.1f}"]
     if held:
-      files = [path.with_name(_HOLDOUT_FILE) for path in paths]
-      numbers = [journal.read_json(path) for path in files if path.exists()]
-      accuracies = [one["holdout_accuracies"] for one in numbers]
-      cells += [spread([100 * np.mean(one) for one in accuracies]), spread([100 * one[-1] for one in accuracies]),
-                _over_classes(numbers)]
+      numbers = [one for path in paths if path.exists() and (one := _held_out(path.parent)) is not None]
+      # None while no class that has been seen has held-out images.
+      accuracies = [[100 * value for value in one["holdout_accuracies"] if value is not None] for one in numbers]
+      cells += [spread([float(np.mean(one)) for one in accuracies if one]),
+                spread([one[-1] for one in accuracies if one]), _over_classes(numbers)]
     seeds = str(len(finished)) if len(finished) == len(paths) else f"{len(finished)} of {len(paths)}"
     lines.append(f"| {row} | {seeds} | {' | '.join(cells)} |")
   return "\n".join(lines)

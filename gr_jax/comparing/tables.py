@@ -130,6 +130,11 @@ def notes(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
     lines.append("Precisions differ: " + ", ".join(
         f"{name} {' and '.join(used)}" for name, used in precisions.items() if used)
                  + "; set --config.precision and use a new --workdir to compare in one of them.")
+  learned = {row.name: sorted({run["tasks_done"] for run in row.results}) for row in rows}
+  if len(set().union(*learned.values())) > 1:
+    lines.append("Numbers of learned tasks differ, so the rows cannot be compared: " + ", ".join(
+        f"{name} {' and '.join(map(str, done))}" for name, done in learned.items() if done)
+                 + "; rerun the command for all methods with the same --config.stop_after_task, or without it.")
   for row in rows:
     if (known := row.published) is not None:
       ours = f", ours {config['epochs']}" if known.epochs != config["epochs"] else ""

@@ -1,7 +1,8 @@
 """In place of gr_jax.main: takes its flags, trains nothing, and writes down every step that it takes.
 
 A run has STEPS steps of STEP_SECONDS each (environment). Each is a line in steps.log and a saved number of steps, so
-work that is done twice can be seen. SIGTERM: it saves, and exits with code 75. A method in FAILING exits with code 1.
+work that is done twice can be seen. SIGTERM: it saves, and exits with code 75. A method in FAILING exits with code 1. A
+folder whose path has LEAVING in it exits with LEAVING_CODE.
 """
 
 import fcntl
@@ -55,6 +56,8 @@ def main():
   if flags["config.method"] in os.environ.get("FAILING", "").split(","):
     print("cannot", file=sys.stderr)
     return 1
+  if os.environ.get("LEAVING") and os.environ["LEAVING"] in str(folder):
+    return int(os.environ["LEAVING_CODE"])
   with (folder / ".lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     (folder / "started").open("a").write(f"{flags['config.evaluate_on']} {flags['config.replicas']}\n")

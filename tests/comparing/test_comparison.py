@@ -49,7 +49,7 @@ def steps(root):
 def test_every_entry_with_every_seed_once(tmp_path, stand_ins):
   root = tmp_path / "all"
   text, failures = comparison.compare(request(root, "gr,wa"))
-  assert not failures and text == (root / "table.md").read_text().rstrip("\n")
+  assert not failures and text == (root / "table.md").read_text().rstrip("\n") and "learned tasks" not in text
   expected = {f"runs/{name}/seed-{seed}": ["1", "2"] for name in ("gr", "wa") for seed in (0, 1)}
   assert steps(root) == expected
   # The seeds of an entry were replicas of one process.
@@ -104,6 +104,31 @@ def test_settings_are_chosen_by_held_out_images_alone(tmp_path, stand_ins):
   assert (worse["classes"], worse["classes_left_out"]) == (2, 1)
   assert ("- gr: learning_rate=0.05, chosen on held-out images: 50.00 ± 0.00 % (mean over 2 classes and its standard "
           "error; 1 without held-out images left out; scenario seeds 1, 2), the best of 2 settings") in text
+
+
+def test_a_choice_waits_for_a_run_that_failed_but_not_for_one_that_diverged(tmp_path, stand_ins, monkeypatch):
+  """Killed for its memory, say: a rerun completes it, and may then choose otherwise."""
+  root = tmp_path / "all"
+  monkeypatch.setenv("LEAVING", "gr/learning_rate=0.05")
+  monkeypatch.setenv("LEAVING_CODE", "137")
+  text, failures = comparison.compare(request(root, "gr,wa", seeds=1, tune=["learning_rate=0.2,0.05"]))
+  assert [line.split(":")[0] for line in failures] == [
+      *(f"gr, tuning learning_rate=0.05, scenario seed {seed}" for seed in (1, 2)), "gr"]
+  assert "no setting is chosen before" in failures[-1] and "| gr | 0 of 1 |" in text and "| wa | 1 |" in text
+  assert set(json.loads((root / "tuning.json").read_text())) == {"wa"} and not (root / "runs" / "gr").exists()
+  # The loss of both is not finite.
+  monkeypatch.setenv("LEAVING_CODE", "3")
+  text, failures = comparison.compare(request(root, "gr,wa", seeds=1, tune=["learning_rate=0.2,0.05"]))
+  assert not failures and "- gr: learning_rate=0.2, chosen" in text
+  assert "failed and left out: learning_rate=0.05" in text
+
+
+def test_rows_with_other_numbers_of_tasks_are_noted(tmp_path, stand_ins):
+  comparison.compare(request(tmp_path, "gr,wa"))
+  path = tmp_path / "runs" / "gr" / "seed-1" / "results.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "tasks_done": 2}))
+  text, _ = comparison.compare(request(tmp_path, "gr,wa", stop_after_task=2))
+  assert "Numbers of learned tasks differ, so the rows cannot be compared: gr 2 and 5, wa 5; rerun" in text
 
 
 def test_a_simpler_setting_within_one_standard_error_is_taken_and_the_table_says_so(tmp_path, stand_ins):

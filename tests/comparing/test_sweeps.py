@@ -42,7 +42,7 @@ def test_table_of_known_results(tmp_path):
       run.workdir.mkdir()
       (run.workdir / "results.json").write_text(json.dumps({
           "average_incremental_accuracy": average, "last_accuracy": average - 0.1,
-          "forgetting": [None, 0.25], "seconds": 90.0}))
+          "forgetting": [None, 0.25, None], "tasks_done": 2, "seconds": 90.0}))
   lines = sweeps.table(made).splitlines()
   assert lines[2] == "| full | 2 | 55.00 ± 7.07 | 45.00 ± 7.07 | 25.00 ± 0.00 | 1.5 |"
   assert lines[3] == "| no_prior | 1 of 2 | 40.00 | 30.00 | 25.00 | 1.5 |"
@@ -50,19 +50,58 @@ def test_table_of_known_results(tmp_path):
 
 def test_held_out_images_have_columns_of_their_own(tmp_path):
   made = sweeps.make_runs(SWEEP, tmp_path, [], [])
-  for run, accuracies in zip(made[:3], ([0.5, 0.3], None, [0.7, 0.5])):
-    run.workdir.mkdir()
-    (run.workdir / "results.json").write_text(json.dumps({
-        "average_incremental_accuracy": 0.5, "last_accuracy": 0.5, "forgetting": [None, 0.25], "seconds": 90.0}))
+  for run, accuracies in zip(made[:3], ([None, 0.5, 0.3], None, [0.8, 0.6, 0.5])):
+    finish(run.workdir, tasks=3)
     if accuracies:
       (run.workdir / "holdout.json").write_text(json.dumps({
-          "holdout_accuracies": accuracies, "class_means": [0.1, accuracies[1] / 2], "class_errors": [0.1, 0.02]}))
+          "holdout_accuracies": accuracies, "class_means": [None, 0.1, accuracies[2] / 2],
+          "class_errors": [None, 0.1, 0.02]}))
   lines = sweeps.table(made).splitlines()
   assert lines[0].endswith("| held out: average | held out: last | held out: last, classes alike |")
   assert lines[1].count("---") == 9
-  assert lines[2].endswith("| 50.00 ± 14.14 | 40.00 ± 14.14 | 20.00 ± 2.00 |")
+  # In the first seed, no class of the first task has held-out images.
+  assert lines[2].endswith("| 51.67 ± 16.50 | 40.00 ± 14.14 | 20.00 ± 2.00 |")
   assert lines[3].endswith("| - | - |")
   assert {line.count("|") for line in lines} == {10}
+  # A run that has learned more tasks since is not shown with numbers of before.
+  finish(made[2].workdir, tasks=4)
+  assert sweeps.table(made).splitlines()[2].endswith("| 40.00 | 30.00 | 15.00 ± 2.00 |")
+
+
+def finish(folder, tasks):
+  folder.mkdir(exist_ok=True)
+  (folder / "config.json").write_text(json.dumps({"validation_fraction": 0.1}))
+  (folder / "results.json").write_text(json.dumps({
+      "average_incremental_accuracy": 0.5, "last_accuracy": 0.5, "forgetting": [None] * tasks, "seconds": 90.0,
+      "tasks_done": tasks}))
+
+
+def test_held_out_images_that_cannot_be_evaluated_are_named(tmp_path):
+  """A folder without checkpoints; the numbers of another run stay."""
+  made = sweeps.make_runs(SWEEP, tmp_path, ["full"], [])
+  for run, tasks in zip(made, (2, 3)):
+    finish(run.workdir, tasks)
+    (run.workdir / "holdout.json").write_text(json.dumps({"holdout_accuracies": [0.5, 0.3]}))
+  failures = sweeps.evaluate_holdout(made)
+  assert len(failures) == 1 and failures[0].startswith("full seed 1: its held-out images cannot be evaluated: error: ")
+  assert "| full | 2 |" in sweeps.table(made)
+
+
+@pytest.mark.parametrize("changes, settings, message", [
+    ({"epoch": 3}, [], "row 'late': unknown config key 'epoch'; did you mean 'epochs'"),
+    ({"epochs": "three"}, [], "row 'late': config key 'epochs' is 'three'"),
+    ({"method_options.priors": False}, [], "row 'late': no method .* method_options.priors; did you mean .*prior"),
+    ({}, ["memory.per_clas=3"], "row 'early': unknown config key 'memory.per_clas'")])
+def test_keys_are_checked_before_the_first_run(tmp_path, changes, settings, message):
+  """Not when their row's turn comes, after days."""
+  with pytest.raises(UserError, match=message):
+    sweeps.make_runs(SWEEP._replace(rows={"early": {}, "late": changes}), tmp_path, [], settings)
+
+
+def test_a_seed_that_is_named_twice_is_refused(tmp_path):
+  for seeds in (("0", "0"), ("1", "2", "01")):
+    with pytest.raises(UserError, match=r"seeds are \d.*name each once"):
+      sweeps.make_runs(sweeps.with_seeds(SWEEP, seeds), tmp_path, [], [])
 
 
 def test_the_command_completes_skips_and_reports(tmp_path):

@@ -63,7 +63,7 @@ def test_notes_name_sources_and_a_different_number_of_epochs():
 
 
 def test_notes_say_where_precisions_differ():
-  rows = [tables.Row(name, 2, [{"precision": one} for one in used]) for name, used in (
+  rows = [tables.Row(name, 2, [{"precision": one, "tasks_done": 2} for one in used]) for name, used in (
       ("gr", ("float32", "mixed")), ("wa", ("mixed", "mixed")))]
   assert tables.notes(rows, {"epochs": 10})[-1].startswith("Precisions differ: gr float32 and mixed, wa mixed; set")
   assert "recisions" not in " ".join(tables.notes(rows[1:], {"epochs": 10}))
