@@ -65,9 +65,8 @@ def learn(experiment: Experiment, programs: Programs, evaluate: Callable[[dict, 
         state, carry, progress = run_stage(experiment, programs, stage, rows, standing, saving)
       carry, exemplars = _choose_exemplars(experiment, programs, plan, state, carry, progress)
       network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
-      reports, seconds = progress.reports, time.monotonic() - started
-      evaluation = evaluate(network, plan.number + 1)
-      progress = progress.after_task(evaluation, exemplars, seconds)
+      reports, evaluation = progress.reports, evaluate(network, plan.number + 1)
+      progress = progress.after_task(evaluation, exemplars, time.monotonic() - started)
       # Before the checkpoint: a task that is saved has its arrays.
       journal.write_arrays(results.arrays_file(folder, plan.number + 1), evaluation.arrays)
       summary = results.summarize(experiment, progress)
