@@ -80,11 +80,13 @@ class Loss(NamedTuple):
       "distillation": compares `student.logits` with `teacher.logits` and reads no other output; "other".
     view: "clean", or "mixed": its `student` are the outputs of mixed images, and its `labels` their targets [batch,
       classes], which sum to 1 (Stage.mixing); the teacher always sees clean images.
+    prior: whether it adds the log prior to the logits itself; then the part of that name is refused.
   """
   value: Callable[[Outputs, Any, jax.Array, Context], jax.Array]
   teacher: bool = False
   kind: str = "other"
   view: str = "clean"
+  prior: bool = False
 
 
 class Track(NamedTuple):

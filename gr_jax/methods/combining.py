@@ -79,10 +79,13 @@ def combine(method: Method, *, reweighting: str = "none", prior: bool = False, d
            if value != off]
   if method.head.kind not in _HEADS:
     raise _refusal(method, asked, f"its head is none of {', '.join(_HEADS)} ({method.head.kind})")
-  kinds = {loss.kind for stage in method.stages if stage.backbone == "train" for loss in stage.losses.values()}
+  terms = [loss for stage in method.stages if stage.backbone == "train" for loss in stage.losses.values()]
+  kinds = {loss.kind for loss in terms}
   if "cross_entropy" not in kinds and (prior or reweighting != "none"):
     raise _refusal(method, asked[:-1] if distillation != "own" else asked,
                    "it has no cross-entropy of a softmax over the classes")
+  if prior and any(loss.prior for loss in terms):
+    raise _refusal(method, ["prior=True"], "it has the prior already")
   if "distillation" not in kinds and distillation != "own":
     raise _refusal(method, asked[-1:], "it does not distil logits")
   if reweighting != "none" and any(stage.rule is not None for stage in method.stages):

@@ -72,7 +72,7 @@ def make(*, distillation_weight: float, ramp_start: float, entropy: str, tempera
   def remembered(state: ConsistentState, carry: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {**carry, _KERNEL: state.mean["kernel"], _BIAS: state.mean["bias"], _STEPS: state.steps}
 
-  terms = {"cross_entropy": Loss(cross_entropy, kind="cross_entropy"),
+  terms = {"cross_entropy": Loss(cross_entropy, kind="cross_entropy", prior=True),
            "distillation": Loss(distil, teacher=True, kind="distillation")}
   stage = Stage("train", terms, rule=consistent(rules.gradient_reweighting(), consistency, momentum),
                 report=lambda state: combining.report(state.rule),

@@ -113,6 +113,7 @@ def test_equal_counts_make_the_prior_the_identity():
     ("bic", {"prior": True}, "'bic' does not combine with prior=True, because its head is none of linear, cosine"),
     ("podnet", {"loss": "pycil", "prior": True}, "with prior=True, because it has no cross-entropy of a softmax"),
     ("podnet", {"distillation": "dakd"}, "with distillation=dakd, because it does not distil logits"),
+    ("dynamic_distillation", {"prior": True}, "does not combine with prior=True, because it has the prior already"),
     ("finetune", {"distillation": "dakd"}, "does not combine with distillation=dakd, because it does not distil"),
     ("lucir", {"prior": True, "distillation": "dakd"}, "'lucir' does not combine with distillation=dakd, because"),
     ("icarl", {"loss": "paper", "reweighting": "class", "prior": True},
