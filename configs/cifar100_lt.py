@@ -1,4 +1,4 @@
-"""CIFAR-100-LT, rho = 100, learning from half: the paper's main setting (docs/method.md sections 2, 6)."""
+"""CIFAR-100-LT, rho = 100, learning from half: the paper's main setting (gr_jax/docs/method.md sections 2, 6)."""
 
 import ml_collections
 

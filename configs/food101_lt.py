@@ -1,4 +1,4 @@
-"""Food101-LT, rho = 100, learning from half, at 224 pixels (docs/method.md sections 2, 6)."""
+"""Food101-LT, rho = 100, learning from half, at 224 pixels (gr_jax/docs/method.md sections 2, 6)."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""Beyond the paper: schedules and augmentation, chosen on the hold-out (docs/method.md section 6)."""
+"""Beyond the paper: schedules and augmentation, chosen on the hold-out (gr_jax/docs/method.md section 6)."""
 
 
 def get_sweep() -> dict:
