@@ -47,31 +47,40 @@ DIGITS_PARTS = PARTS[:-1]
 NOT_RUN = "not run"
 
 
-def collect(runs: pathlib.Path, target: pathlib.Path) -> list[str]:
+def collect(runs: pathlib.Path, target: pathlib.Path) -> tuple[list[str], list[str]]:
   """Copies config, results, metrics and held-out accuracies of every finished run, without folders of this machine.
 
-  Of the scenario of a run on held-out images: only their number in each class.
+  Of the scenario of a run on held-out images: only their number in each class. Such files of a run collected before
+  are removed where this one has none.
 
   Returns:
-    The names of the runs that were copied.
+    The names of the runs that were copied, and of those that were left out, with the reason.
   """
-  copied = []
-  for results in sorted(runs.glob("*/results.json")):
-    source, folder = results.parent, target / results.parent.name
+  copied, left_out = [], []
+  for path in sorted(runs.glob("*/results.json")):
+    source, folder = path.parent, target / path.parent.name
+    results, config = (json.loads((source / name).read_text()) for name in ("results.json", "config.json"))
+    done, tasks = results["tasks_done"], config["scenario"]["num_tasks"]
+    if "seeds" in results or done < tasks:
+      left_out.append(f"{source.name} ({'replicas' if 'seeds' in results else f'{done} of {tasks} tasks'})")
+      continue
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((source / "config.json").read_text())
     config |= {key: None for key in _PLACES if config.get(key) not in (None, "off")}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     for name in ("start.json", "results.json", "metrics.jsonl", "holdout.json"):
       # Earlier runs have no start.json; held-out images are evaluated by a command of its own.
       if name in ("results.json", "metrics.jsonl") or (source / name).exists():
         (folder / name).write_text((source / name).read_text())
+      else:
+        (folder / name).unlink(missing_ok=True)
     if config.get("evaluate_on") == "holdout":
       drawn = json.loads((source / "scenario.json").read_text())
       kept = {key: drawn[key] for key in ("digest", "class_order", "holdout_counts")}
       (folder / "scenario.json").write_text(json.dumps(kept) + "\n")
+    else:
+      (folder / "scenario.json").unlink(missing_ok=True)
     copied.append(source.name)
-  return copied
+  return copied, left_out
 
 
 def read(name: str) -> dict[str, Any] | None:
@@ -328,7 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   for item in options.collect:
     folder, _, name = item.rpartition("=")
-    print(f"{name}: {', '.join(collect(pathlib.Path(folder), RESULTS / name)) or 'no finished run'}")
+    copied, left_out = collect(pathlib.Path(folder), RESULTS / name)
+    print(f"{name}: {', '.join(copied) or 'no finished run'}" + (
+        f"; left out: {', '.join(left_out)}" if left_out else ""))
   stale = [page for page in PAGES if rebuilt(page.read_text()) != page.read_text()]
   for page in stale:
     if options.write:

@@ -65,29 +65,55 @@ def test_no_committed_run_names_a_folder_of_one_machine():
     assert '"/' not in path.read_text(), path
 
 
+def finished_run(folder, *, config=None, results=None, **files):
+  """The files of a run of two tasks that `tables.collect` reads, and further JSON files by name."""
+  folder.mkdir(parents=True)
+  (folder / "metrics.jsonl").write_text('{"kind": "epoch"}\n')
+  for name, content in {"config": {"scenario": {"num_tasks": 2}, **(config or {})},
+                        "results": {"tasks_done": 2, **(results or {})}, **files}.items():
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
 def test_finished_runs_are_collected_without_their_folders(tmp_path):
-  for name, finished in (("a-s0", True), ("b-s0", False)):
-    folder = tmp_path / "runs" / name
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"data_dir": "/somewhere", "cache_dir": "off", "seed": 0}))
-    (folder / "metrics.jsonl").write_text('{"kind": "epoch"}\n')
-    if finished:
-      (folder / "results.json").write_text('{"last_accuracy": 0.5}\n')
-  assert tables.collect(tmp_path / "runs", tmp_path / "kept") == ["a-s0"]
+  for name in ("a-s0", "b-s0"):
+    finished_run(tmp_path / "runs" / name, config={"data_dir": "/somewhere", "cache_dir": "off", "seed": 0})
+  (tmp_path / "runs" / "b-s0" / "results.json").unlink()
+  assert tables.collect(tmp_path / "runs", tmp_path / "kept") == (["a-s0"], [])
   assert not (tmp_path / "kept" / "a-s0" / "holdout.json").exists()
   assert [path.name for path in (tmp_path / "kept").iterdir()] == ["a-s0"]
   assert json.loads((tmp_path / "kept" / "a-s0" / "config.json").read_text()) == {
-      "data_dir": None, "cache_dir": "off", "seed": 0}
+      "data_dir": None, "cache_dir": "off", "seed": 0, "scenario": {"num_tasks": 2}}
+
+
+def test_cut_runs_and_replicas_are_left_out_by_name(tmp_path, monkeypatch, capsys):
+  """A run cut by stop_after_task has results.json as well; that of replicas is their mean, without metrics.jsonl."""
+  finished_run(tmp_path / "runs" / "a-s0")
+  finished_run(tmp_path / "runs" / "cut-s0", results={"tasks_done": 1})
+  finished_run(tmp_path / "runs" / "many", results={"seeds": [0, 1]})
+  (tmp_path / "runs" / "many" / "metrics.jsonl").unlink()
+  finished_run(tmp_path / "runs" / "z-s0")
+  monkeypatch.setattr(tables, "RESULTS", tmp_path)
+  monkeypatch.setattr(tables, "PAGES", ())
+  assert tables.main([f"--collect={tmp_path / 'runs'}=kept"]) == 0
+  assert capsys.readouterr().out == "kept: a-s0, z-s0; left out: cut-s0 (1 of 2 tasks), many (replicas)\n"
+  assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["a-s0", "z-s0"]
+
+
+def test_files_of_the_run_collected_before_do_not_stay(tmp_path):
+  drawn = {"digest": "d", "class_order": [0], "holdout_counts": [1]}
+  finished_run(tmp_path / "before" / "a-s0", config={"evaluate_on": "holdout"}, start={}, holdout={}, scenario=drawn)
+  finished_run(tmp_path / "after" / "a-s0", scenario=drawn)
+  names = {"config.json", "metrics.jsonl", "results.json"}
+  for runs, further in (("before", {"start.json", "holdout.json", "scenario.json"}), ("after", set())):
+    tables.collect(tmp_path / runs, tmp_path / "kept")
+    assert {path.name for path in (tmp_path / "kept" / "a-s0").iterdir()} == names | further
 
 
 def test_held_out_accuracies_are_collected_and_ordered(tmp_path, monkeypatch):
   for name, mean in (("lucir", 0.1), ("gr", 0.3)):
-    folder = tmp_path / "runs" / f"{name}-s0"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "metrics.jsonl").write_text("")
-    (folder / "results.json").write_text('{"average_incremental_accuracy": 0.4, "last_accuracy": 0.25}\n')
-    (folder / "holdout.json").write_text(json.dumps({"class_means": [0.9, mean], "class_errors": [0.1, 0.02]}))
+    finished_run(tmp_path / "runs" / f"{name}-s0",
+                 results={"average_incremental_accuracy": 0.4, "last_accuracy": 0.25},
+                 holdout={"class_means": [0.9, mean], "class_errors": [0.1, 0.02]})
   monkeypatch.setattr(tables, "RESULTS", tmp_path)
   tables.collect(tmp_path / "runs", tmp_path / "methods")
   assert tables.methods_held_out()[2:] == ["| gr | 30.00 ± 2.00 | 25.00 |", "| lucir | 10.00 ± 2.00 | 25.00 |"]
@@ -145,14 +171,11 @@ def test_numbers_of_the_full_protocol_and_of_the_parts(tmp_path, monkeypatch):
 
 def held_out_run(folder, rates):
   """A finished run on held-out images: 10 classes of 20 such images, and one of none."""
-  folder.mkdir(parents=True)
-  (folder / "config.json").write_text('{"evaluate_on": "holdout"}')
-  (folder / "results.json").write_text("{}")
+  finished_run(folder, config={"evaluate_on": "holdout"}, scenario={
+      "class_order": [*range(10, -1, -1)], "holdout_counts": [20] * 10 + [0], "digest": "d", "train": [[1]]})
   (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (
       {"kind": "task", "correct": [1] * 5}, {"kind": "epoch"},
       {"kind": "task", "correct": [20 * rate for rate in rates] + [0]})))
-  (folder / "scenario.json").write_text(json.dumps(
-      {"class_order": [*range(10, -1, -1)], "holdout_counts": [20] * 10 + [0], "digest": "d", "train": [[1]]}))
 
 
 def test_the_choice_is_the_simplest_within_one_standard_error(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def report(paths: Sequence[str | pathlib.Path], out: str | pathlib.Path, *, reco
     paths: folders of the runs.
     out: file of the page.
     recompute: compute what older runs did not record, from their checkpoints and data.
-    exemplars: show pictures of the exemplars of one run of each scenario.
+    exemplars: show pictures of the exemplars of one run of each part of the page.
     data_dir: overrides that of the runs.
 
   Returns:

@@ -22,7 +22,7 @@ def pictures(group: Group, prefix: str) -> list[Picture]:
   """The pictures of a group for which some run has numbers; `prefix` keeps the files of groups apart."""
   comparisons = [
       Picture(f"{prefix}accuracy", "Accuracy after each task",
-              f"On the test images of all classes seen so far, without being told the task. {_BAND}",
+              f"On the {group.evaluated} of all classes seen so far, without being told the task. {_BAND}",
               lambda: _lines(group, lambda run: run.series("task_accuracies"), "accuracy (%)", factor=100)),
       Picture(f"{prefix}forgetting", "Forgetting after each task",
               f"How far the accuracy on earlier tasks lies below its best so far. {_BAND}",
@@ -38,20 +38,20 @@ def pictures(group: Group, prefix: str) -> list[Picture]:
   if any(run.after(run.done, "calibration") for run in group.runs):
     comparisons += [
         Picture(f"{prefix}ece", "Calibration error",
-                f"ECE on the test images: as trained, and with one or two temperatures fitted on the hold-out (two: "
-                f"old and new classes). {_BAR}",
+                f"ECE on the {group.evaluated}: as trained, and with one or two temperatures fitted on the hold-out "
+                f"(two: old and new classes). {_BAR}",
                 lambda: _bars(group, {label: _entry("calibration", name, "all", "ece")
                                       for name, label in VARIANTS.items()}, "ECE (%)")),
         Picture(f"{prefix}ece_by_task", "Calibration error after each task",
-                f"ECE on the test images of all classes seen so far, as trained. {_BAND}",
+                f"ECE on the {group.evaluated} of all classes seen so far, as trained. {_BAND}",
                 lambda: _lines(group, lambda run: run.series("calibration", "uncalibrated", "all", "ece"), "ECE (%)",
                                factor=100))]
   if any(run.after(run.done, "neural_collapse", "all") for run in group.runs):
     comparisons.append(Picture(
         f"{prefix}collapse", "Neural collapse after each task",
-        "Of the features of the test images of all classes seen so far; 0 is collapse. NC1: spread within classes; "
-        "NC2: how far the class means are from equal angles; NC3: distance of classifier and class means; NC4: share "
-        "of images that the nearest class mean classifies otherwise.", lambda: _collapse(group)))
+        f"Of the features of the {group.evaluated} of all classes seen so far; 0 is collapse. NC1: spread within "
+        "classes; NC2: how far the class means are from equal angles; NC3: distance of classifier and class means; "
+        "NC4: share of images that the nearest class mean classifies otherwise.", lambda: _collapse(group)))
   return comparisons
 
 

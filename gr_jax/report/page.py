@@ -81,10 +81,15 @@ def check(out: pathlib.Path) -> None:
 
 
 def _warning(groups: Sequence[tables.Group]) -> str:
-  if len(groups) == 1:
-    return ""
-  return (f"These runs learn {len(groups)} different scenarios. Their numbers cannot be compared with each other, so "
-          f"each scenario has a part of its own.")
+  scenarios, sentences = len({group.digest for group in groups}), []
+  if scenarios > 1:
+    sentences.append(f"These runs learn {scenarios} different scenarios. Their numbers cannot be compared with each "
+                     f"other, so each scenario has a part of its own.")
+  if len({group.evaluated for group in groups}) > 1:
+    sentences.append("Some of these runs were evaluated on test images, others on held-out images, to choose settings "
+                     "(evaluate_on). Their accuracies cannot be compared with each other, so they stand in different "
+                     "parts.")
+  return " ".join(sentences)
 
 
 def _section(group: tables.Group, prefix: str, drawn: list[Drawn], thumbnails: Mapping[pathlib.Path, Thumbnails]
@@ -93,7 +98,7 @@ def _section(group: tables.Group, prefix: str, drawn: list[Drawn], thumbnails: M
   furthest = max(group.runs, key=lambda run: run.done)
   thumbnail = next((thumbnails[run.folder] for run in group.runs if run.folder in thumbnails), None)
   return {
-      "title": group.title, "digest": group.digest, "summary": tables.summary(group),
+      "title": group.title, "digest": group.digest, "evaluated": group.evaluated, "summary": tables.summary(group),
       "compared": _shown(compared.pictures(group, prefix) if furthest.done else [], drawn),
       "scenario": _shown(single.scenario(furthest, prefix), drawn), "classes": tables.scenario(group),
       "thumbnails": thumbnail, "differences": tables.differences(group),

@@ -24,6 +24,11 @@ def completed(run: Run, data_dir: str | None = None) -> Run:
   wanted = [task for task in range(1, run.done + 1) if task not in run.arrays or not run.after(task, "calibration")]
   if not wanted:
     return run
+  if run.config["evaluate_on"] == "holdout":
+    # Figures of test pictures would stand beside accuracies on held-out ones.
+    return dataclasses.replace(run, notes=(*run.notes, (
+        "nothing is recomputed: the run was evaluated on its held-out images, to choose settings, and --recompute "
+        "evaluates test images; python -m gr_jax.evaluate --split=holdout shows the accuracies on the held-out ones")))
   try:
     config = restored.read_config(run.folder, **({} if data_dir is None else {"data_dir": data_dir}))
     experiment = restored.as_trained(

@@ -54,6 +54,11 @@ class Run:
     return len(self.tasks)
 
   @property
+  def evaluated(self) -> str:
+    """The images on which its accuracies were measured, in words."""
+    return "held-out images" if self.config["evaluate_on"] == "holdout" else "test images"
+
+  @property
   def setting(self) -> tuple[tuple[str, Any], ...]:
     """The config without the seed and what may change between two starts; equal for runs that differ in the seed."""
     return tuple(sorted((key, str(value)) for key, value in self.config.items() if key not in _NOT_COMPARED))
@@ -105,7 +110,9 @@ def folders_of(paths: Sequence[str | pathlib.Path]) -> list[pathlib.Path]:
           "; name the folder of a run, which is its --workdir"))
     replicas = sorted(file.parent for file in folder.glob("seed-*/config.json"))
     folders += replicas or [folder]
-  twice = [str(folder) for place, folder in enumerate(folders) if folder in folders[:place]]
+  # A link to a run, as `latest`, is the same run.
+  resolved = [folder.resolve() for folder in folders]
+  twice = [str(folder) for place, folder in enumerate(folders) if resolved[place] in resolved[:place]]
   if twice:
     raise UserError(f"{twice[0]} is named twice; name each run once")
   return folders
@@ -124,7 +131,11 @@ def read(folder: pathlib.Path) -> Run:
   rows = _rows(folder / "metrics.jsonl", notes)
   summary = _object(folder / "results.json", notes)
   epochs = tuple(row for row in rows if row.get("kind") == "epoch")
-  recorded = {row["task"]: row for row in rows if row.get("kind") == "task"}
+  finished = [row for row in rows if row.get("kind") == "task"]
+  recorded = {row["task"]: row for row in finished if isinstance(row.get("task"), int)}
+  nameless = sum(not isinstance(row.get("task"), int) for row in finished)
+  if nameless:
+    notes.append(f"metrics.jsonl: {nameless} rows of a task do not say of which one and are left out")
   for row in _summarized(summary):
     recorded.setdefault(row["task"], row)
   # Rows of the tasks 1, 2, ... as far as there is no gap.
@@ -140,8 +151,8 @@ def read(folder: pathlib.Path) -> Run:
     if task_arrays is not None:
       arrays[task] = task_arrays
   if tasks and not tasks[-1].get("calibration"):
-    notes.append("calibration, confusion and neural collapse were not recorded, as in runs of earlier versions; "
-                 "--recompute computes them from checkpoints and data")
+    notes.append("calibration, confusion and neural collapse were not recorded, as in runs of earlier versions" + (
+        "; --recompute computes them from checkpoints and data" if config["evaluate_on"] != "holdout" else ""))
   scenario, start = (_object(folder / name, notes) for name in ("scenario.json", workdir.START))
   return Run(folder, config, scenario, _starts(start or summary, notes), epochs, tuple(tasks), arrays, tuple(notes))
 

@@ -38,8 +38,8 @@ def pictures(run: Run, prefix: str) -> tuple[list[Picture], list[str]]:
   losses, reports = run.parts()
   for key, title in (("accuracy_matrix", "Accuracy matrix"), ("accuracy_matrix_task_aware",
                                                               "Accuracy matrix, task known")):
-    add(key, title, "Accuracy (%) on the test images of each task (column) after each task (row).",
-        lambda key=key: _matrix(100 * run.matrix(key), "test images of task", "after task"), unfinished)
+    add(key, title, f"Accuracy (%) on the {run.evaluated} of each task (column) after each task (row).",
+        lambda key=key: _matrix(100 * run.matrix(key), f"{run.evaluated} of task", "after task"), unfinished)
   add("gradients", "Gradient norms and class counts",
       "Above: training images of each class, in learning order. Below: norm of its cross-entropy gradient in the "
       "classifier, averaged over each task (figure 2 of the paper).", lambda: _gradients(run),
@@ -51,14 +51,15 @@ def pictures(run: Run, prefix: str) -> tuple[list[Picture], list[str]]:
   add("norms", "Classifier norms of old and new classes",
       "Norm of each class's column after each task; the lines are the means.", lambda: _norms(run), unfinished)
   add("reliability", "Reliability",
-      "Accuracy of the test images by their confidence, after the last finished task; on the diagonal they are equal. "
-      "Bars: share of the images.", lambda: _reliability(run), unrecorded)
+      f"Accuracy of the {run.evaluated} by their confidence, after the last finished task; on the diagonal they are "
+      "equal. Bars: share of the images.", lambda: _reliability(run), unrecorded)
   add("confusion_tasks", "Confusion of tasks",
-      "Share (%) of the test images of each task (row) that are predicted as a class of each task (column), after the "
-      "last finished task.", lambda: _matrix(_task_confusion(run), "predicted task", "task of the image"), unrecorded)
+      f"Share (%) of the {run.evaluated} of each task (row) that are predicted as a class of each task (column), after "
+      "the last finished task.", lambda: _matrix(_task_confusion(run), "predicted task", "task of the image"),
+      unrecorded)
   add(CONFUSION_OF_CLASSES, "Confusion of classes",
-      "Share (%) of the test images of each class (row) that are predicted as each class (column), in learning order, "
-      "after the last finished task.", lambda: _class_confusion(run), unrecorded)
+      f"Share (%) of the {run.evaluated} of each class (row) that are predicted as each class (column), in learning "
+      "order, after the last finished task.", lambda: _class_confusion(run), unrecorded)
   add("collapse", "Neural collapse of old and new classes",
       "0 is collapse; each set of classes as if it were all there are.", lambda: _collapse(run),
       unfinished or (None if run.after(run.done, "neural_collapse") else "not recorded"))

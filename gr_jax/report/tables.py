@@ -48,9 +48,17 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """The settings that learn one scenario; only these are compared with each other."""
+  """The settings that learn one scenario and were evaluated on the same images; only these are compared.
+
+  Attributes:
+    digest: of the scenario.
+    title: the scenario and the evaluated images, in words.
+    evaluated: Run.evaluated of all runs.
+    settings: at least one.
+  """
   digest: str
   title: str
+  evaluated: str
   settings: tuple[Setting, ...]
 
   @property
@@ -66,12 +74,13 @@ class Table:
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:
-  """Runs by scenario, then by setting, in the order in which they were named."""
-  by_digest: dict[str, list[Run]] = {}
+  """Runs by scenario and evaluated images, then by setting, in the order in which they were named."""
+  comparable: dict[tuple[str, str], list[Run]] = {}
   for run in runs:
-    by_digest.setdefault(str(run.scenario.get("digest") or f"unknown: {run.folder}"), []).append(run)
+    digest = str(run.scenario.get("digest") or f"unknown: {run.folder}")
+    comparable.setdefault((digest, run.evaluated), []).append(run)
   groups = []
-  for digest, members in by_digest.items():
+  for (digest, evaluated), members in comparable.items():
     settings: dict[Any, list[Run]] = {}
     for run in members:
       settings.setdefault(run.setting, []).append(run)
@@ -79,7 +88,7 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
     scenario = members[0].scenario
     known = f"{scenario.get('dataset', members[0].config.get('dataset'))}, {len(scenario.get('class_names', []))} " \
             f"classes in {members[0].num_tasks} tasks" if scenario else f"{members[0].folder.name}: no scenario yet"
-    groups.append(Group(digest, known, tuple(
+    groups.append(Group(digest, f"{known}, accuracies on {evaluated}", evaluated, tuple(
         Setting(label, tuple(sorted(same, key=lambda run: run.config.get("seed", 0))))
         for label, same in zip(labels, settings.values()))))
   return groups

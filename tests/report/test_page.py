@@ -170,6 +170,36 @@ def test_different_scenarios_stand_apart(tmp_path):
   assert {"1_accuracy.png", "2_accuracy.png"} <= {path.name for path in pictures.iterdir()}
 
 
+def test_accuracies_on_test_and_on_held_out_images_stand_apart(tmp_path):
+  """Runs of earlier versions have no evaluate_on: test images."""
+  folders = [reported.run(tmp_path / "a"), reported.run(tmp_path / "b", method="lwf", evaluate_on="holdout")]
+  config = json.loads((folders[0] / "config.json").read_text())
+  del config["evaluate_on"]
+  reported.write(folders[0] / "config.json", config)
+  groups = tables.groups_of([records.read(folder) for folder in folders])
+  assert [[run.folder for run in group.runs] for group in groups] == [[folder] for folder in folders]
+  document, _ = shown(folders, tmp_path)
+  assert "Some of these runs were evaluated on test images, others on held-out images" in document.text
+  assert "different scenarios" not in document.text
+  for folder, images, others in ((folders[0], "test", "held-out"), (folders[1], "held-out", "test")):
+    document, _ = shown([folder], tmp_path)
+    assert document.headings[1].endswith(f"tasks, accuracies on {images} images")
+    for words in (f"On the {images} images of all classes", f"ECE on the {images} images", f"Share (%) of the {images}",
+                  f"{images.capitalize()} images after the last finished task"):
+      assert words in document.text, words
+    assert f"{others} images" not in document.text.lower() and "Some of these runs" not in document.text
+
+
+def test_a_row_that_names_no_task_is_noted(tmp_path):
+  folder = reported.run(tmp_path / "run")
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  nameless = {key: value for key, value in json.loads(lines[-1]).items() if key != "task"}
+  (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in (*lines, json.dumps(nameless))))
+  run = records.read(folder)
+  assert run.done == 3 and run.notes == (
+      "metrics.jsonl: 1 rows of a task do not say of which one and are left out",)
+
+
 def test_replicas_are_runs_of_their_own(tmp_path):
   parent = tmp_path / "both"
   reported.run(parent, replicas=2)
@@ -198,10 +228,12 @@ def test_columns_of_runs_in_folders_of_the_same_name_are_told_apart(tmp_path, fo
 def test_what_is_refused(tmp_path):
   run = reported.run(tmp_path / "run")
   (tmp_path / "file").write_text("")
+  (tmp_path / "latest").symlink_to(run)
   cases = [([], tmp_path / "x.html", "no run; name one or more folders"),
            ([tmp_path / "nowhere"], tmp_path / "x.html", "nowhere holds no run"),
-           ([tmp_path], tmp_path / "x.html", "it has runs in it: run, ...; name these"),
+           ([tmp_path], tmp_path / "x.html", "it has runs in it: latest, run, ...; name these"),
            ([run, run], tmp_path / "x.html", "is named twice"),
+           ([run, tmp_path / "latest"], tmp_path / "x.html", "latest is named twice"),
            ([run], tmp_path, "it is a folder"), ([run], tmp_path / "no" / "x.html", "is no folder"),
            ([run], tmp_path / "file" / "x.html", "is no folder")]
   for folders, out, words in cases:

@@ -4,6 +4,7 @@ import pathlib
 import tarfile
 
 import numpy as np
+import reported
 
 from gr_jax.report import exemplars, recomputed, records
 from gr_jax.runs import workdir as workdirs
@@ -39,3 +40,13 @@ def test_data_that_are_not_there_are_noted(tmp_path):
       '"image_size": 8', '"image_size": 32'))
   run = recomputed.completed(records.read(tmp_path), str(tmp_path / "nowhere"))
   assert "nothing can be recomputed: " in run.notes[-1] and not run.arrays
+
+
+def test_test_pictures_are_not_evaluated_for_a_run_on_held_out_ones(tmp_path, monkeypatch):
+  loaded = []
+  monkeypatch.setattr(recomputed.experiments, "load", lambda *args, **kwargs: loaded.append(args))
+  old = records.read(reported.run(tmp_path / "run", recorded=False, evaluate_on="holdout"))
+  run = recomputed.completed(old)
+  assert not loaded and run.tasks == old.tasks and not run.arrays
+  assert run.notes[:-1] == old.notes and "nothing is recomputed: the run was evaluated on its held-out" in run.notes[-1]
+  assert not [note for note in old.notes if "--recompute computes" in note]
