@@ -8,6 +8,8 @@ transferred, each device receives only its rows, and each process reads only the
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import os
 import pathlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,10 +19,14 @@ import numpy as np
 
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.order import epoch_of
-from gr_jax.devices import parallel
+from gr_jax.devices import container, parallel
 from gr_jax.sampling import Sampler
 from gr_jax.scenario.plan import Chunk, StagePlan
 from gr_jax.typing import AnyArray
+
+MEMINFO = pathlib.Path("/proc/meminfo")
+# In place of a number of bytes. It is below any, so it is the smallest of several processes' too.
+UNKNOWN = -1
 
 # Bytes of pictures transferred for one call, at most; those of the next call are prepared at the same time.
 _CHUNK_BYTES = 2**29
@@ -48,25 +54,48 @@ Read = Callable[[Sequence[np.ndarray], Sequence[int], jax.Array, int], Generator
 
 
 def free_bytes(device: jax.Device) -> int:
-  """Free memory of a device in bytes; on a CPU, the machine's available memory divided by its devices."""
+  """Free memory of a device in bytes; on a CPU, what the machine and its container have free, divided by its devices.
+
+  UNKNOWN where the system does not tell.
+  """
   memory_stats = device.memory_stats() or {}
   if "bytes_limit" in memory_stats:
     return memory_stats["bytes_limit"] - memory_stats["bytes_in_use"]
-  lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-  available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-  return available // jax.local_device_count()
+  sizes = [size for size in (_machine_bytes(), container.free_memory()) if size is not None]
+  return min(sizes) // jax.local_device_count() if sizes else UNKNOWN
+
+
+def _machine_bytes() -> int | None:
+  """Memory of the machine that programs can have; None where the system does not tell.
+
+  Elsewhere than on Linux (macOS) only the whole memory is known, and half of it counts as free. Windows does not tell.
+  """
+  lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
+  for line in lines:
+    if line.startswith("MemAvailable:"):
+      return int(line.split()[1]) * 1024
+  # Names that a system lacks are one of these errors.
+  with contextlib.suppress(AttributeError, ValueError, OSError):
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    # A number that the system does not have is -1.
+    if pages > 0 and size > 0:
+      return pages * size // 2
+  return None
 
 
 def choose(wanted: str, needed: int, free: int) -> tuple[str, str]:
   """Chooses the path; returns it with a log line that says why.
 
   Args:
-    wanted: "resident", "prefetch", "stream", or "auto": resident if the pictures fit, else prefetch.
-    needed, free: bytes of all pictures, and free bytes on the device.
+    wanted: "resident", "prefetch", "stream", or "auto": resident if the pictures are known to fit, else prefetch.
+    needed, free: bytes of all pictures, and free bytes on the device or UNKNOWN.
   """
-  sizes = f"{needed / 1e9:.2f} GB of pictures, {free / 1e9:.2f} GB free on the device"
+  room = "free memory not known" if free == UNKNOWN else f"{free / 1e9:.2f} GB free on the device"
+  sizes = f"{needed / 1e9:.2f} GB of pictures, {room}"
   if wanted != "auto":
     return wanted, f"pictures: {wanted}, as set in the config ({sizes})"
+  if free == UNKNOWN:
+    return "prefetch", f"pictures: prefetch ({sizes}; if they fit, set --config.pictures=resident)"
   path = "resident" if needed <= _SHARE * free else "prefetch"
   return path, f"pictures: {path} ({sizes}; resident may use at most {_SHARE:.0%} of that)"
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
-from gr_jax.devices import processor
+from gr_jax.devices import container, processor
 from gr_jax.errors import UserError
 
 
 def count() -> int:
-  """Number of worker processes: the cores that this process may use."""
-  return len(processor.usable_cores())
+  """Number of worker processes: the cores that this process may use, or the container's limit, rounded up, if fewer."""
+  usable, limit = len(processor.usable_cores()), container.cores()
+  return usable if limit is None else min(usable, math.ceil(limit))
 
 
 def results(function: Callable[[Any], Any], items: Iterable, *, initializer: Callable, initargs: tuple,

@@ -7,6 +7,8 @@ import pathlib
 import platform
 import re
 
+from gr_jax.devices import container
+
 CPUINFO = pathlib.Path("/proc/cpuinfo")
 TOPOLOGY = pathlib.Path("/sys/devices/system/cpu")
 
@@ -38,11 +40,12 @@ def physical_cores() -> list[tuple[int, ...]]:
 
 
 def describe() -> str:
-  """Name, instructions that matter here, and the number of usable cores."""
+  """Name, instructions that matter here, the number of usable cores, and a container's limit if it is below that."""
   name = _line("model name") or platform.processor() or platform.machine()
-  known, usable = instructions(), len(usable_cores())
+  known, usable, limit = instructions(), len(usable_cores()), container.cores()
   named = " ".join(flag for flag in _NAMED if flag in known)
-  return f"{name}{f' ({named})' if named else ''}, {usable} core{'s' if usable > 1 else ''}"
+  limited = f", limited to {limit:g} by the container" if limit is not None and limit < usable else ""
+  return f"{name}{f' ({named})' if named else ''}, {usable} core{'s' if usable > 1 else ''}{limited}"
 
 
 def _line(key: str) -> str | None:

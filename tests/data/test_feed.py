@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from gr_jax import evaluate, methods, models, scenario, train
 from gr_jax.data import feed, order
 from gr_jax.data.arrays import Data
 from gr_jax.data.sources import tfds_source
-from gr_jax.devices import parallel
+from gr_jax.devices import container, parallel
 from gr_jax.errors import UserError
 from gr_jax.scenario import plan
 from gr_jax.training import experiment, programs
@@ -132,6 +133,58 @@ def test_resident_where_the_pictures_fit():
   assert path == "prefetch" and "0.60 GB of pictures, 1.00 GB free" in line
   assert feed.choose("stream", 1, 10)[0] == "stream"
   assert 0 < feed.free_bytes(jax.local_devices()[0]) < 2**50
+
+
+class Cpu:
+  """A device that tells nothing of its memory."""
+
+  def memory_stats(self):
+    return None
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+  """A machine without the files of Linux, with two CPU devices."""
+  monkeypatch.setattr(feed, "MEMINFO", tmp_path / "meminfo")
+  monkeypatch.setattr(container, "PROCESS", tmp_path / "self")
+  monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+  return tmp_path
+
+
+@pytest.mark.parametrize("limit, free", [(None, 4096000), (10**9, 4096000), (600, 300), (0, 0)])
+def test_memory_that_the_container_leaves(machine, monkeypatch, limit, free):
+  (machine / "meminfo").write_text("MemTotal:      16000 kB\nMemFree:         100 kB\nMemAvailable:    8000 kB\n")
+  monkeypatch.setattr(container, "free_memory", lambda: limit)
+  assert feed.free_bytes(Cpu()) == free
+
+
+@pytest.mark.parametrize("content", [None, "MemTotal:      16000 kB\n"])
+def test_half_of_the_memory_where_only_the_whole_is_known(machine, monkeypatch, content):
+  """As on macOS."""
+  if content is not None:
+    (machine / "meminfo").write_text(content)
+  monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+  assert feed.free_bytes(Cpu()) == 1000 * 4096 // 2 // 2
+  monkeypatch.setattr(container, "free_memory", lambda: 600)
+  assert feed.free_bytes(Cpu()) == 300
+
+
+def no_such_name(name):
+  raise ValueError("unrecognized configuration name")
+
+
+@pytest.mark.parametrize("sysconf", [None, no_such_name, lambda name: -1])
+def test_prefetched_where_no_memory_is_known(machine, monkeypatch, sysconf):
+  """Without sysconf as on Windows, or with one that does not tell."""
+  if sysconf is None:
+    monkeypatch.delattr(os, "sysconf")
+  else:
+    monkeypatch.setattr(os, "sysconf", sysconf)
+  free = feed.free_bytes(Cpu())
+  assert free == feed.UNKNOWN
+  path, line = feed.choose("auto", 10**9, free)
+  assert path == "prefetch" and "1.00 GB of pictures, free memory not known; " in line
+  assert feed.choose("resident", 10**9, free)[0] == "resident"
 
 
 def test_calls_are_short_where_pictures_travel():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gr_jax.devices import processor
+from gr_jax.devices import container, processor
 
 _X86 = """processor\t: {number}
 vendor_id\t: GenuineIntel
@@ -21,6 +21,7 @@ def machine(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "sched_getaffinity", lambda process: {7, 0, 1, 3, 2, 6}, raising=False)
   monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
   monkeypatch.setattr(processor, "TOPOLOGY", tmp_path / "cpu")
+  monkeypatch.setattr(container, "PROCESS", tmp_path / "self")
   return tmp_path
 
 
@@ -46,6 +47,14 @@ def test_where_a_process_cannot_be_restricted(machine, monkeypatch):
   monkeypatch.setattr(os, "cpu_count", lambda: 3)
   assert processor.usable_cores() == [0, 1, 2] and processor.physical_cores() == [(0,), (1,), (2,)]
   assert processor.describe().endswith(", 3 cores")
+
+
+@pytest.mark.parametrize("limit, words", [
+    (2.0, "6 cores, limited to 2 by the container"), (1.5, "6 cores, limited to 1.5 by the container"),
+    (6.0, "6 cores"), (8.0, "6 cores")])
+def test_a_container_that_limits_cpu_time(machine, monkeypatch, limit, words):
+  monkeypatch.setattr(container, "cores", lambda: limit)
+  assert processor.describe().endswith(f", {words}")
 
 
 def test_threads_of_a_physical_core_are_together(machine):
