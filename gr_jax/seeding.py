@@ -7,7 +7,7 @@ import jax
 from gr_jax.typing import AnyInteger
 
 # Purposes. Append, never renumber: the numbers determine what a seed draws.
-BACKBONE, CLASSIFIER, ORDER, AUGMENT = range(4)
+BACKBONE, CLASSIFIER, ORDER, AUGMENT, MEASURE = range(5)
 # Offset of stage numbers, far above the purposes.
 _STAGES = 2**20
 # Far above the places in a batch, each of which has a key folded from the step's.
@@ -20,7 +20,7 @@ def derive(root: jax.Array, task: AnyInteger | int, step: AnyInteger | int, purp
   Args:
     root: jax.random.key(seed).
     task: index of the task, from 0.
-    step: global step (AUGMENT), epoch (ORDER) or 0.
+    step: global step (AUGMENT), epoch (ORDER) or 0 (the others).
     purpose: one of the constants above.
   """
   return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(root, purpose), task), step)

@@ -104,16 +104,17 @@ class Track(NamedTuple):
 class Boundary(NamedTuple):
   """What a method learns from images, in one pass: after a task (Method.after_memory) or before a stage (Stage.before).
 
-  The images are those of the task's first stage, or of the stage. They are not augmented, and the network is in
-  evaluation mode.
+  The images are those of the task's first stage, or of the stage, and the network is in evaluation mode.
 
   Attributes:
     measure: (outputs, labels [block], valid [block] bool, context) -> arrays of fixed shapes, summed over the valid
       images of a block.
     keep: (carry, sums over all images, context) -> carry, with all arrays that it had.
+    augmented: whether each image is augmented as in training, once; else it is seen as in evaluation.
   """
   measure: Callable[[Outputs, jax.Array, jax.Array, Context], Any]
   keep: Callable[[Any, Any, Context], Any]
+  augmented: bool = False
 
 
 class Networks(NamedTuple):

@@ -123,7 +123,8 @@ def _choose_exemplars(experiment: Experiment, programs: Programs, plan: TaskPlan
     carry = {**carry, **parallel.replicate({"exemplar_means": means, "has_mean": has_mean}, experiment.devices)}
   if programs.after_memory is not None:
     first = plan.stages[0]
-    carry = programs.after_memory(state, carry, first.context, np.concatenate(_rows(experiment, first, progress)))
+    carry = programs.after_memory(state, carry, first.context, np.concatenate(_rows(experiment, first, progress)),
+                                  experiment.root)
   return carry, exemplars
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gr_jax import calibration
+from gr_jax import calibration, seeding
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context, Growth, Method, Outputs
@@ -22,6 +22,8 @@ from gr_jax.training import networks
 from gr_jax.typing import AnyArray, AnyInteger
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]
+# (keys [block], images, sizes) -> model inputs.
+Augment = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def fold(network: dict) -> dict:
@@ -232,20 +234,35 @@ def make_extract(
 
 def make_measure(
     *, model: Backbone, method: Method, measure: Callable[..., Any], prepare: Prepare, block: int,
-    devices: Sequence[jax.Device]) -> Callable[..., Any]:
-  """The program that measures what a method keeps after a task (methods.base.Boundary).
+    devices: Sequence[jax.Device], augment: Augment | None = None, stage: int = 0) -> Callable[..., Any]:
+  """The program that measures what a method keeps (methods.base.Boundary).
+
+  Args:
+    model, method, prepare, block, devices: as for `make_evaluate` and `make_extract`.
+    measure: of the boundary.
+    augment: in place of `prepare`, for a boundary with augmented images.
+    stage: number that the keys of the augmentation depend on.
 
   Returns:
     run(network, data, pool, context) -> the sums of `measure` over the images of `pool`, each counted once; `network`
-    is {"params", "batch_stats", "carry"}.
+    is {"params", "batch_stats", "carry"}. With `augment`, run(network, data, pool, context, root, first): `root` is
+    jax.random.key(seed), and `first` the number of images in the calls before; image i of all has the i-th key.
   """
-  def run(network: dict, data: Data, pool: Pool, context: Context) -> Any:
+  def run(network: dict, data: Data, pool: Pool, context: Context, *drawing: Any) -> Any:
     folded = fold(network)
 
+    def view(rows: jax.Array, picked: jax.Array) -> jax.Array:
+      if augment is None:
+        return prepare(data.images[picked], data.sizes[picked])
+      root, first = drawing
+      key = seeding.derive(seeding.of_stage(root, stage), context.task, 0, seeding.MEASURE)
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + rows)
+      return augment(keys, data.images[picked], data.sizes[picked])
+
     def of_block(i: Any) -> Any:
-      _, valid, inside = _block_of(i, block, pool.size)
+      rows, valid, inside = _block_of(i, block, pool.size)
       picked = pool.rows[inside]
-      outputs = _outputs(model, method, folded, prepare(data.images[picked], data.sizes[picked]), context)
+      outputs = _outputs(model, method, folded, view(rows, picked), context)
       return measure(outputs, data.labels[picked], valid, context)
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, 0))
@@ -253,7 +270,7 @@ def make_measure(
         jnp.add, sums, of_block(i)), nothing)
     return jax.lax.psum(total, parallel.AXIS)
 
-  return parallel.spread(run, devices, num_args=4)
+  return parallel.spread(run, devices, num_args=4 if augment is None else 6)
 
 
 def _rounds(stop: AnyInteger, block: int) -> jax.Array:

@@ -16,6 +16,7 @@ from gr_jax.data import augment, feed, stream
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.data.feed import Feed
 from gr_jax.devices import parallel
+from gr_jax.errors import UserError
 from gr_jax.methods.base import Boundary, Context, Networks, Stage
 from gr_jax.models import folding, frozen
 from gr_jax.scenario.plan import TaskPlan
@@ -39,6 +40,10 @@ class StagePrograms:
   end: Callable[[TrainState, Any, Context], tuple[TrainState, Any]]
 
 
+# (state, carry, context, rows, root) -> carry, as a boundary of the method changes it.
+Measuring = Callable[[TrainState, Any, Context, np.ndarray, jax.Array], Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
   """All programs of training; each is compiled at its first use and never again for another task.
@@ -55,7 +60,8 @@ class Programs:
     stages: in the method's order.
     features: (networks, context, rows) -> [rows, features] NumPy float32, in evaluation mode.
     logits: (state, plan of a task, features [rows, features]) -> [rows, seen classes] NumPy float32.
-    after_memory: (state, carry, context, rows) -> carry, as the method changes it after a task; None for no change.
+    after_memory: (state, carry, context, rows, root) -> carry, as the method changes it after a task; None for no
+      change.
   """
   data: Data | None
   feed: Feed
@@ -68,7 +74,7 @@ class Programs:
   stages: tuple[StagePrograms, ...]
   features: Callable[[Networks, Context, np.ndarray], np.ndarray]
   logits: Callable[[TrainState, TaskPlan, np.ndarray], np.ndarray]
-  after_memory: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
+  after_memory: Measuring | None
 
 
 def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> Programs:
@@ -107,30 +113,30 @@ def make_programs(experiment: Experiment, pictures: Data | stream.Originals) -> 
       fold_carry=jax.jit(frozen.fold_carry, out_shardings=replicated),
       stages=tuple(_stage(experiment, index, pictures, data) for index in range(len(experiment.method.stages))),
       features=_features(experiment, pictures, data), logits=_logits(experiment),
-      after_memory=_measuring(experiment, pictures, data, experiment.method.after_memory))
+      # Its number comes after those of the stages.
+      after_memory=_measuring(experiment, pictures, data, experiment.method.after_memory,
+                              len(experiment.method.stages)))
 
 
 def _stage(experiment: Experiment, index: int, pictures: Data | stream.Originals, data: Data | None) -> StagePrograms:
   config, source, devices = experiment.config, experiment.source, experiment.devices
   streamed = isinstance(pictures, stream.Originals)
   stage = experiment.method.stages[index]
-  view = {"image_size": config.image_size, "mean": source.mean, "std": source.std}
-  plain = augment.make_plain(**view, cropped=True)
+  plain = augment.make_plain(image_size=config.image_size, mean=source.mean, std=source.std, cropped=True)
   step = make_train_step(
       model=experiment.model, method=experiment.method, stage=stage, tx=experiment.optimizer(stage),
       axis_name=parallel.AXIS, epochs=stage.epochs(config.epochs),
       # Streamed pictures are already augmented.
-      augment=(lambda keys, images, sizes: plain(images, sizes)) if streamed else augment.make_augment(
-          config.augmentation, **view))
+      augment=(lambda keys, images, sizes: plain(images, sizes)) if streamed else _augment(experiment))
 
   return StagePrograms(
-      begin=_beginning(experiment, index, _measuring(experiment, pictures, data, stage.before)),
+      begin=_beginning(experiment, index, _measuring(experiment, pictures, data, stage.before, index)),
       run=program.make_program(step, stage=stage, number=index, batch_size=stage.sampler.batch(config.batch_size),
                                devices=devices, travelling=experiment.path[0] != "resident"),
       end=_ending(experiment, stage))
 
 
-def _beginning(experiment: Experiment, index: int, measure: Callable[[TrainState, Any, Context, np.ndarray], Any] | None
+def _beginning(experiment: Experiment, index: int, measure: Measuring | None
                ) -> Callable[[TrainState, Any, Context, np.ndarray, jax.Array], tuple[TrainState, Any]]:
   """StagePrograms.begin."""
   stage = experiment.method.stages[index]
@@ -151,7 +157,7 @@ def _beginning(experiment: Experiment, index: int, measure: Callable[[TrainState
   def begin(state: TrainState, carry: Any, context: Context, rows: np.ndarray, root: jax.Array
             ) -> tuple[TrainState, Any]:
     if measure is not None:
-      carry = measure(state, carry, context, rows)
+      carry = measure(state, carry, context, rows, root)
     return start(state, carry, parallel.replicate(context, experiment.devices), root)
 
   return begin
@@ -222,6 +228,12 @@ def _prepare(experiment: Experiment, pictures: Data | stream.Originals) -> passe
                             cropped=streamed or source.uniform)
 
 
+def _augment(experiment: Experiment) -> passes.Augment:
+  """Training pictures as a stage sees them, from the arrays that are kept or travel."""
+  config, source = experiment.config, experiment.source
+  return augment.make_augment(config.augmentation, image_size=config.image_size, mean=source.mean, std=source.std)
+
+
 def _features(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None
               ) -> Callable[[Networks, Context, np.ndarray], np.ndarray]:
   """Programs.features; `data` holds the pictures if they stay on the devices, else None."""
@@ -255,25 +267,43 @@ def _logits(experiment: Experiment) -> Callable[[TrainState, TaskPlan, np.ndarra
   return logits
 
 
-def _measuring(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None, boundary: Boundary | None
-               ) -> Callable[[TrainState, Any, Context, np.ndarray], Any] | None:
-  """(state, carry, context, rows) -> carry, as a boundary changes it; None without one. Arguments as `_features`."""
+def _measuring(experiment: Experiment, pictures: Data | stream.Originals, data: Data | None, boundary: Boundary | None,
+               number: int) -> Measuring | None:
+  """The program of a boundary; None without one.
+
+  Args:
+    experiment, pictures, data: as for `_features`.
+    boundary: of the method.
+    number: of the boundary among the method's.
+
+  Raises:
+    UserError: it needs augmented images, but streamed pictures are read without augmentation here.
+  """
   method, devices = experiment.method, experiment.devices
   if boundary is None:
     return None
+  if boundary.augmented and isinstance(pictures, stream.Originals):
+    raise UserError(f"{method.name} measures augmented images, which it cannot when pictures are streamed; set "
+                    f"--config.pictures=prefetch, or for the add-on gvalign "
+                    f"--config.method_options.gvalign_statistics=plain")
   _, calls = _calls(experiment, pictures, data)
   run = passes.make_measure(
       model=experiment.model, method=method, measure=boundary.measure,
-      block=experiment.config.evaluation_block, devices=devices, prepare=_prepare(experiment, pictures))
+      block=experiment.config.evaluation_block, devices=devices, prepare=_prepare(experiment, pictures),
+      augment=_augment(experiment) if boundary.augmented else None, stage=number)
 
   @functools.partial(jax.jit, out_shardings=experiment.root.sharding)
   def keep(carry: Any, sums: Any, context: Context) -> Any:
     return whole_carry(carry, boundary.keep(carry, sums, context), "keep of a boundary")
 
-  def measuring(state: TrainState, carry: Any, context: Context, rows: np.ndarray) -> Any:
+  def measuring(state: TrainState, carry: Any, context: Context, rows: np.ndarray, root: jax.Array) -> Any:
     replicated = parallel.replicate(context, devices)
     network = {"params": state.params, "batch_stats": state.batch_stats, "carry": carry}
-    parts = [run(network, block, chosen, replicated) for block, chosen, _ in calls(rows)]
+    parts, first = [], 0
+    for block, chosen, count in calls(rows):
+      drawing = (root, parallel.replicate(np.int32(first), devices)) if boundary.augmented else ()
+      parts.append(run(network, block, chosen, replicated, *drawing))
+      first += count
     return keep(carry, jax.tree.map(lambda *sums: sum(sums[1:], sums[0]), *parts), replicated)
 
   return measuring

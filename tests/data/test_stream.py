@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import types
 
 import builders
 import folders
@@ -12,11 +13,12 @@ import PIL.Image
 import pytest
 import runs
 
-from gr_jax import seeding
+from gr_jax import methods, seeding
 from gr_jax.data import augment, image, stream, workers
 from gr_jax.data.arrays import Data
 from gr_jax.data.sources import folder
 from gr_jax.errors import UserError
+from gr_jax.training import programs
 
 SIDE, BATCH = 32, 16
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -134,6 +136,15 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
   pictures = stream.Originals(split, np.arange(BATCH), np.full((BATCH, 2), 40, np.int32), np.zeros(BATCH, np.int32))
   with pytest.raises(UserError, match=f"^picture {tmp_path}/bad.png cannot be read"):
     views(pictures, [np.arange(BATCH, dtype=np.int32)], [0])
+
+
+def test_augmented_images_cannot_be_measured(tmp_path):
+  split = folder.FolderSplit(tmp_path, np.zeros(1, np.int64), ["a.png"])
+  pictures = stream.Originals(split, np.zeros(1, np.int64), np.full((1, 2), 40, np.int32), np.zeros(1, np.int32))
+  experiment = types.SimpleNamespace(method=methods.make("lucir", {"gvalign_statistics": "augmented"}, memory=20,
+                                                         chosen=("gvalign",)), devices=jax.devices()[:1])
+  with pytest.raises(UserError, match="cannot when pictures are streamed; set .*pictures=prefetch, .*=plain"):
+    programs._measuring(experiment, pictures, None, experiment.method.stages[1].before, 1)
 
 
 def test_two_paths_on_photographs():

@@ -169,6 +169,13 @@ def test_statistics_are_means_and_numpys_covariance():
   assert not np.allclose(later["gvalign_means"], carry["gvalign_means"])
 
 
+def test_statistics_are_of_plain_or_of_augmented_images():
+  def augmented(**options):
+    return make("lucir", "gvalign", **options).stages[1].before.augmented
+
+  assert not augmented() and augmented(gvalign_statistics="augmented")
+
+
 def test_covariance_of_few_images_has_a_root():
   rows = np.random.default_rng(1).normal(size=(3, FEATURES)).astype(np.float32)
   for count in (1, 2, 3):

@@ -41,7 +41,8 @@ OPTIONS = {"bic": {"method_options.bias_epochs_share": 1.0, "learning_rate": 1e-
 OPTIONS |= {
     "parts": {"method": "lucir", "method_options.reweighting": "dgr", "method_options.prior": True},
     "lws": {"method": "lucir", "addons": "lws", "method_options.lws_epochs_share": 1.0},
-    "gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_steps": 12},
+    "gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_steps": 12,
+                "method_options.gvalign_statistics": "augmented"},
     "gpa": {"method": "gr", "addons": "gpa"},
     "lws,gvalign": {"method": "podnet", "addons": "lws,gvalign", "method_options.balanced_epochs_share": 1.0,
                     "method_options.lws_epochs_share": 1.0, "method_options.gvalign_steps": 12}}

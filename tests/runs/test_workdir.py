@@ -106,3 +106,12 @@ def test_one_replica_with_another_config_stops_all(two_replicas, tmp_path):
   two_replicas(weight_decay=0.5)
   with pytest.raises(UserError, match="seed-4 holds a run with another config:(.|\n)*weight_decay: 0.5 -> "):
     replicas.check_configs(tmp_path, checked(seed=3, replicas=2))
+
+
+def test_runs_with_gvalign_of_earlier_versions_measured_plain_images(tmp_path):
+  content = configuration.to_dict(checked(method="lucir", addons="gvalign"))
+  del content["method_options"]["gvalign_statistics"]
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  assert workdir.read_config(tmp_path)["method_options"]["gvalign_statistics"] == "plain"
+  (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(checked(method="lucir"))))
+  assert "gvalign_statistics" not in workdir.read_config(tmp_path)["method_options"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from references import calibration as reference
 
-from gr_jax import calibration, methods
+from gr_jax import calibration, methods, seeding
 from gr_jax.data.arrays import Data, Pool
 from gr_jax.devices import parallel
 from gr_jax.methods.base import Context
@@ -217,3 +217,37 @@ def test_a_measure_counts_each_row_of_the_pool_once(devices, size):
   np.testing.assert_array_equal(measured["images"], np.bincount(labels[rows], minlength=5))
   np.testing.assert_allclose(measured["logits"], images[rows].sum(axis=0), rtol=1e-5, atol=1e-6)
   assert int(measured["task"]) == 3 * size
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_measure_of_augmented_images_draws_once_for_each(devices):
+  """The same in one call and in two, on any number of devices; new draws in another task and another stage."""
+  devices = jax.devices()[:devices]
+  images, labels, context = np.zeros((20, 5)), np.arange(20) % 5, context_of([True] * 5)
+  root = jax.random.key(7)
+
+  def augment(keys, images, sizes):
+    del sizes
+    return images + jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
+
+  def measure(outputs, labels, valid, context):
+    return jnp.sum(jnp.where(valid[:, None], outputs.logits, 0.0), axis=0)
+
+  def total(calls, stage=1, context=context):
+    run = passes.make_measure(model=Fake(), method=fake(), measure=measure, prepare=plain, block=4, devices=devices,
+                              augment=augment, stage=stage)
+    sums, first = [], 0
+    for rows in calls:
+      pool = Pool(np.r_[rows, np.zeros(20 - len(rows))].astype(np.int32), np.int32(len(rows)))
+      sums.append(run(*parallel.replicate(
+          (NETWORK, data_of(images, labels), pool, context, root, np.int32(first)), devices)))
+      first += len(rows)
+    return np.sum(sums, axis=0)
+
+  rows = np.random.default_rng(3).permutation(20)[:13]
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(seeding.of_stage(root, 1), seeding.MEASURE), 0), 0)
+  drawn = np.sum([jax.random.uniform(jax.random.fold_in(key, place), (5,)) for place in range(13)], axis=0)
+  np.testing.assert_allclose(total([rows]), drawn, rtol=1e-5)
+  np.testing.assert_allclose(total([rows[:8], rows[8:]]), drawn, rtol=1e-5)
+  for other in (total([rows], stage=2), total([rows], context=context._replace(task=np.int32(1)))):
+    assert not np.allclose(other, drawn, rtol=1e-3)

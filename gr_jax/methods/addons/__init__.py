@@ -15,7 +15,8 @@ ADDONS: dict[str, tuple[Callable[..., Method], Options]] = {
     "lws": (lws.wrap, {
         "epochs_share": positive(30 / 160), "learning_rate": positive(0.1), "scale_rate": weight(0.1)}),
     "gvalign": (gvalign.wrap, {
-        "mixup": positive(1.0), "steps": Option(100, low=1), "learning_rate": positive(0.1)}),
+        "mixup": positive(1.0), "steps": Option(100, low=1), "learning_rate": positive(0.1),
+        "statistics": Option("plain", gvalign.STATISTICS)}),
     "gpa": (gpa.wrap, {
         "variant": Option("published", gpa.VARIANTS), "weight": weight(0.12), "momentum": share(0.9)}),
 }

@@ -12,6 +12,8 @@ from gr_jax import class_statistics, losses
 from gr_jax.methods.addons import needs
 from gr_jax.methods.base import Boundary, Context, HeadMask, HeadParams, Loss, Method, Outputs, Stage
 
+STATISTICS = ("plain", "augmented")
+
 _MEANS, _ROOT = "gvalign_means", "gvalign_root"
 
 
@@ -21,20 +23,22 @@ class _Measured(NamedTuple):
   largest: class_statistics.Moments
 
 
-def wrap(method: Method, *, mixup: float, steps: int, learning_rate: float) -> Method:
+def wrap(method: Method, *, mixup: float, steps: int, learning_rate: float, statistics: str) -> Method:
   """Adds a mixed view to the stages that train the backbone, and a stage that aligns the classifier.
 
   Clean and mixed images share one batch norm; the mixed ones add a cross-entropy over all seen classes, of weight 1.
   The second stage, in every task, trains the whole head on drawn features: in each step one of each seen class c from
   N(p_c, S). p_c is the mean of the class's normalised features; S is the covariance of those of the largest class of
-  the first task, kept for the whole run. Features are measured without augmentation; the released code measures them on
-  training views. Its unused scales and its milestones, which 100 steps never reach, are left out.
+  the first task, kept for the whole run. The released code's unused scales and its milestones, which 100 steps never
+  reach, are left out.
 
   Args:
     method: with a cosine head or proxies; it predicts by its logits.
     mixup: alpha of Beta(alpha, alpha); 1 draws the share uniformly.
     steps: of the second stage.
     learning_rate: of the second stage, constant.
+    statistics: whether means and covariance are those of "plain" images, or of "augmented" ones, as in the released
+      code; each image counts once.
 
   Raises:
     UserError: a method that cannot be wrapped.
@@ -57,7 +61,8 @@ def wrap(method: Method, *, mixup: float, steps: int, learning_rate: float) -> M
     return {name: parts.get(name, jnp.zeros((), bool)) for name in head}
 
   align = Stage("align", {"cross_entropy": Loss(soft)}, rows=method.stages[0].rows, backbone="frozen", steps=steps,
-                learning_rate=learning_rate, trainable=classifier, before=Boundary(_measure, _keep), source=_drawn)
+                learning_rate=learning_rate, trainable=classifier, source=_drawn,
+                before=Boundary(_measure, _keep, augmented=statistics == "augmented"))
   return method._replace(stages=(*map(mixed, method.stages), align)).carrying(lambda features, num_classes: {
       _MEANS: jnp.zeros((num_classes, features), jnp.float32), _ROOT: jnp.zeros((features, features), jnp.float32)})
 
