@@ -11,10 +11,8 @@ SETTINGS = {
     "gr_cosine_schedule": {"schedule": "cosine", "milestones": ()},
     "gr_more_weight_decay": {"weight_decay": 1e-3},
     "gr_cutout": {"augmentation": "pad_resized_crop_flip_cutout"},
-    "gr_gpa_robust": {"addons": "gpa", "method_options.gpa_variant": "robust"},
     "dynamic_distillation": {"method": "dynamic_distillation"},
-    "lucir_lws": {"method": "lucir", "addons": "lws"},
-    "lucir_gvalign": {"method": "lucir", "addons": "gvalign"},
+    "lucir_gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_statistics": "augmented"},
 }
 
 
