@@ -46,10 +46,11 @@ def main(argv: list[str]) -> None:
                          for run in runs])
     (root / "table.md").write_text(text + "\n")
   print("\n".join([text, *unread]))
+  wrong = [f"{len(failed)} of {len(runs)} runs failed; see their logs in {root}"] if failed else []
   if unread:
-    raise UserError(f"the held-out images of {len(unread)} of {len(runs)} runs cannot be evaluated, see above")
-  if failed:
-    raise UserError(f"{len(failed)} of {len(runs)} runs failed; see their logs in {root}, then rerun the command")
+    wrong.append(f"the held-out images of {len(unread)} of {len(runs)} runs cannot be evaluated, see above")
+  if wrong:
+    raise UserError(f"{'; '.join(wrong)}; then rerun the command")
 
 
 if __name__ == "__main__":

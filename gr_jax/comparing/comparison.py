@@ -97,7 +97,7 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   plan.check_folders(final)
   failures += _run(comparison, plan.make_jobs(
       comparison.config_file, final, together=_together(comparison, final, machine)), machine, line).values()
-  failures += [f"{name}: no setting is chosen before the runs that failed are done, so it was not run; rerun the "
+  failures += [f"{name}: no setting is chosen before the runs that failed are done; finished runs are kept. Rerun the "
                f"command, or leave the setting out" for name in sorted(unscored)]
   failures += [f"{name}: no setting could be scored, so it was not run" for name, one in choices.items()
                if one.config is None]

@@ -18,6 +18,8 @@ import time
 ALL_CORES = "all"
 # The scheduler's group of this session, where the kernel has such groups (Linux, CONFIG_SCHED_AUTOGROUP).
 _GROUP = pathlib.Path("/proc/self/autogroup")
+# Seconds in which a signal to all processes reaches this one, too.
+_ARRIVAL = 1.0
 # Seconds between two tries: the kernel accepts ten changes a second from users other than root.
 _PAUSE, _TRIES = 0.15, 20
 
@@ -25,9 +27,11 @@ _PAUSE, _TRIES = 0.15, 20
 def _watch(reader: int) -> None:
   # Nothing is ever written: the read returns when the last writer is gone.
   os.read(reader, 1)
-  # A service manager, or a shutdown, may have sent SIGTERM to all processes: a second one would end the run unsaved.
-  signals = sys.modules.get("gr_jax.runs.signals")
-  if signals is None or not signals.requested():
+  # A service manager, or a shutdown, sends SIGTERM to all processes: a second one would end the run unsaved.
+  time.sleep(_ARRIVAL)
+  # Not imported, at least not wholly: the run has nothing to save yet.
+  requested = getattr(sys.modules.get("gr_jax.runs.signals"), "requested", lambda: False)
+  if not requested():
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -26,7 +26,8 @@ _INTERVAL = 0.2
 # Share of a GPU's memory that its processes reserve together; JAX reserves 0.75 for a single one.
 _GPU_MEMORY = 0.9
 # A user who sets one of these shares out the memory.
-_OF_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
+_OF_MEMORY = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE",
+              "XLA_PYTHON_CLIENT_ALLOCATOR")
 
 _ENDS = {0: "done", signals.EXIT_CODE: "interrupted, and saved"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,7 @@ def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: S
     raise UserError(f"--set is {wrong[0]!r}; it takes KEY=VALUE")
   if len(set(sweep.seeds)) < len(sweep.seeds):
     raise UserError(f"seeds are {', '.join(map(str, sweep.seeds))}; name each once: a run has one folder")
+  _run_recipe(sweep.config)
   for row, changes in sweep.rows.items():
     for override in (*(f"{key}={value}" for key, value in changes.items()), *settings):
       _check_key(row, *override.split("=", 1))
@@ -105,6 +107,20 @@ def make_runs(sweep: Sweep, root: pathlib.Path, only: Sequence[str], settings: S
           f"--config={sweep.config}", f"--workdir={workdir}",
           *[f"--config.{setting}" for setting in (*overrides, *settings, f"seed={seed}")])))
   return runs
+
+
+def _run_recipe(path: str) -> None:
+  """Calls get_config() of a recipe, which may register methods with options of their own."""
+  if not pathlib.Path(path).is_file():
+    # The runs say so.
+    return
+  before = list(sys.path)
+  # As gr_jax.flags does, so that it can import others of its folder `configs`.
+  sys.path.append(str(pathlib.Path(path).absolute().parent.parent))
+  try:
+    runpy.run_path(path)["get_config"]()
+  finally:
+    sys.path[:] = before
 
 
 def _check_key(row: str, key: str, value: str) -> None:

@@ -134,7 +134,7 @@ def notes(rows: Sequence[Row], config: Mapping[str, Any]) -> list[str]:
   if len(set().union(*learned.values())) > 1:
     lines.append("Numbers of learned tasks differ, so the rows cannot be compared: " + ", ".join(
         f"{name} {' and '.join(map(str, done))}" for name, done in learned.items() if done)
-                 + "; rerun the command for all methods with the same --config.stop_after_task, or without it.")
+                 + "; rerun the command for all methods without --config.stop_after_task.")
   for row in rows:
     if (known := row.published) is not None:
       ours = f", ours {config['epochs']}" if known.epochs != config["epochs"] else ""

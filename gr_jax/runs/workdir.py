@@ -51,23 +51,21 @@ def check_config(folder: pathlib.Path, config: Config) -> None:
   if not processes.primary():
     return
   path = folder / "config.json"
-  if path.exists() and (_has_begun(folder) or _replicas_have_begun(folder)):
+  if path.exists() and _replicas_have_begun(folder):
     saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
-    if saved["replicas"] > 1 and config.replicas > 1:
-      # More replicas may join, and each one's folder has its own seed.
-      saved |= {key: wanted[key] for key in ("seed", "replicas")}
+    # More replicas may join. Each has a folder of its own, with its seed and what "auto" meant there.
+    free = ("precision", "seed", "replicas") if config.replicas > 1 else ("precision",)
+    _refuse_others(folder, saved, {**wanted, **{key: saved[key] for key in free}})
+  elif path.exists() and _has_begun(folder):
+    saved, wanted = configuration.flatten(read_config(folder)), configuration.flatten(config)
     # "auto" may mean one precision where the run started and another one here.
     saved["precision"] = saved_precision(folder, saved["precision"])
     wanted["precision"] = models.resolve_precision(config.precision, jax.devices()[0].platform)
     if config.precision == "auto" and _done(folder, config, config.stop_after_task or config.scenario.num_tasks):
       # Nothing is left to train.
       wanted["precision"] = saved["precision"]
-    lines = configuration.difference(saved, wanted)
-    if lines:
-      meant = config.precision == "auto" and saved["precision"] != wanted["precision"]
-      raise UserError(f"{folder} holds a run with another config:\n  " + "\n  ".join(lines) +
-                      "\nchoose another --workdir, or use the config of that run" +
-                      (f" with --config.precision={saved['precision']}" if meant else ""))
+    meant = config.precision == "auto" and saved["precision"] != wanted["precision"]
+    _refuse_others(folder, saved, wanted, f" with --config.precision={saved['precision']}" if meant else "")
   elif _has_begun(folder):
     raise UserError(f"{folder} holds a run but no config.json, so its config is unknown; choose another --workdir")
   try:
@@ -78,6 +76,13 @@ def check_config(folder: pathlib.Path, config: Config) -> None:
     raise UserError(f"--workdir {folder} cannot be written ({error}); choose another one") from error
 
 
+def _refuse_others(folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any], remedy: str = "") -> None:
+  lines = configuration.difference(saved, wanted)
+  if lines:
+    raise UserError(f"{folder} holds a run with another config:\n  " + "\n  ".join(lines) +
+                    f"\nchoose another --workdir, or use the config of that run{remedy}")
+
+
 def _has_begun(folder: pathlib.Path) -> bool:
   """Whether anything has been trained there; files of a refused or interrupted start do not count."""
   checkpoints, rows = folder / "checkpoints", folder / "metrics.jsonl"
@@ -85,8 +90,14 @@ def _has_begun(folder: pathlib.Path) -> bool:
 
 
 def _replicas_have_begun(folder: pathlib.Path) -> bool:
-  """Whether anything has been trained in the folder of a replica."""
-  return any(map(_has_begun, folder.glob("seed-*")))
+  """Whether anything has been trained in the folder of a replica of config.json."""
+  begun = {member.name for member in folder.glob("seed-*") if _has_begun(member)}
+  if not begun or not (folder / "config.json").exists():
+    return False
+  saved = read_config(folder)
+  # Other folders are runs of their own, as gr_jax.compare starts them.
+  return saved["replicas"] > 1 and not begun.isdisjoint(
+      f"seed-{saved['seed'] + number}" for number in range(saved["replicas"]))
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -231,7 +242,8 @@ def _write_origin(folder: pathlib.Path, experiment: Experiment) -> None:
   """Creates start.json, or adds this start if it differs from the one before, as after an upgrade."""
   path, platform = folder / START, experiment.devices[0].platform
   now = origin.describe(experiment.devices)
-  if not (_has_begun(folder) or _replicas_have_begun(folder)):
+  # Replicas have begun where one of them has.
+  if not any(map(_has_begun, (folder, *folder.glob("seed-*")))):
     journal.write_json(path, {"precision": experiment.precision, "platform": platform, "starts": [now]})
   elif path.exists():
     saved = journal.read_json(path, "precision")

@@ -149,3 +149,16 @@ def test_sweep_files_set_known_keys(path):
     method = changes.get("method", runs.get_config(pathlib.Path(sweep.config).stem).method)
     methods.parse(method, {key.removeprefix(prefix): str(value) for key, value in changes.items()
                            if key.startswith(prefix)}, addons.names(changes.get("addons", "")))
+
+
+def test_options_of_a_method_that_the_recipe_registers_are_known(tmp_path):
+  recipe = tmp_path / "mine.py"
+  recipe.write_text("from gr_jax import methods\nfrom configs import digits_lt\n\ndef get_config():\n"
+                    "  if 'mine' not in methods.METHODS:\n"
+                    "    methods.register('mine', lambda *, tau: None, {'tau': methods.Option(1.0)})\n"
+                    "  return digits_lt.get_config()\n")
+  sweep = SWEEP._replace(config=str(recipe), rows={"one": {"method_options.tau": 2.0}})
+  try:
+    assert len(sweeps.make_runs(sweep, tmp_path, [], [])) == 2
+  finally:
+    methods.METHODS.pop("mine", None)

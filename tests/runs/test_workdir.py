@@ -102,6 +102,20 @@ def test_replicas_may_join_others(two_replicas, tmp_path):
     replicas.check_configs(tmp_path, checked(seed=seed, replicas=count))
 
 
+def test_runs_that_were_alone_do_not_decide_for_replicas(two_replicas, tmp_path):
+  """gr_jax.compare starts a seed alone, in another precision, and later ones together: without a start.json here."""
+  two_replicas()
+  (tmp_path / workdir.START).unlink()
+  alone = tmp_path / "seed-0"
+  alone.mkdir()
+  (alone / "metrics.jsonl").write_text("{}\n")
+  for precision in ("auto", "float32"):
+    workdir.check_config(tmp_path, checked(seed=3, replicas=2, precision=precision))
+  # None of those that config.json names has begun.
+  (tmp_path / "seed-4" / "metrics.jsonl").unlink()
+  workdir.check_config(tmp_path, checked(seed=3, replicas=2, learning_rate=0.5))
+
+
 def test_one_replica_with_another_config_stops_all(two_replicas, tmp_path):
   two_replicas(weight_decay=0.5)
   with pytest.raises(UserError, match="seed-4 holds a run with another config:(.|\n)*weight_decay: 0.5 -> "):
