@@ -96,7 +96,7 @@ def _replicas_have_begun(folder: pathlib.Path) -> bool:
     return False
   saved = read_config(folder)
   # Other folders are runs of their own, as gr_jax.compare starts them.
-  return saved["replicas"] > 1 and not begun.isdisjoint(
+  return saved.get("replicas", 1) > 1 and not begun.isdisjoint(
       f"seed-{saved['seed'] + number}" for number in range(saved["replicas"]))
 
 
