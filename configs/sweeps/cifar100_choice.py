@@ -9,6 +9,7 @@ DRAWS = (1, 2)
 SETTINGS = {
     "gr": {},
     "gr_cosine_schedule": {"schedule": "cosine", "milestones": ()},
+    "gr_cosine_head": {"method_options.head": "cosine"},
     "gr_more_weight_decay": {"weight_decay": 1e-3},
     "gr_cutout": {"augmentation": "pad_resized_crop_flip_cutout"},
     "dynamic_distillation": {"method": "dynamic_distillation"},

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from gr_jax import losses
 from gr_jax import reweighting as rules
 from gr_jax.methods.base import Context, Loss, Method, Outputs, Stage, logits
-from gr_jax.methods.combining import report, summary
+from gr_jax.methods.combining import on_columns, report, summary
 from gr_jax.models import heads
+
+HEADS = ("linear", "cosine")
 
 
 def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, distillation_weight: float,
-         attenuation_gamma: float, temperature: float) -> Method:
+         attenuation_gamma: float, temperature: float, head: str) -> Method:
   """Builds the method.
 
   Args:
@@ -24,6 +26,7 @@ def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, d
     distillation_weight: 0.7 in w_kd = 0.7 sqrt(N_old / N_new).
     attenuation_gamma: gamma of a = exp(-gamma N_old / (N_old + N_new)).
     temperature: T of the distillation.
+    head: "linear", or "cosine" (ours): LUCIR's head and signed features, with all seen columns trained.
   """
   def cross_entropy(student: Outputs, teacher: None, labels: jax.Array, context: Context) -> jax.Array:
     counts = context.counts if prior else context.seen.astype(jnp.float32)
@@ -42,5 +45,9 @@ def make(*, reweighting: str, prior: bool, distillation: str, task_ratio: str, d
   if distillation != "none":
     terms["distillation"] = Loss(distil, teacher=True, kind="distillation")
   rule = rules.gradient_reweighting(kind=reweighting, task_ratio=task_ratio, gamma=attenuation_gamma)
+  if head == "cosine":
+    # The scale belongs to no column: it takes the plain gradient of both losses.
+    rule = on_columns(rule, terms)
   stage = Stage("train", terms, rule=rule, report=report, summary=summary)
-  return Method("gr", (stage,), heads.linear(), {"logits": logits})
+  return Method("gr", (stage,), heads.cosine() if head == "cosine" else heads.linear(), {"logits": logits},
+                signed_features=head == "cosine")

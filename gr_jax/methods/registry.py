@@ -42,7 +42,7 @@ METHODS: dict[str, tuple[Callable[..., Method], Mapping[str, Option]]] = {
         "reweighting": Option("dgr", reweighting.KINDS), "prior": Option(True),
         "distillation": Option("dakd", ("dakd", "kd", "none")),
         "task_ratio": Option("release", reweighting.TASK_RATIOS), "distillation_weight": _weight(0.7),
-        "attenuation_gamma": _weight(1.0), "temperature": _TEMPERATURE}),
+        "attenuation_gamma": _weight(1.0), "temperature": _TEMPERATURE, "head": Option("linear", gr.HEADS)}),
     "finetune": (finetune.make, {}),
     "joint": (joint.make, {"prior": Option(False)}),
     "lwf": (lwf.make, {"weight": _weight(1.0), "temperature": _TEMPERATURE}),

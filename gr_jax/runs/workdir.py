@@ -118,8 +118,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _with_new_names(config: dict[str, Any]) -> dict[str, Any]:
   """A saved config with keys of earlier versions moved to their current place, and later keys as the run had them."""
   moved = {key: config.pop(key) for key in configuration.MOVED if key in config}
-  # Runs with the add-on GVAlign had no choice of images.
-  later = {"gvalign_statistics": "plain"} if "gvalign" in config.get("addons", "") else {}
+  # Gradient Reweighting had no choice of head, GVAlign none of images.
+  later = {**({"head": "linear"} if config.get("method") == "gr" else {}),
+           **({"gvalign_statistics": "plain"} if "gvalign" in config.get("addons", "") else {})}
   return {"addons": "", "tensorboard": False, "evaluate_on": "test", **config,
           configuration.OPTIONS: {**later, **config.get(configuration.OPTIONS, {}), **moved},
           "memory": {"total": None, **config["memory"]}}

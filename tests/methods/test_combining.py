@@ -65,6 +65,34 @@ def test_prior_and_rule_on_a_cosine_head():
   assert np.abs(on_ranking[:, NEW]).max() > 1e-3 and (reweighted.column[NEW] < 1).any()
 
 
+def test_gradient_reweighting_on_a_cosine_head():
+  """All seen columns are trained; beta is that of angles, and eta has the plain gradient of both losses."""
+  case = Case(methods.make("gr", {"head": "cosine", "attenuation_gamma": 0.5}, memory=20))
+  x, kernel, old_kernel = (values.astype(np.float64) for values in (
+      case.x, *(np.where(SEEN, head["kernel"], 1.0) for head in (case.head, case.old_head))))
+  teacher = lucir.logits(case.before.astype(np.float64), old_kernel, 1.7, SEEN)
+  weight = 4 * oracle.distillation_weight(*(case.context.original[group].sum() for group in (OLD, NEW)))
+
+  def cross_entropy(kernel, eta=1.7, x=x):
+    logits, seen = notation.with_prior(lucir.logits(x, kernel, eta, SEEN), SEEN, case.context.counts)
+    return notation.cross_entropy(logits, case.labels, seen)
+
+  def distillation(kernel, eta=1.7, x=x):
+    logits = np.where(SEEN, lucir.logits(x, kernel, eta, SEEN), 0.0)
+    return weight * oracle.dakd(logits, np.where(SEEN, teacher, 0.0), case.context.lost, OLD)[0]
+
+  parts = cross_entropy, distillation
+  assert case.loss == pytest.approx(sum(part(kernel) for part in parts), rel=2e-5)
+  on_ce, on_kd = (differences.numeric_gradient(part, kernel) for part in parts)
+  reweighted = oracle.reweight(np.zeros(7), on_ce, None, on_kd, None, old=OLD, new=NEW, attenuation=ATTENUATION)
+  close(case.gradient["classifier"]["kernel"], reweighted.kernel)
+  close(case.gradient["classifier"]["scale"],
+        differences.numeric_gradient(lambda eta: sum(part(kernel, eta) for part in parts), 1.7))
+  close(case.gradient["backbone"]["shift"],
+        differences.numeric_gradient(lambda x: sum(part(kernel, x=x) for part in parts), x))
+  assert reweighted.beta > 0 and (np.abs(reweighted.kernel[:, OLD]) > 1e-4).any()
+
+
 def test_prior_and_rule_on_proxies():
   """PODNet distils features and maps, so beta is 0; the proxies of a class together are its column."""
   case = Case(methods.make("podnet", {"proxies": 3, "reweighting": "dgr", "prior": True}, memory=20))

@@ -44,6 +44,7 @@ OPTIONS |= {
     "gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_steps": 12,
                 "method_options.gvalign_statistics": "augmented"},
     "gpa": {"method": "gr", "addons": "gpa"},
+    "cosine": {"method": "gr", "method_options.head": "cosine"},
     "lws,gvalign": {"method": "podnet", "addons": "lws,gvalign", "method_options.balanced_epochs_share": 1.0,
                     "method_options.lws_epochs_share": 1.0, "method_options.gvalign_steps": 12}}
 COMBINED = tuple(name for name in OPTIONS if name not in methods.NAMES)

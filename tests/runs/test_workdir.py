@@ -122,6 +122,16 @@ def test_one_replica_with_another_config_stops_all(two_replicas, tmp_path):
     replicas.check_configs(tmp_path, checked(seed=3, replicas=2))
 
 
+def test_gradient_reweighting_of_earlier_versions_had_a_linear_head(tmp_path):
+  content = configuration.to_dict(checked())
+  del content["method_options"]["head"]
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  (tmp_path / "metrics.jsonl").write_text("{}\n")
+  workdir.check_config(tmp_path, checked())
+  with pytest.raises(UserError, match="method_options.head: 'linear' -> 'cosine'"):
+    workdir.check_config(tmp_path, checked(**{"method_options.head": "cosine"}))
+
+
 def test_runs_with_gvalign_of_earlier_versions_measured_plain_images(tmp_path):
   content = configuration.to_dict(checked(method="lucir", addons="gvalign"))
   del content["method_options"]["gvalign_statistics"]
