@@ -250,8 +250,8 @@ def cifar100_choice() -> list[str]:
     folders = [RESULTS / "choice" / f"{name}_draw_{draw}-s0" for draw in sweep["DRAWS"]]
     counts = [tuning.held_out_counts(folder) for folder in folders if (folder / "results.json").exists()]
     rows.append((name, changes, len(counts), choice.score(counts) if counts else None))
-  # Only settings with all draws can be chosen, and only when every setting was tried.
-  complete = [row for row in rows if row[2] == len(sweep["DRAWS"])]
+  # Chosen among the settings with most draws, when every setting was tried: a further draw is for the best ones alone.
+  complete = [row for row in rows if row[2] == max(draws for _, _, draws, _ in rows)]
   places = choice.choose([row[3] for row in complete], [len(row[1]) for row in complete]) if all(
       row[2] for row in rows) and complete else ()
   marks = dict(zip((complete[place][0] for place in reversed(places)), ("best", "chosen")))
