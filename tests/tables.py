@@ -218,11 +218,12 @@ def published(rows: Sequence[str] = tuple(PUBLISHED)) -> list[str]:
   with (ROOT / "gr_jax" / "comparing" / "published.csv").open(newline="") as file:
     numbers = {(row["kind"], row["num_tasks"], row["method"]): f"{row['average']} / {row['last']}"
                for row in csv.DictReader(file) if row["dataset"] == "cifar100" and row["imbalance"] == "100.0"}
-  lines = ["| average / last | published | here | ACC after each task | hours |", "|---|---|---|---|---|"]
+  lines = ["| average / last | published | here | ACC after each task | precision | hours |",
+           "|---|---|---|---|---|---|"]
   for name in rows:
     run, source = read(f"published/{name}-s0"), PUBLISHED[name]
-    cells = f"{NOT_RUN} | |" if run is None else " | ".join((
-        " / ".join(map(percent, _averages(run))), " ".join(map(percent, run["task_accuracies"])),
+    cells = f"{NOT_RUN} | | |" if run is None else " | ".join((
+        " / ".join(map(percent, _averages(run))), " ".join(map(percent, run["task_accuracies"])), run["precision"],
         f"{run['seconds'] / 3600:.1f}"))
     shown = source if isinstance(source, str) else numbers[source]
     lines.append(f"| {name.replace('_', ' ')} | {shown} | {cells} |")
