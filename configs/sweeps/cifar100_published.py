@@ -10,6 +10,9 @@ def get_sweep() -> dict:
       "gr": {},
       "none_of_the_three": {"method_options.reweighting": "none", "method_options.prior": False,
                             "method_options.distillation": "kd"},
+      # The best of configs/sweeps/cifar100_choice.py, in its precision.
+      "lucir_gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_statistics": "augmented",
+                        "precision": "bfloat16"},
       "lucir": {"method": "lucir"},
       "gr_ordered": {"scenario.kind": "ltio"},
       "gr_10_increments": {"scenario.num_tasks": 11},
