@@ -243,13 +243,15 @@ def parts(folder: str, rows: Sequence[str]) -> list[str]:
 
 def cifar100_choice() -> list[str]:
   """Settings at 40 epochs a task by their held-out images, the best first; the rule is that of gr_jax.compare."""
-  lines = ["| setting | other keys than gr's | draws | held out, mean over classes ± standard error | |",
-           "|---|---|---|---|---|"]
+  columns = "setting", "other keys than gr's", "draws", "held out, mean over classes ± standard error", "mean over tasks"
+  lines = [f"| {' | '.join(columns)} | |", "|---|---|---|---|---|---|"]
   sweep = runpy.run_path(str(ROOT / "configs" / "sweeps" / "cifar100_choice.py"))
-  rows = []
+  rows, means = [], {}
   for name, changes in sweep["SETTINGS"].items():
     folders = [RESULTS / "choice" / f"{name}_draw_{draw}-s0" for draw in sweep["DRAWS"]]
-    counts = [tuning.held_out_counts(folder) for folder in folders if (folder / "results.json").exists()]
+    finished = [folder for folder in folders if (folder / "results.json").exists()]
+    counts = [tuning.held_out_counts(folder) for folder in finished]
+    means[name] = percent(statistics.mean(map(_held_out_mean, finished))) if finished else ""
     rows.append((name, changes, len(counts), choice.score(counts) if counts else None))
   # Chosen among the settings with most draws, when every setting was tried: a further draw is for the best ones alone.
   complete = [row for row in rows if row[2] == max(draws for _, _, draws, _ in rows)]
@@ -259,8 +261,17 @@ def cifar100_choice() -> list[str]:
   for name, changes, draws, score in sorted(rows, key=lambda row: -1.0 if row[3] is None else -row[3].mean):
     shown = NOT_RUN if score is None else f"{percent(score.mean)} ± {percent(score.error)}"
     keys = ", ".join(f"`{key}={value}`" for key, value in changes.items())
-    lines.append(f"| {name.replace('_', ' ')} | {keys} | {draws} | {shown} | {marks.get(name, '')} |")
+    lines.append(f"| {name.replace('_', ' ')} | {keys} | {draws} | {shown} | {means[name]} | {marks.get(name, '')} |")
   return lines
+
+
+def _held_out_mean(folder: pathlib.Path) -> float:
+  """The mean over tasks of the mean over the seen classes of accuracies on held-out images."""
+  images = json.loads((folder / "scenario.json").read_text())["holdout_counts"]
+  rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+  return statistics.mean(
+      statistics.mean(right / number for right, number in zip(row["correct"], images) if number)
+      for row in rows if row["kind"] == "task")
 
 
 def methods_held_out() -> list[str]:
