@@ -243,7 +243,8 @@ def parts(folder: str, rows: Sequence[str]) -> list[str]:
 
 def cifar100_choice() -> list[str]:
   """Settings at 40 epochs a task by their held-out images, the best first; the rule is that of gr_jax.compare."""
-  columns = "setting", "other keys than gr's", "draws", "held out, mean over classes ± standard error", "mean over tasks"
+  columns = ("setting", "other keys than gr's", "draws", "held out, mean over classes ± standard error",
+             "mean over tasks")
   lines = [f"| {' | '.join(columns)} | |", "|---|---|---|---|---|---|"]
   sweep = runpy.run_path(str(ROOT / "configs" / "sweeps" / "cifar100_choice.py"))
   rows, means = [], {}
