@@ -38,7 +38,7 @@ _METHODS = ("finetune_without_memory", "simplecil", "finetune", "lwf", "il2m", "
             "lucir_gpa", "lucir_with_gr", "wa_with_gr", "podnet_with_gr", "joint", "joint_with_prior")
 # Rows of configs/sweeps/cifar100_published.py -> scenario, number of tasks and method of the published number, or
 # that number where no table has it (docs/method.md section 8).
-PUBLISHED = {"gr": ("lt", "6", "gr"), "none_of_the_three": "-", "lucir_gvalign": "-", "lucir": ("lt", "6", "lucir"),
+PUBLISHED = {"gr": ("lt", "6", "gr"), "none_of_the_three": "-", "gr_cosine_head": "-", "lucir": ("lt", "6", "lucir"),
              "gr_ordered": ("ltio", "6", "gr"), "gr_10_increments": ("lt", "11", "gr"),
              "gr_from_scratch_20": "34.35 / -"}
 PARTS = ("full", "no_reweighting", "no_prior", "plain_distillation", "none_of_the_three", "symmetric_task_ratio")

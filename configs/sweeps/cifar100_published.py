@@ -11,8 +11,7 @@ def get_sweep() -> dict:
       "none_of_the_three": {"method_options.reweighting": "none", "method_options.prior": False,
                             "method_options.distillation": "kd"},
       # The best of configs/sweeps/cifar100_choice.py, in its precision.
-      "lucir_gvalign": {"method": "lucir", "addons": "gvalign", "method_options.gvalign_statistics": "augmented",
-                        "precision": "bfloat16"},
+      "gr_cosine_head": {"method_options.head": "cosine", "precision": "bfloat16"},
       "lucir": {"method": "lucir"},
       "gr_ordered": {"scenario.kind": "ltio"},
       "gr_10_increments": {"scenario.num_tasks": 11},
