@@ -127,8 +127,11 @@ def main(argv: list[str]) -> None:
     if given.task is not None or given["split"].present:
       raise UserError("--holdout_json evaluates the held-out images after every task; remove --task and --split")
     from gr_jax.runs import journal
+    out = pathlib.Path(given.holdout_json).expanduser()
+    if not out.parent.is_dir() or out.is_dir():
+      raise UserError(f"--holdout_json is {out}; it takes a file in a folder that exists")
     numbers = holdout_numbers(given.workdir, data_dir=given.data_dir)
-    journal.write_json(pathlib.Path(given.holdout_json), {
+    journal.write_json(out, {
         "holdout_accuracies": [after["accuracy"] for after in numbers],
         "class_means": [after["class_mean"] for after in numbers],
         "class_errors": [after["class_error"] for after in numbers],

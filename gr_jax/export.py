@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
   # Imported here so that a bad flag is reported immediately.
   from gr_jax.serving import exported
   from gr_jax.serving import model as models
-  model, out = models.load(given.workdir, given.task), pathlib.Path(given.out)
+  model, out = models.load(given.workdir, given.task), pathlib.Path(given.out).expanduser()
   beside = exported.export(model, out)
   print(f"{model.description}\nwritten: {out} ({out.stat().st_size / 2**20:.1f} MiB) and {beside}")
 

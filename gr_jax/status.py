@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
   del argv
   given = flags.FLAGS
   try:
-    show(pathlib.Path(given.workdir), every=given.every if given.watch else None)
+    show(pathlib.Path(given.workdir).expanduser(), every=given.every if given.watch else None)
   except KeyboardInterrupt:
     # How --watch is left.
     print()

@@ -19,7 +19,7 @@ from gr_jax.runs import workdir
 
 _SWEEP = flags.DEFINE_string("sweep", None, "File that defines get_sweep() -> {config, seeds, rows}.")
 _ROOT = flags.DEFINE_string("root", None, "Folder for the runs and the table. Default: runs/<sweep name>.")
-_ONLY = flags.DEFINE_list("only", [], "Names of the rows to run. Default: all.")
+_ONLY = flags.DEFINE_list("only", [], "Names of the rows to run and to show in the table. Default: all.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Seeds, instead of those in the sweep file.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, such as --set=epochs=2.")
 _HOLDOUT = flags.DEFINE_bool("holdout", False, "Also evaluate finished runs on their held-out images. Use these, not "
@@ -33,10 +33,10 @@ def main(argv: list[str]) -> None:
   if _SWEEP.value is None:
     raise UserError("--sweep is missing; use for example --sweep=configs/sweeps/digits_parts.py")
   sweep = sweeps.with_seeds(sweeps.load(_SWEEP.value), _SEEDS.value)
-  root = workdir.locate(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}")
+  root = workdir.locate(_ROOT.value or f"runs/{pathlib.Path(_SWEEP.value).stem}", flag="--root")
   runs = sweeps.make_runs(sweep, root, _ONLY.value, _SET.value)
   root.mkdir(parents=True, exist_ok=True)
-  with workdir.locked(root):
+  with workdir.locked(root, flag="--root"):
     places = runner.places(_JOBS.value, runner.platforms())
     runner.leave_on_signals()
     failed = runner.run_all([run.job for run in runs], places)

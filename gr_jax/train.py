@@ -43,7 +43,7 @@ def train(config: configuration.AnyConfig, workdir: str | pathlib.Path) -> dict[
   experiment = processes.together(lambda: experiments.load(
       config, before_data=lambda: replicas.check_configs(folder, config), progress=console.decoding,
       say=console.say))
-  with workdirs.held(folder):
+  with workdirs.held(folder), replicas.locked(folder, config):
     # Once more: while this process waited or loaded its data, another one may have begun a run here.
     processes.together(lambda: replicas.check_configs(folder, config))
     processes.together(lambda: workdirs.check_scenario(folder, experiment))

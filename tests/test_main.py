@@ -184,6 +184,9 @@ def test_default_workdir_and_unset(tmp_path):
 
 def test_evaluate_bad_input(tmp_path):
   assert "holds no run" in fails(f"--workdir={tmp_path}", module="evaluate")
+  for place in (tmp_path / "nowhere" / "held_out.json", tmp_path):
+    assert f"--holdout_json is {place}; it takes a file in a folder" in fails(
+        f"--workdir={tmp_path}", f"--holdout_json={place}", module="evaluate")
 
 
 def test_a_refused_start_leaves_the_workdir_free(tmp_path):

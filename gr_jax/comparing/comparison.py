@@ -73,7 +73,7 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
     The Markdown table with its notes, and what failed, a line each.
 
   Raises:
-    UserError: a config that its data set does not allow, before anything is trained.
+    UserError: a config that its data set does not allow, or finished runs on other images, before anything is trained.
     Interrupted: see runner.leave_on_signals; every run has saved.
   """
   comparison.root.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,8 @@ def compare(comparison: Comparison) -> tuple[str, list[str]]:
   # Settings are not chosen yet: the entries as they are stand for the final runs.
   expected = _final(comparison, {entry.name: entry.config for entry in comparison.entries})
   missing = {run.label: run.config for run in (*first, *expected) if run.results is None}
-  machine = probe.probe(missing) if missing else probe.Report((), {}, True)
+  finished = {run.label: (run.folder, run.config) for run in (*first, *expected) if run.results is not None}
+  machine = probe.probe(missing, finished) if missing else probe.Report((), {}, True)
   line = Line([*first, *expected], machine.steps)
   failed = _run(comparison, plan.make_jobs(comparison.config_file, first, together=False), machine, line,
                 answers=(_DIVERGED,))

@@ -23,6 +23,8 @@ from gr_jax.runs import journal
 
 # Written to a run's folder when its held-out images have been evaluated.
 _HOLDOUT_FILE = "holdout.json"
+# Keys that are the list's own.
+_OF_THE_LIST = ("seed", "replicas")
 
 
 class Sweep(NamedTuple):
@@ -127,6 +129,9 @@ def _check_key(row: str, key: str, value: str) -> None:
   """Refuses a key that no run knows: else the last row would tell it after days. A run checks the rest at its start."""
   option = key.removeprefix(f"{configuration.OPTIONS}.")
   try:
+    if key in _OF_THE_LIST:
+      raise UserError(f"a list of runs sets {key} itself: it takes its seeds from `seeds` or --seeds, one run each; "
+                      f"remove {key}={value}")
     if option == key:
       if key not in configuration.KEYS:
         raise configuration.unknown_key(key)

@@ -43,7 +43,7 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
   points |= {f"many_medium_few/{name}": group and group["accuracy"]
              for name, group in row.get("many_medium_few", {}).items()}
   points |= {f"calibration_error/{name}": figures["all"]["ece"]
-             for name, figures in (row.get("calibration") or {}).items() if figures and "all" in figures}
+             for name, figures in (row.get("calibration") or {}).items() if figures and figures.get("all")}
   return {tag: float(value) for tag, value in points.items() if value is not None}
 
 

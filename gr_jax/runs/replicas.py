@@ -13,10 +13,11 @@ measured; there, replicas run one after another.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,6 +70,7 @@ def run_side_by_side(
 
   Raises:
     Interrupted: the run was asked to exit; every replica that had started has saved.
+    FloatingPointError: of the first replica that diverged, after the others have ended.
   """
   count = experiment.config.replicas
   free: queue.SimpleQueue = queue.SimpleQueue()
@@ -83,12 +85,39 @@ def run_side_by_side(
     try:
       config = member_config(experiment.config, number)
       return group.run(config, member_folder(folder, experiment.config, number), learn)
+    except FloatingPointError as error:
+      raise FloatingPointError(f"seed {experiment.config.seed + number}: {error}") from error
     finally:
       free.put(group)
 
   with concurrent.futures.ThreadPoolExecutor(min(count, at_once * len(devices))) as pool:
-    summaries = list(pool.map(run, range(count)))
-  return results.over_replicas(summaries)
+    replicas = [pool.submit(run, number) for number in range(count)]
+    for replica in concurrent.futures.as_completed(replicas):
+      error = replica.exception()
+      # One that diverges says nothing of the others. After anything else no further one begins.
+      if error is not None and not isinstance(error, FloatingPointError):
+        pool.shutdown(wait=False, cancel_futures=True)
+        # Cancelled ones would never be seen as completed.
+        break
+  errors = [error for replica in replicas if not replica.cancelled() and (error := replica.exception()) is not None]
+  if errors:
+    raise min(errors, key=lambda error: isinstance(error, FloatingPointError))
+  return results.over_replicas([replica.result() for replica in replicas])
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, config: Config) -> Iterator[None]:
+  """Locks the folders of all replicas against jobs that train one of them alone; makes those that are missing.
+
+  Raises:
+    UserError: another job is using one of them.
+  """
+  with contextlib.ExitStack() as stack:
+    for number in range(config.replicas if config.replicas > 1 else 0):
+      member = member_folder(folder, config, number)
+      member.mkdir(exist_ok=True)
+      stack.enter_context(workdir.locked(member))
+    yield
 
 
 class _Group:

@@ -28,14 +28,14 @@ START = "start.json"
 _FOLDERS = ("data_dir", "cache_dir")
 
 
-def locate(workdir: str | pathlib.Path) -> pathlib.Path:
-  """The folder that --workdir names.
+def locate(workdir: str | pathlib.Path, *, flag: str = "--workdir") -> pathlib.Path:
+  """The folder that --workdir, or another flag, names.
 
   Raises:
     UserError: it is an object-store URL, which would become a local folder of that name.
   """
   if "://" in str(workdir):
-    raise UserError(f"--workdir is {workdir}, but a run must be able to lock and rename files in it; use a local or "
+    raise UserError(f"{flag} is {workdir}, but a run must be able to lock and rename files in it; use a local or "
                     f"mounted folder and copy it afterwards")
   return pathlib.Path(workdir).expanduser().absolute()
 
@@ -139,21 +139,25 @@ def saved_precision(folder: pathlib.Path, precision: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
   """Locks the folder against a second job; the lock ends with this process, even if it is killed.
+
+  Args:
+    folder: that exists.
+    flag: by which the user chose it.
 
   Raises:
     UserError: another job is using the folder, or it cannot be locked.
   """
   def taken() -> None:
-    raise UserError(f"another job is using {folder}; wait for it, or choose another --workdir")
+    raise UserError(f"another job is using {folder}; wait for it, or choose another {flag}")
 
   with contextlib.ExitStack() as stack:
     try:
       stack.enter_context(files.locked(folder / ".lock", taken))
     except OSError as error:
       raise UserError(f"{folder} cannot be locked ({error.strerror}); some network file systems do not support locks: "
-                      f"choose another --workdir") from error
+                      f"choose another {flag}") from error
     yield
 
 

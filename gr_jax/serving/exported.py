@@ -34,13 +34,16 @@ def export(model: Model, out: pathlib.Path) -> pathlib.Path:
     The path of the description.
 
   Raises:
-    UserError: `out` ends with .json, or its folder does not exist.
+    UserError: `out` ends with .json or is a folder, or its folder does not exist.
   """
   beside = out.with_suffix(".json")
   if beside == out:
     raise UserError(f"--out is {out}, but the description takes that name; choose another ending, such as .bin")
   if not out.parent.is_dir():
     raise UserError(f"--out is {out}, but the folder {out.parent} does not exist; create it")
+  if out.is_dir() or beside.is_dir():
+    raise UserError(f"--out is {out}, but {out if out.is_dir() else beside} is a folder; name a file, such as "
+                    f"{out / 'model.bin'}")
   content = bytes(exported(model).serialize())
   files.replace(out, content)
   files.replace(beside, json.dumps(description(model, out.name), indent=1) + "\n")

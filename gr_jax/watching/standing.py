@@ -6,14 +6,16 @@ import dataclasses
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gr_jax.errors import UserError
 from gr_jax.watching import lock, reading
 
-# Depth at which runs are looked for: a folder of sweeps of runs of replicas.
-_DEPTH = 4
+# Depth to which runs are looked for: runs/<comparison>/tuning/<entry>/<setting>/<run>.
+_DEPTH = 5
+# Folder of a run that holds no run, and many files.
+_CHECKPOINTS = "checkpoints"
 # Epochs over which the speed is measured.
 _RECENT = 5
 
@@ -72,15 +74,23 @@ def find(root: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     UserError: there is none.
   """
-  folders = [path for depth in range(_DEPTH) for path in _runs_at(root, depth)]
+  folders = list(_runs(root, _DEPTH))
   single = [path for path in folders if not any(path in other.parents for other in folders)]
   if not single:
     raise UserError(f"{root} holds no run (no config.json); pass the folder of a run, or one with runs in it")
   return sorted(single)
 
 
-def _runs_at(root: pathlib.Path, depth: int) -> list[pathlib.Path]:
-  return [path.parent for path in root.glob("/".join(["*"] * depth + ["config.json"]))]
+def _runs(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
+  if (folder / "config.json").exists():
+    yield folder
+  try:
+    inside = [path for path in folder.iterdir() if path.name != _CHECKPOINTS and path.is_dir()] if depth else []
+  # It is no folder, is gone by now, or may not be read.
+  except OSError:
+    return
+  for path in inside:
+    yield from _runs(path, depth - 1)
 
 
 def of(folder: pathlib.Path, *, now: float | None = None) -> Standing:
@@ -105,7 +115,7 @@ def _of(folder: pathlib.Path, now: float) -> Standing:
   held = lock.state(_lock_of(folder))
   wanted = config.get("stop_after_task") or config["scenario"]["num_tasks"]
   plan = _plan(config, reading.read_object(folder / "scenario.json"))[:wanted]
-  step, checkpoint_age = _checkpoint(folder / "checkpoints", now)
+  step, checkpoint_age = _checkpoint(folder / _CHECKPOINTS, now)
   base = Standing(folder, _state(folder, held, wanted, bool(rows) or step is not None), process=held.process,
                   num_tasks=wanted, checkpoint=step, checkpoint_age=checkpoint_age)
   if not rows:

@@ -24,9 +24,10 @@ def stand_ins(monkeypatch):
   """Runs are stand_in.py; the machine has no GPU, and pictures stay on the device."""
   asked = []
 
-  def look(configs):
-    asked.append(set(configs))
-    return probe.Report(["cpu"], dict.fromkeys(configs, stand_in.STEPS), True)
+  def look(missing, finished):
+    assert all((folder / "results.json").exists() for folder, _ in finished.values())
+    asked.append((set(missing), set(finished)))
+    return probe.Report(["cpu"], dict.fromkeys(missing, stand_in.STEPS), True)
 
   monkeypatch.setattr(plan, "_MAIN", "stand_in")
   monkeypatch.setattr(probe, "probe", look)
@@ -68,7 +69,8 @@ def test_every_entry_with_every_seed_once(tmp_path, stand_ins):
   # Another method and another seed: only what is missing.
   comparison.compare(request(root, "gr,wa,lwf", seeds=3))
   assert steps(root) == {f"runs/{name}/seed-{seed}": ["1", "2"] for name in ("gr", "wa", "lwf") for seed in range(3)}
-  assert stand_ins[1] == {"gr, seed 2", "wa, seed 2", "lwf, seed 0", "lwf, seed 1", "lwf, seed 2"}
+  assert stand_ins[1] == ({"gr, seed 2", "wa, seed 2", "lwf, seed 0", "lwf, seed 1", "lwf, seed 2"},
+                          {"gr, seed 0", "gr, seed 1", "wa, seed 0", "wa, seed 1"})
 
 
 def test_a_failing_method_is_reported_and_the_others_go_on(tmp_path, stand_ins, monkeypatch, capsys):

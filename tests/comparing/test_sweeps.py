@@ -91,6 +91,8 @@ def test_held_out_images_that_cannot_be_evaluated_are_named(tmp_path):
     ({"epoch": 3}, [], "row 'late': unknown config key 'epoch'; did you mean 'epochs'"),
     ({"epochs": "three"}, [], "row 'late': config key 'epochs' is 'three'"),
     ({"method_options.priors": False}, [], "row 'late': no method .* method_options.priors; did you mean .*prior"),
+    ({"seed": 5}, [], "row 'late': a list of runs sets seed itself.*remove seed=5"),
+    ({}, ["replicas=2"], "row 'early': a list of runs sets replicas itself"),
     ({}, ["memory.per_clas=3"], "row 'early': unknown config key 'memory.per_clas'")])
 def test_keys_are_checked_before_the_first_run(tmp_path, changes, settings, message):
   """Not when their row's turn comes, after days."""
@@ -121,6 +123,9 @@ def test_the_command_completes_skips_and_reports(tmp_path):
   accuracies = json.loads((tmp_path / "full-s0" / "holdout.json").read_text())["holdout_accuracies"]
   last = evaluate.evaluate(tmp_path / "full-s0", split="holdout")
   assert len(accuracies) == 3 and accuracies[-1] == last["accuracy"]
+  with workdir.locked(tmp_path):
+    second = runs.run("sweep", *flags)
+  assert second.returncode == 2 and "another job is using" in second.stderr and "another --root" in second.stderr
   # The folder holds a run of another config by now.
   failing = runs.run("sweep", *flags, "--set=scenario.num_tasks=2")
   assert failing.returncode == 2 and "1 of 1 runs failed" in failing.stderr

@@ -7,6 +7,6 @@ from gr_jax.comparing import plan, probe
 
 if __name__ == "__main__":
   plan._MAIN = "stand_in"
-  probe.probe = lambda configs: probe.Report(["cpu"], dict.fromkeys(configs, 2), False)
+  probe.probe = lambda missing, finished: probe.Report(["cpu"], dict.fromkeys(missing, 2), False)
   cli.run(compare.main, flags.parse)
   sys.exit(0)

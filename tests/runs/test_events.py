@@ -44,7 +44,8 @@ def test_what_is_plotted():
   task = {"kind": "task", "task": 2, "global_step": 9, "seconds": 1.0, "task_accuracies": 0.5, "forgetting": None,
           "task_mean_accuracies": 0.5, "backward_transfer": -0.1, "average_incremental_accuracy": 0.75,
           "accuracy_matrix": [0.25, 0.75, None], "correct": [1, 2],
-          "calibration": {"temperatures": None, "uncalibrated": {"all": {"ece": 0.2}}, "one_temperature": None},
+          "calibration": {"temperatures": None, "uncalibrated": {"all": {"ece": 0.2}}, "one_temperature": None,
+                          "without_images": {"all": None}},
           "many_medium_few": {"many": {"accuracy": 0.5, "classes": 1}, "few": None}}
   assert events.scalars(task) == {
       "after_task/accuracy": 0.5, "after_task/mean_of_tasks": 0.5, "after_task/backward_transfer": -0.1,

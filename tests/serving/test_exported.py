@@ -59,3 +59,7 @@ def test_places_that_cannot_be_written(model, tmp_path):
     exported.export(model, tmp_path / "model.json")
   with pytest.raises(UserError, match="does not exist"):
     exported.export(model, tmp_path / "nowhere" / "model.bin")
+  (tmp_path / "other.json").mkdir()
+  for name, folder in ((".", tmp_path), ("other.bin", tmp_path / "other.json")):
+    with pytest.raises(UserError, match=f"{folder} is a folder"):
+      exported.export(model, tmp_path / name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 
 import pytest
 import runs
@@ -136,6 +137,21 @@ def test_runs_are_found(tmp_path):
     assert [standing.of(path).state for path in folders] == ["stopped", "running", "running"]
   with pytest.raises(UserError, match="holds no run"):
     standing.find(tmp_path / "runs" / "a" / "checkpoints")
+
+
+def test_runs_of_a_comparison_are_found(tmp_path, monkeypatch, capsys):
+  """From the folder of all runs, which may have a ~; what is in checkpoints is no run."""
+  names = ("compare-all/runs/gr/seed-0", "compare-all/tuning/gr/learning_rate=0.1/scenario-1")
+  for name in names:
+    (tmp_path / "runs" / name).mkdir(parents=True)
+    write(tmp_path / "runs" / name)
+  (tmp_path / "runs" / names[0] / "checkpoints" / "9").mkdir(parents=True)
+  (tmp_path / "runs" / names[0] / "checkpoints" / "9" / "config.json").write_text("{}")
+  assert standing.find(tmp_path / "runs") == [tmp_path / "runs" / name for name in names]
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setattr(status.flags, "FLAGS", types.SimpleNamespace(workdir="~/runs", watch=False, every=1.0))
+  status.main([])
+  assert capsys.readouterr().out.count("stopped") == 2
 
 
 def test_watching_ends_when_all_have_finished(tmp_path, monkeypatch, capsys):
