@@ -328,7 +328,7 @@ def _spread(values: Sequence[float], over: float = 1.0) -> str:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "precision": precision, "digits_precision": digits_precision, "methods": methods,
     "methods_held_out": methods_held_out, "method_steps": method_steps, "digits": digits, "published": published,
-    "full_protocol": lambda: published(("gr", "none_of_the_three")),
+    "full_protocol": lambda: published(("gr", "none_of_the_three", "gr_cosine_head")),
     "cifar100_parts": lambda: parts("parts", PARTS), "digits_parts": lambda: parts("digits_parts", DIGITS_PARTS),
     "cifar100_choice": cifar100_choice, "equal_budget": equal_budget, "equal_budget_by_task": equal_budget_by_task,
     "steps_avx2": lambda: speed_tables.steps(RESULTS / "against_torch_avx2.json", "float32")}

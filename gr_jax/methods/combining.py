@@ -143,15 +143,16 @@ def on_columns(rule: optax.GradientTransformationExtraArgs, terms: Mapping[str, 
   Args:
     rule: a `reweighting.gradient_reweighting`.
     terms: of the stage, by name. The rule combines those of kind "cross_entropy" with those of kind "distillation".
-      Gradients of other terms are added; other parameters get the sum over all terms.
+      Gradients of other terms, also of such that are not in `terms`, are added; other parameters get the sum over all.
   """
   def init_fn(params: HeadParams) -> Any:
     return rule.init(_columns(params))
 
   def update_fn(updates: Any, state, params=None, *, gradients, **arguments):
-    by_kind = {kind: [_columns(gradients[name]) for name, loss in terms.items()
-                      if name in gradients and loss.kind == kind]
-               for kind in ("cross_entropy", "distillation", "other")}
+    by_kind: dict[str, list] = {"cross_entropy": [], "distillation": [], "other": []}
+    for name, gradient in gradients.items():
+      # An add-on may have added terms to the stage since.
+      by_kind[terms[name].kind if name in terms else "other"].append(_columns(gradient))
     taken = {kind: _sum(by_kind[kind]) for kind in ("cross_entropy", "distillation") if by_kind[kind]}
     rescaled, state = rule.update(_columns(updates), state, None if params is None else _columns(params),
                                   gradients=taken, **arguments)

@@ -114,8 +114,12 @@ def test_second_stage_has_thirty_of_160_epochs_and_half_a_cosine():
 # ------------------------------------------------------------------------------------------------------------ GVAlign
 
 
-def test_mixed_view_adds_its_cross_entropy_and_leaves_the_clean_losses():
-  method, (head, x, labels) = make("lucir", "gvalign"), drawn_case()
+@pytest.mark.parametrize("name, options, trained", [
+    ("lucir", {}, NEW),
+    ("gr", {"head": "cosine", "reweighting": "none", "prior": False, "distillation": "none"}, SEEN)])
+def test_mixed_view_adds_its_cross_entropy_and_leaves_the_clean_losses(name, options, trained):
+  """Also where a gradient rule, here the plain sum, was made before the add-on added the term."""
+  method, (head, x, labels) = make(name, "gvalign", **options), drawn_case()
   after, metrics = one_step(method, 0, head, x, labels, seed=3)
   for_share, for_partners = jax.random.split(seeding.of_mixing(jax.random.key(3)))
   share = float(mixing.draw_share(for_share, 1.0))
@@ -131,7 +135,7 @@ def test_mixed_view_adds_its_cross_entropy_and_leaves_the_clean_losses():
   assert float(metrics.losses["cross_entropy"]) == pytest.approx(clean, rel=1e-5)
   assert float(metrics.losses["mixed_cross_entropy"]) == pytest.approx(both(kernel) - clean, rel=1e-5)
   moved = head["kernel"] - np.asarray(after.params["classifier"]["kernel"])
-  close(moved, np.where(NEW, differences.numeric_gradient(both, kernel), 0.0))
+  close(moved, np.where(trained, differences.numeric_gradient(both, kernel), 0.0))
   assert sorted(partners) == list(range(BATCH)) and 0 < share < 1
 
 
@@ -286,6 +290,11 @@ def test_add_ons_and_parts_together(name, options):
   alone, _ = one_step(make(name, "gpa", **options), 0, plain_head, x, labels)
   assert np.isfinite(float(metrics.loss)) and after.rule.phi.shape == (7,)
   np.testing.assert_array_equal(after.params["classifier"]["kernel"], alone.params["classifier"]["kernel"])
+
+
+def test_gvalign_needs_an_exemplar_of_each_class():
+  with pytest.raises(UserError, match="gr with gvalign needs 1 or more exemplars"):
+    methods.make("gr", {"head": "cosine"}, memory=0, chosen=("gvalign",))
 
 
 @pytest.mark.parametrize("name, chosen, options, words", [

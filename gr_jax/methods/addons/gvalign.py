@@ -63,7 +63,9 @@ def wrap(method: Method, *, mixup: float, steps: int, learning_rate: float, stat
   align = Stage("align", {"cross_entropy": Loss(soft)}, rows=method.stages[0].rows, backbone="frozen", steps=steps,
                 learning_rate=learning_rate, trainable=classifier, source=_drawn,
                 before=Boundary(_measure, _keep, augmented=statistics == "augmented"))
-  return method._replace(stages=(*map(mixed, method.stages), align)).carrying(lambda features, num_classes: {
+  # A class without images has no mean, so its column would only be pushed away from the others' features.
+  wrapped = method._replace(stages=(*map(mixed, method.stages), align), min_memory=max(method.min_memory, 1))
+  return wrapped.carrying(lambda features, num_classes: {
       _MEANS: jnp.zeros((num_classes, features), jnp.float32), _ROOT: jnp.zeros((features, features), jnp.float32)})
 
 
