@@ -54,7 +54,7 @@ def test_the_papers_protocol():
     options = configuration.check(config).method_options
     assert options == {
         "reweighting": "dgr", "prior": True, "distillation": "dakd", "task_ratio": "release",
-        "temperature": 2.0, "distillation_weight": 0.7, "attenuation_gamma": 1.0}
+        "temperature": 2.0, "distillation_weight": 0.7, "attenuation_gamma": 1.0, "head": "linear"}
     assert config.validation_fraction == 0.1 and config.scenario.num_tasks == 6
   assert (cifar.epochs, cifar.milestones, cifar.weight_decay) == (160, (80, 120), 5e-4)
   assert (imagenet.epochs, imagenet.milestones, imagenet.weight_decay) == (90, (30, 60), 1e-4)

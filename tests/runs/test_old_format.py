@@ -98,6 +98,6 @@ def test_a_config_of_format_2_is_read_under_the_new_names(tmp_path):
   assert saved["temperature"] == 2.0 and "method_options" not in saved
   config = workdirs.read_config(workdir)
   assert "temperature" not in config
-  assert config["method_options"] == {
+  assert config["method_options"] == {"head": "linear"} | {
       name: saved[name] for name in ("reweighting", "prior", "distillation", "task_ratio", "distillation_weight",
                                      "attenuation_gamma", "temperature")}
